@@ -108,6 +108,11 @@ def use(layout: Layout) -> Iterator[None]:
         _layout.reset(token)
 
 
+def current_layout() -> Layout | None:
+    """The layout that `use` set, for what must name the mesh itself (shard_map); None outside `use`."""
+    return _layout.get()
+
+
 def constrain(x: jax.Array, axes: Axes) -> jax.Array:
     """Asks the compiler to lay an activation out by its logical axes; outside `use` and on one device: x."""
     layout = _layout.get()

@@ -1,0 +1,38 @@
+# `make demo` trains the default job; `make test` runs the whole suite. Both set up .venv by themselves.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test smoke lint bench clean
+
+demo: $(VENV)/.installed
+	$(BIN)/blobjax train laptop
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+# The subset that also runs on newer Pythons, whose jax is newer: make smoke PYTHON=python3.13 VENV=.venv-3.13
+smoke: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m smoke
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed
+	$(BIN)/python tools/benchmark.py laptop
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet -e .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .jax_cache .mypy_cache .ruff_cache .pytest_cache build dist

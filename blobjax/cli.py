@@ -1,0 +1,186 @@
+"""`blobjax …`: a thin skin over the rooms. Imports nothing heavy until a command needs it."""
+
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from blobjax.config.errors import BadInputError
+
+app = typer.Typer(
+    name="blobjax",
+    help="Train a sharded transformer, from a laptop CPU to a pod, with one command.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="Prepare and describe training data.", no_args_is_help=True)
+config_app = typer.Typer(help="Look at configs.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(config_app, name="config")
+
+
+def _complete_config(incomplete: str) -> list[str]:
+    from blobjax.config.load import shipped
+
+    return [name for name in shipped() if name.startswith(incomplete)]
+
+
+ConfigName = Annotated[
+    str, typer.Argument(help="A path, or a name in configs/ such as 'laptop'.", autocompletion=_complete_config)
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Dotted overrides: model.d_model=512 seed=1")
+]
+
+
+@app.command()
+def train(
+    config: ConfigName,
+    overrides: Overrides = None,
+    allow_config_change: Annotated[
+        bool, typer.Option("--allow-config-change", help="Resume although the config's maths changed.")
+    ] = False,
+    coordinator: Annotated[
+        str | None, typer.Option(help="HOST:PORT of process 0, for several processes; detected on known clusters.")
+    ] = None,
+    num_processes: Annotated[int | None, typer.Option(help="How many processes there are.")] = None,
+    process_id: Annotated[int | None, typer.Option(help="Which of them this is, from 0.")] = None,
+    local_device_ids: Annotated[
+        str | None, typer.Option(help="Comma-separated ids of the devices this process uses; all by default.")
+    ] = None,
+) -> None:
+    """Train, or resume the run in the config's run directory."""
+    from blobjax.config import load
+
+    settings = load(config, overrides or [])
+    from blobjax.compute import runtime
+
+    runtime.configure(settings.compute)
+    ids = None
+    if local_device_ids is not None:
+        try:
+            ids = [int(each) for each in local_device_ids.split(",")]
+        except ValueError:
+            raise BadInputError(
+                f"--local-device-ids {local_device_ids!r} is not a list of numbers such as 0,1,2,3"
+            ) from None
+    runtime.initialize_distributed(coordinator, num_processes, process_id, ids)
+    from blobjax.training.trainer import train as run
+
+    raise typer.Exit(run(settings, allow_config_change))
+
+
+@app.command()
+def sample(
+    run: Annotated[str, typer.Argument(help="A run directory, such as runs/laptop.")],
+    prompt: Annotated[str, typer.Option(help="Text to continue.")] = "",
+    tokens: Annotated[int, typer.Option(min=1, help="How many tokens to draw.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.8,
+    top_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest tokens that hold this probability.")
+    ] = 0.95,
+    seed: Annotated[int, typer.Option(min=0, help="Decides the draw.")] = 0,
+) -> None:
+    """Continue a prompt with a run's newest checkpoint."""
+    from blobjax.training.inference import sample_run
+
+    text = sample_run(run, prompt, tokens, seed=seed, temperature=temperature, top_p=top_p)
+    typer.echo(prompt + text)
+
+
+@data_app.command("prepare")
+def data_prepare(
+    config: ConfigName,
+    overrides: Overrides = None,
+    train_bpe: Annotated[
+        int | None, typer.Option(min=257, help="First train a byte-level BPE tokenizer of this size.")
+    ] = None,
+    tokenizer_out: Annotated[str, typer.Option(help="Where --train-bpe writes the tokenizer.")] = "tokenizer.json",
+) -> None:
+    """Tokenise every domain of the mixture into token shards, once."""
+    from blobjax import data
+    from blobjax.config import load
+
+    given = list(overrides or [])
+    if train_bpe is not None:
+        # The vocabulary the model must have is the one just trained.
+        data.train_bpe(load(config, [*given, "data.tokenizer=bytes"]), train_bpe, tokenizer_out)
+        given += [f"data.tokenizer={tokenizer_out}", f"model.vocab_size={train_bpe}"]
+        typer.echo(f"tokenizer: {tokenizer_out}; train with data.tokenizer={tokenizer_out} model.vocab_size={train_bpe}")
+    prepared = data.prepare(load(config, given))
+    typer.echo(f"prepared: {prepared.directory}")
+
+
+@data_app.command("describe")
+def data_describe(config: ConfigName, overrides: Overrides = None) -> None:
+    """What the mixture holds: documents, tokens, held-out share, epochs, a glimpse of the text."""
+    from blobjax import data
+    from blobjax.config import load
+
+    data.print_description(data.describe(load(config, overrides or [])))
+
+
+@config_app.command("show")
+def config_show(config: ConfigName, overrides: Overrides = None) -> None:
+    """The resolved config as YAML, every derived value filled in."""
+    from blobjax.config import dump, load
+
+    typer.echo(dump(load(config, overrides or [])), nl=False)
+
+
+@app.command()
+def doctor(
+    directory: Annotated[str, typer.Argument(help="A directory runs will be written to.")] = ".",
+    config: Annotated[
+        str | None, typer.Option(help="Set the devices up as this config would.", autocompletion=_complete_config)
+    ] = None,
+) -> None:
+    """Check this machine: devices, versions, memory, a collective across all devices, a write probe."""
+    from blobjax.compute import doctor as checks
+    from blobjax.compute import runtime
+
+    if config is not None:
+        from blobjax.config import load
+
+        runtime.configure(load(config).compute)
+    results = checks.report(directory)
+    for check in results:
+        typer.echo(f"{'ok    ' if check.ok else 'FAILED'}  {check.name:<12} {check.detail}")
+    raise typer.Exit(0 if all(check.ok for check in results) else 1)
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 2 bad input (clear lines, no traceback), 75 resumable, 1 anything else."""
+    code: int | str | None
+    try:
+        code = app(standalone_mode=False)
+    except BadInputError as error:
+        for problem in error.problems:
+            print(f"blobjax: {problem}", file=sys.stderr)
+        code = 2
+    except typer.Exit as done:
+        code = done.exit_code
+    except KeyboardInterrupt:
+        print("blobjax: interrupted; run the same command to go on from the last checkpoint", file=sys.stderr)
+        code = 75
+    except Exception as error:
+        if hasattr(error, "exit_code") and hasattr(error, "show"):
+            error.show()
+            code = error.exit_code
+        else:
+            traceback.print_exc()
+            code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    jax = sys.modules.get("jax")
+    if code and jax is not None and jax.distributed.is_initialized():
+        # A process that fails must not wait in jax's shutdown barrier for the others, who wait for it.
+        os._exit(int(code) if isinstance(code, int) else 1)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

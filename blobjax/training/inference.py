@@ -1,0 +1,77 @@
+"""A run's newest parameters on this machine, and text sampled from them."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from blobjax import data
+from blobjax.compute.sharding import make_layout
+from blobjax.config import BadInputError
+from blobjax.config.schema import Mesh
+from blobjax.model import sampling
+from blobjax.training.checkpoints import Checkpointer
+from blobjax.training.run_directory import RunDirectory
+from blobjax.training.state import Architecture, abstract_params, architecture
+
+
+def sample(
+    arch: Architecture,
+    params: Any,
+    tokenizer: data.Tokenizer,
+    prompt: str,
+    tokens: int,
+    *,
+    seed: int = 0,
+    temperature: float = 0.8,
+    top_p: float = 0.95,
+) -> str:
+    """Text that continues a prompt.
+
+    Args:
+      tokens: how many are drawn.
+      temperature: 0 takes the likeliest token each time.
+      top_p: draws from the smallest set of tokens with at least this probability (Holtzman et al. 2020).
+
+    Raises:
+      BadInputError: prompt and continuation are longer than model.max_seq_len.
+    """
+    # A document opens with the separator, so a prompt is read as the beginning of one.
+    ids = [tokenizer.separator, *tokenizer.encode(prompt)]
+    drawn = sampling.generate(
+        arch.merge(params), ids, tokens, jax.random.key(seed), temperature=temperature, top_p=top_p
+    )
+    drawn = [int(token) for token in drawn]
+    if tokenizer.separator in drawn:
+        drawn = drawn[: drawn.index(tokenizer.separator)]
+    return tokenizer.decode(drawn)
+
+
+def sample_run(run: str, prompt: str, tokens: int, *, seed: int, temperature: float, top_p: float) -> str:
+    """Text sampled from a run directory's newest checkpoint, on this machine's first device.
+
+    Raises:
+      BadInputError: no run or no checkpoint there, or a prompt that cannot be used.
+    """
+    directory = RunDirectory(Path(run))
+    if not directory.config.is_file():
+        raise BadInputError(f"{run} is not a run directory: it has no config.yaml; give one such as runs/laptop")
+    config = directory.previous_config()
+    assert config is not None
+    steps = Checkpointer(directory.checkpoints).steps() if directory.checkpoints.is_dir() else []
+    if not steps:
+        raise BadInputError(f"run {run} has no checkpoint yet; train it first")
+    config = config.model_copy(update={"compute": config.compute.model_copy(update={"mesh": Mesh()})})
+    layout = make_layout(config, jax.devices()[:1])
+    arch = architecture(config)
+    params = Checkpointer(directory.checkpoints).restore_params(steps[-1], abstract_params(arch, layout))
+    return sample(
+        arch,
+        params,
+        data.open_tokenizer(config.data.tokenizer),
+        prompt,
+        tokens,
+        seed=seed,
+        temperature=temperature,
+        top_p=top_p,
+    )

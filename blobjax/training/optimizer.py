@@ -1,0 +1,121 @@
+"""The optimizer: a direction from optax, decoupled decay of the matrices, a schedule. One shape for all three choices.
+
+A step is  p <- p - s(t) * lr * (direction + decay * p),  with s(t) the schedule between 0 and 1:
+
+* `weight_decay_mode: coupled` takes decay = weight_decay, so that doubling the learning rate doubles the shrinkage (as
+  PyTorch's AdamW and optax do; Loshchilov & Hutter 2019 call it decoupled because it bypasses Adam's normaliser).
+* `independent` takes decay = weight_decay / lr, so that a step shrinks by s(t) * weight_decay whatever the learning rate
+  (Wortsman et al. 2023, section 3.2.2), which is what keeps learning-rate sweeps readable.
+"""
+
+import math
+from typing import Any
+
+import jax
+import optax
+
+from blobjax.config.schema import Config, Optimizer
+
+# Momentum and update scale as in Liu et al. 2025 (Muon is Scalable for LLM Training, section 2.2): 0.2 matches the RMS of
+# AdamW's updates, so that one learning rate serves both groups of parameters.
+_MUON_MOMENTUM = 0.95
+_MUON_RMS = 0.2
+
+
+def schedule(optimizer: Optimizer, length: int, warmup: int, decay: int) -> optax.Schedule:
+    """Learning rate as a function of the step, counted from 0.
+
+    Args:
+      length: steps of the whole run; the last one is at the final learning rate.
+      warmup: steps of linear warm-up; step 0 takes peak / warmup, not 0, so that no step is wasted.
+      decay: steps of the decay at the end (wsd only).
+    """
+    peak = optimizer.learning_rate
+    final = peak * optimizer.final_learning_rate_fraction
+    warmup = min(warmup, length)
+    # The decay ends on the last step rather than one after it.
+    rest = max(length - warmup - 1, 1)
+    match optimizer.schedule:
+        case "constant":
+            tail: optax.Schedule = optax.constant_schedule(peak)
+        case "linear":
+            tail = optax.linear_schedule(peak, final, rest)
+        case "cosine":
+            tail = optax.cosine_decay_schedule(peak, rest, optimizer.final_learning_rate_fraction)
+        case "wsd":
+            decay = min(max(decay, 1), rest)
+            tail = optax.linear_schedule(peak, final, decay, transition_begin=rest - decay)
+    if warmup == 0:
+        return tail
+    rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
+    return optax.join_schedules([rise, tail], [warmup])
+
+
+def _hidden_dims(axes: tuple[str | None, ...]) -> int:
+    """Dims of one layer's tensor: a stacked norm gain is a vector, whatever its rank."""
+    return len([axis for axis in axes if axis != "layers"])
+
+
+def is_matrix(axes: tuple[str | None, ...]) -> bool:
+    """Whether a parameter with these logical axes maps vectors to vectors, and so is decayed."""
+    return _hidden_dims(axes) >= 2
+
+
+def _muon_dims(axes: tuple[str | None, ...]) -> optax.contrib.MuonDimensionNumbers | None:
+    """Which dims of a hidden matrix are its input and output; None for what AdamW takes (vectors, embedding, head)."""
+    if not is_matrix(axes) or "vocab" in axes:
+        return None
+    dims = [dim for dim, axis in enumerate(axes) if axis != "layers"]
+    # Projections out of the residual stream have "embed" first; those back into it, last.
+    split = 1 if axes[dims[0]] == "embed" else len(dims) - 1
+    return optax.contrib.MuonDimensionNumbers(tuple(dims[:split]), tuple(dims[split:]))
+
+
+def _muon(config: Optimizer, axes: Any) -> optax.GradientTransformation:
+    is_axes = lambda node: isinstance(node, tuple)  # noqa: E731
+    dims = jax.tree.map(_muon_dims, axes, is_leaf=is_axes)
+    labels = jax.tree.map(lambda a: "adam" if _muon_dims(a) is None else "muon", axes, is_leaf=is_axes)
+
+    def masked_dims(params: Any) -> Any:
+        # optax.partition hands each group the whole tree with MaskedNode in the other group's places.
+        masked = lambda node: isinstance(node, optax.MaskedNode)  # noqa: E731
+        return jax.tree.map(lambda p, d: p if masked(p) else d, params, dims, is_leaf=masked)
+
+    def scale(update: jax.Array, d: optax.contrib.MuonDimensionNumbers) -> jax.Array:
+        fan_in, fan_out = (math.prod(update.shape[dim] for dim in side) for side in (d.reduction_axis, d.output_axis))
+        return update * _MUON_RMS * math.sqrt(max(fan_in, fan_out))
+
+    muon = optax.chain(
+        optax.contrib.scale_by_muon(beta=_MUON_MOMENTUM, weight_dimension_numbers=masked_dims),
+        optax.stateless(lambda updates, _: jax.tree.map(scale, updates, masked_dims(updates))),
+    )
+    adam = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
+    return optax.partition({"muon": muon, "adam": adam}, labels)
+
+
+def make_optimizer(config: Config, rate: optax.Schedule, axes: Any) -> optax.GradientTransformation:
+    """Clip, direction, decay of matrices, learning rate.
+
+    Args:
+      rate: learning rate by step.
+      axes: tree of logical axis names, one tuple for each parameter.
+    """
+    optimizer = config.optimizer
+    match optimizer.name:
+        case "adamw":
+            direction = optax.scale_by_adam(optimizer.beta1, optimizer.beta2, optimizer.epsilon)
+        case "lion":
+            direction = optax.scale_by_lion(optimizer.beta1, optimizer.beta2)
+        case "muon":
+            direction = _muon(optimizer, axes)
+    decay = optimizer.weight_decay
+    if optimizer.weight_decay_mode == "independent":
+        decay /= optimizer.learning_rate
+    matrices = jax.tree.map(is_matrix, axes, is_leaf=lambda node: isinstance(node, tuple))
+    clip = config.conditioning.clip_norm
+    return optax.chain(
+        optax.clip_by_global_norm(clip) if clip else optax.identity(),
+        direction,
+        optax.add_decayed_weights(decay, matrices),
+        optax.scale_by_learning_rate(rate),
+    )

@@ -1,0 +1,135 @@
+"""What a config compiles to: state, steps and their shardings, ready for a loop, a benchmark or a plan."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from blobjax.compute.flops import flops_per_token, param_count
+from blobjax.compute.sharding import Layout, check_batch
+from blobjax.config import BadInputError, Clockwork, Config
+from blobjax.training.optimizer import make_optimizer, schedule
+from blobjax.training.state import (
+    Architecture,
+    TrainState,
+    abstract_state,
+    architecture,
+    init_state,
+    shardings,
+)
+from blobjax.training.step import Batch, Metrics, make_eval_step, make_train_step
+
+# What a batch holds, on the host and on the devices; each array is [B, T].
+BATCH_DTYPES = {
+    "tokens": jnp.int32,
+    "targets": jnp.int32,
+    "segments": jnp.int32,
+    "positions": jnp.int32,
+    "mask": jnp.float32,
+    "target_bytes": jnp.int32,
+}
+
+
+def make_clockwork(config: Config, tokens_per_epoch: int) -> Clockwork:
+    """What turns this config's durations into steps, its length resolved.
+
+    Raises:
+      BadInputError: the length comes to no step at all.
+    """
+    tokens_per_step = config.duration.global_batch_size * config.data.seq_len
+    flops = flops_per_token(config.model, config.data.seq_len)
+    params = param_count(config.model, config.conditioning, embeddings=False)
+    unsized = Clockwork(tokens_per_step, flops, params, tokens_per_epoch)
+    length = config.duration.length.steps(unsized)
+    if length < 1:
+        raise BadInputError(f"duration.length '{config.duration.length}' is less than one step")
+    return Clockwork(tokens_per_step, flops, params, tokens_per_epoch, length)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A config bound to a mesh: nothing computed yet, everything known.
+
+    Attributes:
+      config: the run.
+      layout: mesh and sharding rules.
+      clockwork: durations to steps; `clockwork.length` is the run's length.
+      arch: the model without its numbers.
+      optimizer: the whole optax chain.
+      rate: learning rate by step.
+      state: shape, dtype and sharding of the state.
+      batch_sharding: of every [B, T] array of a batch.
+    """
+
+    config: Config
+    layout: Layout
+    clockwork: Clockwork
+    arch: Architecture
+    optimizer: optax.GradientTransformation
+    rate: optax.Schedule
+    state: TrainState
+    batch_sharding: jax.sharding.NamedSharding
+
+    @property
+    def shape_BT(self) -> tuple[int, int]:
+        """Sequences and tokens of a global batch."""
+        return self.config.duration.global_batch_size, self.config.data.seq_len
+
+    def init(self) -> TrainState:
+        """The state at step 0."""
+        return init_state(self.config, self.optimizer, self.state)
+
+    def _abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        return {
+            name: jax.ShapeDtypeStruct(self.shape_BT, dtype, sharding=self.batch_sharding)
+            for name, dtype in BATCH_DTYPES.items()
+        }
+
+    def lower_train_step(self) -> Any:
+        """The train step lowered for this mesh; `.compile()` it to run it, or look at its HLO."""
+        step = make_train_step(self.config, self.arch, self.optimizer, self.rate, self.layout)
+        out = (shardings(self.state), None)
+        # The old state's memory becomes the new state's: a step needs one copy of it, not two.
+        return jax.jit(step, donate_argnums=0, out_shardings=out).lower(self.state, self._abstract_batch())
+
+    def lower_eval_step(self) -> Any:
+        """The forward-only step, lowered."""
+        step = make_eval_step(self.config, self.arch, self.layout)
+        return jax.jit(step).lower(self.state.params, self._abstract_batch())
+
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_program(config: Config, layout: Layout, tokens_per_epoch: int) -> Program:
+    """Binds a config to a mesh.
+
+    Args:
+      tokens_per_epoch: of the training data, for lengths given in epochs.
+
+    Raises:
+      BadInputError: batch or length do not fit.
+    """
+    check_batch(config, layout)
+    clockwork = make_clockwork(config, tokens_per_epoch)
+    rate = schedule(
+        config.optimizer,
+        clockwork.length,
+        config.duration.warmup.steps(clockwork),
+        config.optimizer.decay.steps(clockwork),
+    )
+    arch = architecture(config)
+    optimizer = make_optimizer(config, rate, arch.axes)
+    return Program(
+        config=config,
+        layout=layout,
+        clockwork=clockwork,
+        arch=arch,
+        optimizer=optimizer,
+        rate=rate,
+        state=abstract_state(arch, optimizer, layout),
+        batch_sharding=layout.sharding(("batch", "time"), (config.duration.global_batch_size, config.data.seq_len)),
+    )

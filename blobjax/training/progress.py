@@ -1,0 +1,63 @@
+"""What a person sees while a run trains: one live line on a terminal, a plain line now and then anywhere else."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+# Seconds between plain lines: a log of a long run stays readable.
+_PLAIN_EVERY = 10.0
+
+
+class ProgressLine:
+    """Shows step, loss, bits per byte, tokens per second and time left.
+
+    Args:
+      length: steps of the whole run.
+      start: steps already done.
+      console: where to; a terminal gets a live line.
+    """
+
+    def __init__(self, length: int, start: int, console: Console):
+        self._length = length
+        self._console = console
+        self._shown = float("-inf")
+        self._begun = time.monotonic()
+        self._start = start
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        if console.is_terminal:
+            self._progress = Progress(
+                TextColumn("[bold]{task.completed}/{task.total}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.description}"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            self._task = self._progress.add_task("compiling", total=length, completed=start)
+            self._progress.start()
+
+    def update(self, step: int, metrics: dict[str, Any]) -> None:
+        """Shows a step's metrics; cheap enough to call at every step."""
+        figures = (
+            f"loss {metrics['loss']:.3f}  bits/byte {metrics['bits_per_byte']:.3f}  "
+            f"{metrics['tokens_per_second']:,.0f} tokens/s"
+        )
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, description=figures)
+            return
+        now = time.monotonic()
+        if now - self._shown >= _PLAIN_EVERY or step == self._length:
+            self._shown = now
+            left = (now - self._begun) / max(step - self._start, 1) * (self._length - step)
+            self.say(f"step {step}/{self._length}  {figures}  ETA {int(left) // 60}:{int(left) % 60:02d}")
+
+    def say(self, line: str) -> None:
+        """Prints a line of its own, above the live one."""
+        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+    def close(self) -> None:
+        """Ends the live line."""
+        if self._progress is not None:
+            self._progress.stop()

@@ -1,0 +1,118 @@
+"""A run's directory: whose it is, what it holds, and that it can be written, all found out before anything is computed.
+
+config.yaml (resolved, reloadable) · metrics.jsonl · events.jsonl · checkpoints/ · tensorboard/
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from blobjax.config import BadInputError, Config, dump, load
+from blobjax.config.diff import changes_maths, config_diff
+
+
+class RunDirectory:
+    """Paths of one run, and the rules for claiming them."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.events = self.path / "events.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.tensorboard = self.path / "tensorboard"
+        self.profile = self.path / "profile"
+
+    def previous_config(self) -> Config | None:
+        """The config of the run that lives here, or None in a new directory.
+
+        Raises:
+          BadInputError: something else lives here.
+        """
+        if self.config.is_file():
+            return load(str(self.config))
+        if self.path.is_dir() and any(self.path.iterdir()):
+            raise BadInputError(
+                f"run directory {self.path} is not empty and holds no config.yaml of a run; "
+                "choose another with logging.run_dir=…"
+            )
+        return None
+
+    def check(self, config: Config, allow_config_change: bool) -> bool:
+        """Whether a run is resumed here, without writing anything that lasts.
+
+        Raises:
+          BadInputError: the directory belongs to a run with other maths, or cannot be written.
+        """
+        previous = self.previous_config()
+        if previous is not None and not allow_config_change:
+            changed = [line for line in config_diff(previous, config) if changes_maths(line.split(":")[0])]
+            if changed:
+                raise BadInputError(
+                    f"run directory {self.path} belongs to another config; give another logging.run_dir, "
+                    "or --allow-config-change to go on with the new one. Changed:",
+                    *(f"  {line}" for line in changed),
+                )
+        self._probe()
+        return previous is not None
+
+    def claim(self, config: Config) -> None:
+        """Makes the directory this config's; atomic, so that a crash leaves the old config or the new one."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.config, dump(config))
+
+    def _probe(self) -> None:
+        """Finds an unwritable directory now rather than at the first save."""
+        existing = self.path
+        while not existing.exists() and existing != existing.parent:
+            existing = existing.parent
+        probe = existing / f".blobjax-probe-{os.getpid()}"
+        try:
+            probe.write_bytes(b"probe")
+            probe.unlink()
+        except OSError as error:
+            raise BadInputError(
+                f"run directory {self.path} cannot be written: {error.strerror or error}; "
+                "choose another with logging.run_dir=…"
+            ) from None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file so that readers, and restarts, see the old content or the new, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """The complete lines of a JSON-lines file; a line torn by a crash is passed over, a missing file is empty."""
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue
+
+
+class EventLog:
+    """Appends to events.jsonl; every event has a name, wall time in seconds since 1970, and usually a step."""
+
+    def __init__(self, path: Path | None):
+        self._file = path.open("a", encoding="utf-8", buffering=1) if path is not None else None
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Appends one event; a process that is not the one to write does nothing."""
+        if self._file is not None:
+            self._file.write(json.dumps({"event": event, "time": time.time(), **fields}) + "\n")
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            self._file.close()

@@ -1,0 +1,109 @@
+"""What a training run is at one moment, and how it comes into the world sharded.
+
+Random numbers need no place in it: every one is a function of (seed, step), so that a restart draws the same ones.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from blobjax.compute.sharding import Layout
+from blobjax.config.schema import Config
+from blobjax.model import Transformer, logical_axes
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """Everything on the devices that decides the future.
+
+    Attributes:
+      step: int32 scalar, optimizer steps taken.
+      params: nested dict of float32 arrays.
+      opt_state: optax's state; its moments are sharded as their parameters.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The model without its numbers: what turns parameters into a module inside jit, and what is known of each of them.
+
+    Attributes:
+      graphdef: the NNX module's definition.
+      axes: logical axis names of each parameter, a tree of tuples.
+      shapes: jax.ShapeDtypeStruct of each parameter.
+    """
+
+    graphdef: Any
+    axes: Any
+    shapes: Any
+
+    def merge(self, params: Any) -> Transformer:
+        """The module with these parameters; meant for inside jit, where it costs nothing."""
+        return nnx.merge(self.graphdef, params)
+
+
+def _create(config: Config) -> Transformer:
+    return Transformer(config, nnx.Rngs(config.seed))
+
+
+def architecture(config: Config) -> Architecture:
+    """Traces the model's construction without computing a weight."""
+    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: _create(config)))
+    shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), nnx.to_pure_dict(abstract))
+    return Architecture(graphdef, logical_axes(abstract), shapes)
+
+
+def abstract_params(arch: Architecture, layout: Layout) -> Any:
+    """Shape, dtype and sharding of every parameter."""
+    return jax.tree.map(
+        lambda shape, axes: jax.ShapeDtypeStruct(
+            shape.shape, shape.dtype, sharding=layout.sharding(axes, shape.shape)
+        ),
+        arch.shapes,
+        arch.axes,
+    )
+
+
+def abstract_state(arch: Architecture, optimizer: optax.GradientTransformation, layout: Layout) -> TrainState:
+    """Shape, dtype and sharding of the whole state.
+
+    An optimizer leaf whose path ends in a parameter's path and which has that parameter's shape (a moment) is sharded as
+    it; every other leaf (a count) is replicated. This holds for any optax transformation without knowing it.
+    """
+    params = abstract_params(arch, layout)
+    by_path = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    replicated = layout.sharding(())
+
+    def shard(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+        for start in range(len(path)):
+            param = by_path.get(jax.tree_util.keystr(path[start:]))
+            if param is not None and param.shape == leaf.shape:
+                return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=param.sharding)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated)
+
+    opt_state = jax.tree_util.tree_map_with_path(shard, jax.eval_shape(optimizer.init, arch.shapes))
+    return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated), params, opt_state)
+
+
+def shardings(abstract: Any) -> Any:
+    """The shardings of a tree of ShapeDtypeStructs."""
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+
+def init_state(config: Config, optimizer: optax.GradientTransformation, abstract: TrainState) -> TrainState:
+    """The state at step 0, every array born on the devices it belongs to; the numbers depend on the seed alone."""
+
+    def init() -> TrainState:
+        params = nnx.to_pure_dict(nnx.state(_create(config)))
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    return jax.jit(init, out_shardings=shardings(abstract))()

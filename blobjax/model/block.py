@@ -1,0 +1,168 @@
+"""One transformer block: attention and an MLP, each normalised before it and added to the residual stream.
+
+No linear layer has a bias (PaLM, Chowdhery et al. 2022, section 2).
+
+Dims: B batch, T time, S cached time, D d_model, H query heads, G key/value heads, K d_head, F d_ff.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from blobjax.compute.sharding import constrain
+from blobjax.conditioning.norms import RMSNorm, make_norm
+from blobjax.config.schema import Config
+from blobjax.model.attention import attend, choose
+from blobjax.model.initialisers import matrix
+from blobjax.model.remat import BLOCK_INPUT
+from blobjax.model.rope import rotate
+
+
+class Places(NamedTuple):
+    """What a block must know of the tokens besides their features."""
+
+    segments_BT: jax.Array
+    """int32; tokens of different segments do not see each other."""
+    key_segments_BS: jax.Array
+    """int32; the same of the keys: in training the same tokens, when decoding all the cache's slots."""
+    start: jax.Array | int
+    """Index among the keys of the first token; 0 in training."""
+    cos_BTP: jax.Array
+    sin_BTP: jax.Array
+    """float32; the rotation of each pair of features (rope.rotation)."""
+
+
+class Stored(NamedTuple):
+    """Keys and values of one block for every slot of the cache; with a leading dim, of all blocks."""
+
+    k_BSGK: jax.Array
+    v_BSGK: jax.Array
+
+
+def project(x_BTI: jax.Array, w_IO: jax.Array, n_in: int = 1) -> jax.Array:
+    """x · w over the last `n_in` dims of x, which are the first of w; w is cast to the dtype of x.
+
+    Tokens are merged to one dim around the matmul: ...
+    """
+    inputs, outputs = w_IO.shape[:n_in], w_IO.shape[n_in:]
+    leading = x_BTI.shape[: x_BTI.ndim - n_in]
+    flat = x_BTI.reshape(-1, math.prod(inputs)) @ w_IO.astype(x_BTI.dtype).reshape(math.prod(inputs), -1)
+    return flat.reshape(*leading, *outputs)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention (Ainslie et al. 2023) with rotary positions."""
+
+    def __init__(self, config: Config, rngs: nnx.Rngs):
+        m, c = config.model, config.conditioning
+        heads, kv_heads = ("embed", "heads", "head"), ("embed", "kv_heads", "head")
+        self.query = matrix(rngs, (m.d_model, m.n_heads, m.d_head), heads, m.d_model)
+        self.key = matrix(rngs, (m.d_model, m.n_kv_heads, m.d_head), kv_heads, m.d_model)
+        self.value = matrix(rngs, (m.d_model, m.n_kv_heads, m.d_head), kv_heads, m.d_model)
+        self.out = matrix(
+            rngs,
+            (m.n_heads, m.d_head, m.d_model),
+            ("heads", "head", "embed"),
+            m.n_heads * m.d_head,
+            (2 * m.n_layers) ** -0.5,
+        )
+        self.query_norm = RMSNorm(m.d_head, c.norm_epsilon) if c.qk_norm else None
+        self.key_norm = RMSNorm(m.d_head, c.norm_epsilon) if c.qk_norm else None
+        self.window = m.sliding_window
+        self.cap = c.attention_soft_cap
+        self.implementation = choose(config)
+        self.recompute = config.compute.remat == "attention"
+
+    def __call__(self, x_BTD: jax.Array, places: Places, stored: Stored | None) -> tuple[jax.Array, Stored | None]:
+        q_BTHK = project(x_BTD, self.query[...])
+        k_BTGK = project(x_BTD, self.key[...])
+        v_BTGK = project(x_BTD, self.value[...])
+        if self.query_norm is not None and self.key_norm is not None:
+            q_BTHK, k_BTGK = self.query_norm(q_BTHK), self.key_norm(k_BTGK)
+        q_BTHK = rotate(q_BTHK, places.cos_BTP, places.sin_BTP)
+        k_BTGK = rotate(k_BTGK, places.cos_BTP, places.sin_BTP)
+        q_BTHK = constrain(q_BTHK, ("batch", "time", "heads", "head"))
+        k_BTGK = constrain(k_BTGK, ("batch", "time", "kv_heads", "head"))
+        v_BTGK = constrain(v_BTGK, ("batch", "time", "kv_heads", "head"))
+
+        def run(q_BTHK, k_BSGK, v_BSGK):
+            return attend(
+                q_BTHK,
+                k_BSGK,
+                v_BSGK,
+                places.segments_BT,
+                places.key_segments_BS,
+                start=places.start,
+                window=self.window,
+                cap=self.cap,
+                implementation=self.implementation if stored is None else "xla",
+            )
+
+        if stored is None:
+            a_BTHK = (jax.checkpoint(run) if self.recompute else run)(q_BTHK, k_BTGK, v_BTGK)
+        else:
+            k_BSGK = jax.lax.dynamic_update_slice_in_dim(stored.k_BSGK, k_BTGK, places.start, axis=1)
+            v_BSGK = jax.lax.dynamic_update_slice_in_dim(stored.v_BSGK, v_BTGK, places.start, axis=1)
+            stored = Stored(k_BSGK, v_BSGK)
+            a_BTHK = run(q_BTHK, *stored)
+        a_BTHK = constrain(a_BTHK, ("batch", "time", "heads", "head"))
+        return project(a_BTHK, self.out[...], n_in=2), stored
+
+
+class MLP(nnx.Module):
+    """down(f(up x)), or down(f(gate x) ⊙ up x) for gated activations (Shazeer 2020)."""
+
+    def __init__(self, config: Config, rngs: nnx.Rngs):
+        m = config.model
+        gated = m.activation in ("swiglu", "geglu")
+        into, out_of = ("embed", "mlp"), ("mlp", "embed")
+        self.gate = matrix(rngs, (m.d_model, m.d_ff), into, m.d_model) if gated else None
+        self.up = matrix(rngs, (m.d_model, m.d_ff), into, m.d_model)
+        self.down = matrix(rngs, (m.d_ff, m.d_model), out_of, m.d_ff, (2 * m.n_layers) ** -0.5)
+        self.activation = m.activation
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        up_BTF = project(x_BTD, self.up[...])
+        # GELU in its tanh form (Hendrycks & Gimpel 2016), as GPT-2 and Gemma have it.
+        if self.gate is not None:
+            gate_BTF = project(x_BTD, self.gate[...])
+            f = jax.nn.silu if self.activation == "swiglu" else jax.nn.gelu
+            hidden_BTF = f(gate_BTF) * up_BTF
+        elif self.activation == "gelu":
+            hidden_BTF = jax.nn.gelu(up_BTF)
+        else:
+            hidden_BTF = jnp.square(jax.nn.relu(up_BTF))
+        return project(constrain(hidden_BTF, ("batch", "time", "mlp")), self.down[...])
+
+
+class Block(nnx.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)) (pre-norm: Xiong et al. 2020)."""
+
+    def __init__(self, config: Config, rngs: nnx.Rngs):
+        self.attention_norm = make_norm(config.conditioning, config.model.d_model)
+        self.attention = Attention(config, rngs)
+        self.mlp_norm = make_norm(config.conditioning, config.model.d_model)
+        self.mlp = MLP(config, rngs)
+
+    def __call__(
+        self, x_BTD: jax.Array, places: Places, stored: Stored | None = None
+    ) -> tuple[jax.Array, Stored | None]:
+        """One block.
+
+        Args:
+          x_BTD: the residual stream, compute dtype.
+          places: segments and rotations of the same tokens.
+          stored: when decoding, the keys and values of the tokens before these; when training None.
+
+        Returns:
+          The residual stream, and `stored` with these tokens added (None where none was given).
+        """
+        x_BTD = checkpoint_name(x_BTD, BLOCK_INPUT)
+        mixed_BTD, stored = self.attention(self.attention_norm(x_BTD), places, stored)
+        x_BTD = constrain(x_BTD + mixed_BTD, ("batch", "time", "embed"))
+        x_BTD = x_BTD + self.mlp(self.mlp_norm(x_BTD))
+        return constrain(x_BTD, ("batch", "time", "embed")), stored

@@ -1,0 +1,169 @@
+"""The decoder-only transformer.
+
+Dims: B batch, T time, D d_model, V vocabulary, S cache slots, L layers.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from blobjax.compute.sharding import constrain
+from blobjax.conditioning import soft_cap
+from blobjax.conditioning.norms import make_norm
+from blobjax.conditioning.precision import policy
+from blobjax.config.schema import Config
+from blobjax.model.block import Block, Places, Stored
+from blobjax.model.initialisers import embedding, matrix
+from blobjax.model.remat import remat_block
+from blobjax.model.rope import rotation
+
+
+class Cache(NamedTuple):
+    """What decoding remembers of the tokens so far."""
+
+    stored: Stored
+    """Keys and values [L, B, S, G, K] of every slot."""
+    segments_BS: jax.Array
+    """int32 segment of the token in each slot; -1 where there is none yet, which is nobody's segment."""
+    length: jax.Array
+    """int32 scalar; slots filled so far, the same in every row."""
+
+
+class Transformer(nnx.Module):
+    """Token embedding, `n_layers` blocks, a final norm and an output projection.
+
+    The blocks are one Block whose every parameter has a leading "layers" dim, whether they are scanned or unrolled.
+    """
+
+    def __init__(self, config: Config, rngs: nnx.Rngs):
+        m = config.model
+        # Sections, not the whole config: module definitions are compared and hashed by jit.
+        self.shape = m
+        self.precision = policy(config.conditioning)
+        self.final_soft_cap = config.conditioning.final_soft_cap
+        self.mask_documents = config.data.mask_documents
+        self.remat = config.compute.remat
+        self.scanned = scans(config)
+        self.embedding = embedding(rngs, m.vocab_size, m.d_model)
+        self.blocks = _stack(config, rngs)
+        self.final_norm = make_norm(config.conditioning, m.d_model)
+        self.unembedding = (
+            None if m.tie_embeddings else matrix(rngs, (m.d_model, m.vocab_size), ("embed", "vocab"), m.d_model)
+        )
+
+    def __call__(self, tokens_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
+        """[B, T, V] float32 logits; arguments as for `hidden`."""
+        logits_BTV = self.logits(self.hidden(tokens_BT, segments_BT, positions_BT))
+        return constrain(logits_BTV, ("batch", "time", "vocab"))
+
+    def hidden(self, tokens_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
+        """The residual stream after the final norm.
+
+        Args:
+          tokens_BT: int32 token ids.
+          segments_BT: int32 document number of each token; 0: padding.
+          positions_BT: int32 position of each token within its document.
+
+        Returns:
+          [B, T, D] in the compute dtype.
+        """
+        if not self.mask_documents:
+            segments_BT = jnp.minimum(segments_BT, 1)  # one document; padding still stands apart
+        places = Places(segments_BT, segments_BT, 0, *self._rotation(positions_BT))
+        return self.final_norm(self._run_blocks(self._embed(tokens_BT), places, None)[0])
+
+    def decode(
+        self, tokens_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array, cache: Cache
+    ) -> tuple[jax.Array, Cache]:
+        """As `hidden`, for tokens that follow those in a cache.
+
+        Returns:
+          [B, T, D], and the cache with these tokens added.
+        """
+        length = tokens_BT.shape[1]
+        key_segments_BS = jax.lax.dynamic_update_slice_in_dim(cache.segments_BS, segments_BT, cache.length, axis=1)
+        places = Places(segments_BT, key_segments_BS, cache.length, *self._rotation(positions_BT))
+        x_BTD, stored = self._run_blocks(self._embed(tokens_BT), places, cache.stored)
+        assert stored is not None
+        return self.final_norm(x_BTD), Cache(stored, key_segments_BS, cache.length + length)
+
+    def empty_cache(self, rows: int, slots: int) -> Cache:
+        """A cache for `slots` tokens of each of `rows` sequences."""
+        m = self.shape
+        zeros = jnp.zeros((m.n_layers, rows, slots, m.n_kv_heads, m.d_head), self.precision.compute)
+        return Cache(Stored(zeros, zeros), jnp.full((rows, slots), -1, jnp.int32), jnp.int32(0))
+
+    def _embed(self, tokens_BT: jax.Array) -> jax.Array:
+        x_BTD = self.embedding[...].astype(self.precision.compute)[tokens_BT]
+        return constrain(x_BTD, ("batch", "time", "embed"))
+
+    def _rotation(self, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return rotation(self.shape.rope, self.shape.d_head, positions_BT)
+
+    def _run_blocks(self, x_BTD: jax.Array, places: Places, stored: Stored | None) -> tuple[jax.Array, Stored | None]:
+        graphdef, params = nnx.split(self.blocks)
+
+        def run_block(params, x_BTD, places, stored):
+            return nnx.merge(graphdef, params)(x_BTD, places, stored)
+
+        if stored is None:
+            run_block = remat_block(run_block, self.remat)
+
+        def step(x_BTD, layer):
+            params, stored = layer
+            return run_block(params, x_BTD, places, stored)
+
+        return jax.lax.scan(step, x_BTD, (params, stored), unroll=not self.scanned)
+
+    def logits(self, x_BTD: jax.Array) -> jax.Array:
+        """Scores of every token of the vocabulary, soft-capped.
+
+        Args:
+          x_BTD: what `hidden` returned; any leading dims.
+
+        Returns:
+          [..., V] float32.
+        """
+        w_DV = self.embedding[...].T if self.unembedding is None else self.unembedding[...]
+        logits_BTV = jnp.matmul(x_BTD, w_DV.astype(x_BTD.dtype), preferred_element_type=self.precision.output)
+        return soft_cap(logits_BTV, self.final_soft_cap)
+
+
+def scans(config: Config) -> bool:
+    """Whether layers run as a loop over one compiled block (`compute.scan_layers`)."""
+    if config.compute.scan_layers != "auto":
+        return config.compute.scan_layers
+    return jax.default_backend() != "cpu" or config.model.n_layers > 8
+
+
+def logical_axes(params: nnx.State) -> dict:
+    """The logical axis names of every parameter.
+
+    Args:
+      params: `nnx.state(model)` or the second half of `nnx.split(model)`; arrays or their abstract shapes.
+
+    Returns:
+      Nested dicts as of `nnx.to_pure_dict(params)`, with a tuple of names (one a dim, None for never sharded) in place
+      of each array. A tuple is itself a pytree to jax: map over it with the parameters' tree first.
+    """
+    return nnx.to_pure_dict(jax.tree.map(lambda p: p.replace(p.get_metadata("axes")), params, is_leaf=_is_param))
+
+
+def _is_param(x: object) -> bool:
+    return isinstance(x, nnx.Param)
+
+
+def _stack(config: Config, rngs: nnx.Rngs) -> Block:
+    """`n_layers` blocks from as many keys, as one Block with a leading "layers" dim on every parameter."""
+
+    def init(key):
+        return nnx.split(Block(config, nnx.Rngs(params=key)))
+
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: Block(config, nnx.Rngs(params=0))))
+    params = jax.vmap(lambda key: init(key)[1])(jax.random.split(rngs.params(), config.model.n_layers))
+    stacked = jax.tree.map(
+        lambda p: p.replace(p[...], axes=("layers", *p.get_metadata("axes"))), params, is_leaf=_is_param
+    )
+    return nnx.merge(graphdef, stacked)

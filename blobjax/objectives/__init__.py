@@ -1,0 +1,1 @@
+"""THE OBJECTIVE: where batches come from, and a loss over them."""

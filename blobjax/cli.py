@@ -29,10 +29,12 @@ def _complete_config(incomplete: str) -> list[str]:
 
 
 ConfigName = Annotated[
-    str, typer.Argument(help="A path, or a name in configs/ such as 'laptop'.", autocompletion=_complete_config)
+    str,
+    typer.Argument(help="A path, or a name in configs/ such as 'laptop'.", autocompletion=_complete_config),
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Dotted overrides: model.d_model=512 seed=1")
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Dotted overrides: model.d_model=512 seed=1"),
 ]
 
 
@@ -44,7 +46,8 @@ def train(
         bool, typer.Option("--allow-config-change", help="Resume although the config's maths changed.")
     ] = False,
     coordinator: Annotated[
-        str | None, typer.Option(help="HOST:PORT of process 0, for several processes; detected on known clusters.")
+        str | None,
+        typer.Option(help="HOST:PORT of process 0, for several processes; detected on known clusters."),
     ] = None,
     num_processes: Annotated[int | None, typer.Option(help="How many processes there are.")] = None,
     process_id: Annotated[int | None, typer.Option(help="Which of them this is, from 0.")] = None,
@@ -80,7 +83,8 @@ def sample(
     tokens: Annotated[int, typer.Option(min=1, help="How many tokens to draw.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.8,
     top_p: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest tokens that hold this probability.")
+        float,
+        typer.Option(min=0.0, max=1.0, help="Draw from the likeliest tokens that hold this probability."),
     ] = 0.95,
     seed: Annotated[int, typer.Option(min=0, help="Decides the draw.")] = 0,
 ) -> None:
@@ -109,7 +113,9 @@ def data_prepare(
         # The vocabulary the model must have is the one just trained.
         data.train_bpe(load(config, [*given, "data.tokenizer=bytes"]), train_bpe, tokenizer_out)
         given += [f"data.tokenizer={tokenizer_out}", f"model.vocab_size={train_bpe}"]
-        typer.echo(f"tokenizer: {tokenizer_out}; train with data.tokenizer={tokenizer_out} model.vocab_size={train_bpe}")
+        typer.echo(
+            f"tokenizer: {tokenizer_out}; train with data.tokenizer={tokenizer_out} model.vocab_size={train_bpe}"
+        )
     prepared = data.prepare(load(config, given))
     typer.echo(f"prepared: {prepared.directory}")
 
@@ -135,7 +141,8 @@ def config_show(config: ConfigName, overrides: Overrides = None) -> None:
 def doctor(
     directory: Annotated[str, typer.Argument(help="A directory runs will be written to.")] = ".",
     config: Annotated[
-        str | None, typer.Option(help="Set the devices up as this config would.", autocompletion=_complete_config)
+        str | None,
+        typer.Option(help="Set the devices up as this config would.", autocompletion=_complete_config),
     ] = None,
 ) -> None:
     """Check this machine: devices, versions, memory, a collective across all devices, a write probe."""

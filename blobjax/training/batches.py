@@ -35,7 +35,10 @@ def local_rows(sharding: jax.sharding.Sharding, shape_BT: tuple[int, int]) -> np
 
 
 def to_global(
-    local: Mapping[str, np.ndarray], rows: np.ndarray, sharding: jax.sharding.Sharding, shape_BT: tuple[int, int]
+    local: Mapping[str, np.ndarray],
+    rows: np.ndarray,
+    sharding: jax.sharding.Sharding,
+    shape_BT: tuple[int, int],
 ) -> dict[str, jax.Array]:
     """Puts this process's rows on its devices as parts of global arrays.
 

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from blobjax.data import Stream
 from blobjax.training.batches import local_rows, to_global
 from blobjax.training.step import Batch, Metrics
 

@@ -45,7 +45,7 @@ class SaveHook:
 
 
 class EvaluateHook:
-    """Evaluates every domain when due and after the last step. Compiled on first use, so that training starts sooner."""
+    """Evaluates every domain when due and after the last step; compiled on first use,so training starts sooner."""
 
     def __init__(
         self,
@@ -79,7 +79,11 @@ class EvaluateHook:
                 domain: self._stream.held_out(domain, config.evaluation.sequences) for domain in config.data.mixture
             }
         metrics = evaluate(
-            self._eval_step, state.params, self._held_out, self._program.batch_sharding, self._program.shape_BT
+            self._eval_step,
+            state.params,
+            self._held_out,
+            self._program.batch_sharding,
+            self._program.shape_BT,
         )
         self._record(step, metrics)
         figures = "  ".join(f"{domain} {metrics[f'eval/{domain}/bits_per_byte']:.3f}" for domain in self._held_out)

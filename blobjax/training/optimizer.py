@@ -4,7 +4,7 @@ A step is  p <- p - s(t) * lr * (direction + decay * p),  with s(t) the schedule
 
 * `weight_decay_mode: coupled` takes decay = weight_decay, so that doubling the learning rate doubles the shrinkage (as
   PyTorch's AdamW and optax do; Loshchilov & Hutter 2019 call it decoupled because it bypasses Adam's normaliser).
-* `independent` takes decay = weight_decay / lr, so that a step shrinks by s(t) * weight_decay whatever the learning rate
+* `independent` takes decay = weight_decay / lr, so that a step shrinks by s(t) * weight_decay at any learning rate
   (Wortsman et al. 2023, section 3.2.2), which is what keeps learning-rate sweeps readable.
 """
 
@@ -16,8 +16,8 @@ import optax
 
 from blobjax.config.schema import Config, Optimizer
 
-# Momentum and update scale as in Liu et al. 2025 (Muon is Scalable for LLM Training, section 2.2): 0.2 matches the RMS of
-# AdamW's updates, so that one learning rate serves both groups of parameters.
+# Momentum and update scale as in Liu et al. 2025 (Muon is Scalable for LLM Training, section 2.2): 0.2 matches the RMS
+# of AdamW's updates, so that one learning rate serves both groups of parameters.
 _MUON_MOMENTUM = 0.95
 _MUON_RMS = 0.2
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from blobjax.config import BadInputError, Config, dump, load
 from blobjax.config.diff import changes_maths, config_diff
+
+from blobjax.config import BadInputError, Config, dump, load
 
 
 class RunDirectory:

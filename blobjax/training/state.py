@@ -65,9 +65,7 @@ def architecture(config: Config) -> Architecture:
 def abstract_params(arch: Architecture, layout: Layout) -> Any:
     """Shape, dtype and sharding of every parameter."""
     return jax.tree.map(
-        lambda shape, axes: jax.ShapeDtypeStruct(
-            shape.shape, shape.dtype, sharding=layout.sharding(axes, shape.shape)
-        ),
+        lambda shape, axes: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=layout.sharding(axes, shape.shape)),
         arch.shapes,
         arch.axes,
     )
@@ -76,8 +74,8 @@ def abstract_params(arch: Architecture, layout: Layout) -> Any:
 def abstract_state(arch: Architecture, optimizer: optax.GradientTransformation, layout: Layout) -> TrainState:
     """Shape, dtype and sharding of the whole state.
 
-    An optimizer leaf whose path ends in a parameter's path and which has that parameter's shape (a moment) is sharded as
-    it; every other leaf (a count) is replicated. This holds for any optax transformation without knowing it.
+    An optimizer leaf whose path ends in a parameter's path and which has that parameter's shape (a moment) is sharded
+    as it; every other leaf (a count) is replicated. This holds for any optax transformation without knowing it.
     """
     params = abstract_params(arch, layout)
     by_path = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}

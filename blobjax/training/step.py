@@ -22,7 +22,11 @@ Metrics = dict[str, jax.Array]
 
 
 def make_train_step(
-    config: Config, arch: Architecture, optimizer: optax.GradientTransformation, rate: optax.Schedule, layout: Layout
+    config: Config,
+    arch: Architecture,
+    optimizer: optax.GradientTransformation,
+    rate: optax.Schedule,
+    layout: Layout,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Forward, objective, conditioning and optimizer in one function, to be jitted once.
 

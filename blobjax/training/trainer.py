@@ -1,16 +1,16 @@
-"""A whole training run: checks first, then state (new or restored), then the loop with its hooks, then what came of it."""
+"""A whole training run: checks first, then state (new or restored), the loop with its hooks, and what came of it."""
 
 import math
 import time
 from typing import Any
 
 import jax
+from blobjax.compute.flops import param_count
 from rich.console import Console
 
 import blobjax
 from blobjax import data
 from blobjax.compute import accelerators
-from blobjax.compute.flops import param_count
 from blobjax.compute.sharding import make_layout
 from blobjax.config import BadInputError, Config
 from blobjax.training.batches import Position, global_batches
@@ -181,7 +181,12 @@ def _conclude(program: Program, params: Any, stream: data.Stream, console: Conso
     prompt = program.config.evaluation.sample_prompt
     if prompt:
         passage = sample(
-            program.arch, params, stream.tokenizer, prompt, program.config.evaluation.sample_tokens, seed=program.config.seed
+            program.arch,
+            params,
+            stream.tokenizer,
+            prompt,
+            program.config.evaluation.sample_tokens,
+            seed=program.config.seed,
         )
         console.rule("sampled")
         console.print(prompt + passage, highlight=False, markup=False)

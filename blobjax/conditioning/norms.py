@@ -48,5 +48,5 @@ class LayerNorm(nnx.Module):
 
 def make_norm(conditioning: Conditioning, features: int) -> RMSNorm | LayerNorm:
     """The norm that `conditioning.norm` names, over the last `features` features."""
-    kind = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}[conditioning.norm]
+    kind = RMSNorm if conditioning.norm == "rmsnorm" else LayerNorm
     return kind(features, conditioning.norm_epsilon)

@@ -1,0 +1,91 @@
+"""What a mixture holds: for `blobjax data describe`."""
+
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from blobjax.config import Config
+from blobjax.data.mixture import Mixture
+from blobjax.data.prepare import Prepared
+
+
+@dataclass(frozen=True)
+class Description:
+    """One domain.
+
+    Attributes:
+      domain: its name.
+      kind, path: its source.
+      documents, bytes, tokens: of both splits together.
+      held_out: share of the bytes that is held out.
+      weight: share of the training sequences.
+      epochs: passes over the training split in the run; None where its length is not known.
+      sample: how the first held-out document begins.
+    """
+
+    domain: str
+    kind: str
+    path: str
+    documents: int
+    bytes: int
+    tokens: int
+    held_out: float
+    weight: float
+    epochs: float | None
+    sample: str
+
+
+def describe(config: Config, prepared: Prepared, sequences: int | None = None) -> list[Description]:
+    """Describes each domain of the mixture.
+
+    Args:
+      config: the run.
+      prepared: what `prepare` returned for it.
+      sequences: training sequences in the whole run, for `epochs`.
+    """
+    mixture = Mixture(config.data.mixture)
+    counts = dict(zip(mixture.names, mixture.counts(sequences or 0), strict=True))
+    weights = dict(zip(mixture.names, mixture.weights, strict=True))
+    described = []
+    for name, domain in prepared.domains.items():
+        manifest = domain.manifest
+        tokens = {split: shard["tokens"] for split, shard in manifest["shards"].items()}
+        size = sum(manifest["bytes"].values())
+        windows = max((tokens["train"] - 1) // config.data.seq_len, 1)
+        described.append(
+            Description(
+                domain=name,
+                kind=manifest["source"]["kind"],
+                path=manifest["source"]["path"],
+                documents=sum(manifest["documents"].values()),
+                bytes=size,
+                tokens=sum(tokens.values()),
+                held_out=manifest["bytes"]["held_out"] / size,
+                weight=weights.get(name, 0) / sum(weights.values()),
+                epochs=None if sequences is None else counts.get(name, 0) / windows,
+                sample=prepared.tokenizer.decode(domain.tokens("held_out")[:200])[:160],
+            )
+        )
+    return described
+
+
+def render(descriptions: list[Description]) -> Table:
+    """The descriptions as a table for a rich console."""
+    table = Table(title="Data")
+    for heading in ("domain", "source", "documents", "MB", "tokens", "bytes/token", "held out", "weight", "epochs"):
+        table.add_column(heading, justify="left" if heading in ("domain", "source") else "right")
+    table.add_column("sample", max_width=40, no_wrap=True)
+    for d in descriptions:
+        table.add_row(
+            d.domain,
+            d.kind if d.kind == "embedded" else f"{d.kind} {d.path}",
+            f"{d.documents:,}",
+            f"{d.bytes / 1e6:.2f}",
+            f"{d.tokens:,}",
+            f"{d.bytes / d.tokens:.2f}",
+            f"{d.held_out:.1%}",
+            f"{d.weight:.1%}",
+            "" if d.epochs is None else f"{d.epochs:.2f}",
+            " ".join(d.sample.split()),
+        )
+    return table

@@ -1,0 +1,308 @@
+"""Preparation: every domain of the mixture tokenised once, into flat token shards beside a manifest.
+
+A domain's folder is named after everything that decides its tokens, so that changing a file, the tokenizer or the
+held-out fraction makes another folder, and nothing ever has to be invalidated. It is built under another name and
+renamed when it is whole: a folder that has its name is finished.
+"""
+
+import contextlib
+import fcntl
+import glob
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from blobjax.config import BadInputError, Config
+from blobjax.config.schema import Source
+from blobjax.data import sources
+from blobjax.data.progress import Progress, silent
+from blobjax.data.shards import ShardWriter, open_shard, verify_shard
+from blobjax.data.sources import Document
+from blobjax.data.tokenizer import Tokenizer, load, token_dtype
+
+FORMAT = 1
+SPLITS = ("train", "held_out")
+# Text handed to the tokenizer at once: enough for it to use all cores, little enough to stay out of the way.
+_BATCH_CHARACTERS = 1 << 22
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One prepared domain.
+
+    Attributes:
+      name: as in the mixture.
+      folder: holds manifest.json and the shards.
+      manifest: documents, bytes and tokens of each split, checksums, and where they came from.
+    """
+
+    name: str
+    folder: Path
+    manifest: dict[str, Any]
+
+    def tokens(self, split: str) -> np.ndarray:
+        """The flat tokens of `train` or `held_out`, memory-mapped; every document opens with the separator."""
+        return open_shard(self.folder, self.manifest["shards"][split])
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The mixture's domains on disk, and the tokenizer they were written with."""
+
+    domains: dict[str, Domain]
+    tokenizer: Tokenizer
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells these tokens from any others, wherever they lie: SHA-256 over the shards' checksums."""
+        shards = {name: domain.manifest["shards"] for name, domain in sorted(self.domains.items())}
+        return hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()
+
+
+def prepare(config: Config, progress: Progress = silent) -> Prepared:
+    """Writes the token shards of every domain of the mixture, or opens and verifies those that are there.
+
+    Processes may do so at once: one prepares, the others wait for it. A preparation that was killed leaves nothing that
+    looks finished, and domains finished before it are not done again.
+
+    Args:
+      config: `data` and `model.vocab_size` are read.
+      progress: told how far each domain is, if it has to be prepared.
+
+    Raises:
+      BadInputError: a source, the tokenizer, a shard or the folder cannot be used; nothing half-written is left.
+    """
+    tokenizer = load(config)
+    root = folder(config)
+    plans: dict[str, _Plan] = {}
+    problems: list[str] = []
+    for name in config.data.mixture:
+        try:
+            plans[name] = _plan(config, name, tokenizer)
+        except BadInputError as error:
+            problems += error.problems
+    if problems:
+        raise BadInputError(*problems)
+    return Prepared({name: _domain(root, plan, tokenizer, progress) for name, plan in plans.items()}, tokenizer)
+
+
+def folder(config: Config) -> Path:
+    """Where prepared domains are kept: data.prepared_dir, or blobjax in the user's cache directory."""
+    if config.data.prepared_dir:
+        return Path(config.data.prepared_dir).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blobjax"
+
+
+def held_out_position(text: bytes) -> float:
+    """Where in [0, 1) the hash of a document's content falls; below data.held_out_fraction it is held out.
+
+    Independent of the other documents, their order, the domain and the tokenizer: a document that is held out once
+    is never trained on, and copies of it are held out with it.
+    """
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64
+
+
+@dataclass(frozen=True)
+class _Plan:
+    domain: str
+    source: Source
+    source_hash: str
+    source_bytes: int
+    held_out_fraction: float
+    key: str
+
+    @property
+    def folder_name(self) -> str:
+        return f"{self.domain}-{self.key}"
+
+
+def _plan(config: Config, domain: str, tokenizer: Tokenizer) -> _Plan:
+    """What will be prepared, and the key that everything deciding its tokens goes into."""
+    if not _NAME.fullmatch(domain):
+        raise BadInputError(f"data.mixture: domain name '{domain}' may hold letters, digits, '.', '_' and '-' only")
+    source = sources.resolve(config, domain)
+    origin = sources.fingerprint(source, domain)
+    source_hash = _hash(origin)
+    fraction = config.data.held_out_fraction
+    key = _hash([FORMAT, source.model_dump(), source_hash, tokenizer.fingerprint, fraction])
+    size = sum(entry[1] for entry in origin if isinstance(entry, list))
+    return _Plan(domain, source, source_hash, size, fraction, key[:16])
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _domain(root: Path, plan: _Plan, tokenizer: Tokenizer, progress: Progress) -> Domain:
+    final = root / plan.folder_name
+    if not final.exists():
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            with _alone(root / f".{plan.folder_name}.lock"):
+                if not final.exists():
+                    _build(final, plan, tokenizer, progress)
+        except OSError as error:
+            raise BadInputError(
+                f"data.prepared_dir '{root}' cannot be written: {error.strerror or error}; "
+                "give another folder with data.prepared_dir=FOLDER"
+            ) from None
+    path = final / "manifest.json"
+    try:
+        manifest = json.loads(path.read_bytes())
+        for split in SPLITS:
+            verify_shard(final, manifest["shards"][split])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInputError(f"{path}: damaged: {error}; delete the folder {final} and it is prepared again") from None
+    return Domain(plan.domain, final, manifest)
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Lets one process of this machine in at a time; the kernel lets go for a process that dies.
+
+    It saves doing the work several times, no more: what keeps processes from spoiling each other's folders, on a file
+    system that ignores locks too, is the rename.
+    """
+    with path.open("ab") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build(final: Path, plan: _Plan, tokenizer: Tokenizer, progress: Progress) -> None:
+    """Prepares one domain in a folder of another name, then gives it its own."""
+    mine = f".{plan.folder_name}.{socket.gethostname()}."
+    for left_over in final.parent.glob(f"{glob.escape(mine)}*"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    scratch = final.parent / f"{mine}{os.getpid()}"
+    scratch.mkdir()
+    try:
+        manifest = _write(scratch, plan, tokenizer, progress)
+        with (scratch / "manifest.json").open("x") as file:
+            json.dump(manifest, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        _fsync_folder(scratch)
+        try:
+            os.rename(scratch, final)
+        except OSError:
+            # Another machine was first; its folder is as good as ours.
+            if not (final / "manifest.json").is_file():
+                raise
+        _fsync_folder(final.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _fsync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write(scratch: Path, plan: _Plan, tokenizer: Tokenizer, progress: Progress) -> dict[str, Any]:
+    """Tokenises the domain into train.bin and held_out.bin; returns the manifest."""
+    dtype = token_dtype(tokenizer.vocab_size)
+    writers = {split: ShardWriter(scratch / f"{split}.bin", dtype) for split in SPLITS}
+    separator = np.array([tokenizer.separator], dtype)
+    counts = {split: {"documents": 0, "bytes": 0} for split in SPLITS}
+    nuls = empty = 0
+    nearest = 1.0  # the smallest hash position: the fraction that would hold out one document
+    for batch in _batches(sources.documents(plan.source, plan.domain)):
+        for document, ids in zip(batch, tokenizer.encode_batch([d.text for d in batch]), strict=True):
+            text = _encode(document)
+            nuls += text.count(b"\0")
+            text = text.replace(b"\0", b"")
+            if not text:
+                empty += 1
+                continue
+            if int(tokenizer.bytes_per_token[ids].sum(dtype=np.int64)) != len(text):
+                raise BadInputError(
+                    f"{document.path}: document {document.number}: the tokenizer's pieces do not add up to the text's "
+                    f"{len(text)} bytes, so bits per byte would not be exact; use another tokenizer"
+                )
+            position = held_out_position(text)
+            nearest = min(nearest, position)
+            split = "held_out" if position < plan.held_out_fraction else "train"
+            counts[split]["documents"] += 1
+            counts[split]["bytes"] += len(text)
+            writers[split].write(separator)
+            writers[split].write(ids)
+        progress(plan.domain, min(batch[-1].done, plan.source_bytes), plan.source_bytes)
+    _check_split(plan, counts, nearest)
+    size = plan.source_bytes or sum(count["bytes"] for count in counts.values())
+    progress(plan.domain, size, size)
+    return {
+        "format": FORMAT,
+        "domain": plan.domain,
+        "source": plan.source.model_dump(),
+        "source_fingerprint": plan.source_hash,
+        "tokenizer": {
+            "fingerprint": tokenizer.fingerprint,
+            "vocab_size": tokenizer.vocab_size,
+            "separator": tokenizer.separator,
+        },
+        "held_out_fraction": plan.held_out_fraction,
+        "documents": {split: counts[split]["documents"] for split in SPLITS},
+        "bytes": {split: counts[split]["bytes"] for split in SPLITS},
+        "dropped_nuls": nuls,
+        "empty_documents": empty,
+        "shards": {split: writers[split].close() for split in SPLITS},
+    }
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.text)
+        if size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _encode(document: Document) -> bytes:
+    try:
+        return document.text.encode()
+    except UnicodeEncodeError:
+        raise BadInputError(
+            f"{document.path}: document {document.number} holds half a surrogate pair, which is no text; remove it"
+        ) from None
+
+
+def _check_split(plan: _Plan, counts: dict[str, dict[str, int]], nearest: float) -> None:
+    """Both splits need a document: one to learn from, one to be judged by."""
+    train, held_out = (counts[split]["documents"] for split in SPLITS)
+    where = f"domain '{plan.domain}' ({plan.source.path})"
+    if train + held_out == 0:
+        raise BadInputError(f"{where} holds no text")
+    if train + held_out == 1:
+        raise BadInputError(
+            f"{where} is a single document; give at least two, so that one can be held out for evaluation"
+        )
+    if not held_out:
+        enough = float(f"{nearest * 1.01:.2g}") + 1e-4
+        raise BadInputError(
+            f"{where}: none of its {train} documents is held out at data.held_out_fraction={plan.held_out_fraction:g}; "
+            f"{enough:.4g} would hold out one"
+        )
+    if not train:
+        raise BadInputError(
+            f"{where}: all of its {held_out} documents are held out at data.held_out_fraction="
+            f"{plan.held_out_fraction:g}; lower it"
+        )

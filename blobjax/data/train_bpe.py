@@ -1,0 +1,69 @@
+"""Training a byte-level BPE vocabulary on the mixture's own training text.
+
+Source: BPE for words, Sennrich et al. 2016; on bytes, Radford et al. 2019, section 2.2.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from blobjax.config import BadInputError, Config
+from blobjax.data import sources
+from blobjax.data.prepare import held_out_position
+from blobjax.data.tokenizer import SEPARATORS
+
+# The separator and one id a byte.
+SMALLEST_VOCABULARY = 257
+
+
+def train_bpe(config: Config, vocab_size: int, path: str | Path) -> int:
+    """Writes a `tokenizers` JSON file learnt from the training split of every domain of positive weight.
+
+    The same text gives the same file. Held-out documents are not read: their words must not shape the vocabulary they
+    are then scored with. Id 0 is the separator.
+
+    Args:
+      config: `data` says which text; `data.tokenizer` is not read.
+      vocab_size: ids wanted, the separator included.
+      path: the file to write, replaced if it is there.
+
+    Returns:
+      Ids in the vocabulary: vocab_size, or fewer where the text has no more pairs to merge.
+
+    Raises:
+      BadInputError: the vocabulary is too small, a source cannot be read, or the file cannot be written.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise BadInputError(f"a byte-level vocabulary has at least {SMALLEST_VOCABULARY} ids, not {vocab_size}")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[SEPARATORS[0]],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_training_texts(config), trainer)
+    path = Path(path)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+        os.replace(scratch, path)
+    except OSError as error:
+        raise BadInputError(f"{path}: cannot be written: {error.strerror or error}") from None
+    finally:
+        scratch.unlink(missing_ok=True)
+    return tokenizer.get_vocab_size()
+
+
+def _training_texts(config: Config) -> Iterator[str]:
+    for domain, weight in config.data.mixture.items():
+        if weight > 0:
+            for document in sources.documents(sources.resolve(config, domain), domain):
+                text = document.text.replace("\0", "")
+                if text and held_out_position(text.encode()) >= config.data.held_out_fraction:
+                    yield text

@@ -56,11 +56,7 @@ def _resolve(sizes: Mesh, devices: Sequence[jax.Device]) -> tuple[int, ...]:
     if not free or (len(given) == len(AXES) and free != 1):
         factors = [f"{axis} {size}" for axis, size in given.items() if size > 1] or ["1"]
         arithmetic = " x ".join(factors) + (f" = {product}" if len(factors) > 1 else "")
-        fit = (
-            "does not divide the number of devices,"
-            if len(given) < len(AXES)
-            else "devices are asked for, there are"
-        )
+        fit = "does not divide the number of devices," if len(given) < len(AXES) else "devices are asked for, there are"
         on_cpu = devices[0].platform == "cpu" and product > len(devices)
         hint = f", or compute.virtual_cpu_devices={product} to try it on a CPU" if on_cpu else ""
         raise BadInputError(

@@ -6,7 +6,6 @@ the mesh.
 """
 
 import contextlib
-import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -16,6 +15,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from blobjax.compute.mesh import AXES, make_mesh
+from blobjax.config.closest import suggest
 from blobjax.config.errors import BadInputError
 from blobjax.config.schema import Config
 
@@ -149,9 +149,7 @@ def _given_rules(config: Config) -> Rules:
         names = [("logical", logical, LOGICAL_AXES), *(("mesh", axis, AXES) for axis in mesh_axes)]
         for kind, name, known in names:
             if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
-                problems.append(f"compute.sharding_rules: unknown {kind} axis '{name}'; {hint}")
+                problems.append(f"compute.sharding_rules: unknown {kind} axis '{name}'; {suggest(name, known)}")
         rules.append((logical, mesh_axes))
     if problems:
         raise BadInputError(*problems)
@@ -168,9 +166,7 @@ def check_batch(config: Config, layout: Layout) -> None:
     parts, ways = config.compute.gradient_accumulation, layout.ways("batch")
     batch = config.duration.global_batch_size
     if batch % (parts * ways):
-        split = " x ".join(
-            f"{axis} {layout.mesh.shape[axis]}" for axis in layout._mesh_axes("batch", None, set())
-        )
+        split = " x ".join(f"{axis} {layout.mesh.shape[axis]}" for axis in layout._mesh_axes("batch", None, set()))
         accumulated = f" in each of compute.gradient_accumulation {parts} parts" if parts > 1 else ""
         up = -(-batch // (parts * ways)) * parts * ways
         problems.append(
@@ -187,9 +183,7 @@ def check_batch(config: Config, layout: Layout) -> None:
         raise BadInputError(*problems)
 
 
-def unsharded(
-    layout: Layout, named: Mapping[str, tuple[Sequence[int], Axes]], threshold: int = 1 << 20
-) -> list[str]:
+def unsharded(layout: Layout, named: Mapping[str, tuple[Sequence[int], Axes]], threshold: int = 1 << 20) -> list[str]:
     """Names the large parameters that stand whole on every device although the mesh has axes to split them
     over.
 
@@ -202,9 +196,7 @@ def unsharded(
       Names, in the order given; empty on a mesh that splits no parameters (data parallelism only).
     """
     splits = {"embed", "heads", "kv_heads", "head", "mlp", "vocab", "layers"}
-    could = any(
-        layout.mesh.shape[axis] > 1 for logical, axes in layout.rules if logical in splits for axis in axes
-    )
+    could = any(layout.mesh.shape[axis] > 1 for logical, axes in layout.rules if logical in splits for axis in axes)
     return [
         name
         for name, (shape, axes) in named.items()

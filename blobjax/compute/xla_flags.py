@@ -1,0 +1,49 @@
+"""Named bundles of XLA flags. Each is here for a reason, and each exists in every jaxlib we support: XLA
+aborts the process on a flag it does not know, so a test starts jax with each bundle.
+
+There is no bundle for TPUs: their flags are libtpu's own, change with its versions and could not be tried
+here.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Flags that belong together.
+
+    Attributes:
+      platform: where it means something.
+      flags: what is put into XLA_FLAGS.
+      why: what it is for.
+      measured: whether it was measured to pay; `compute.xla_flags: auto` takes only these.
+    """
+
+    platform: str
+    flags: tuple[str, ...]
+    why: str
+    measured: bool = False
+
+
+BUNDLES = {
+    "cpu-ynn": Bundle(
+        "cpu",
+        ("--xla_cpu_experimental_ynn_fusion_type=dot",),
+        "matrix products through the YNNPACK library instead of Eigen: faster for some layouts",
+    ),
+    "gpu-overlap": Bundle(
+        "gpu",
+        (
+            "--xla_gpu_enable_latency_hiding_scheduler=true",  # collectives start early and finish late
+            "--xla_gpu_enable_while_loop_double_buffering=true",  # so that scanned layers prefetch the next layer's
+            "--xla_gpu_enable_pipelined_all_gather=true",  # ... parameters (fsdp)
+            "--xla_gpu_enable_pipelined_reduce_scatter=true",  # ... and send off the last layer's gradients
+        ),
+        "communication under computation, on several GPUs (jax.dev, GPU performance tips)",
+    ),
+    "gpu-deterministic": Bundle(
+        "gpu",
+        ("--xla_gpu_exclude_nondeterministic_ops=true",),
+        "bitwise equal results from run to run: no atomics in reductions and scatters; slower",
+    ),
+}

@@ -116,8 +116,11 @@ def data_prepare(
         typer.echo(
             f"tokenizer: {tokenizer_out}; train with data.tokenizer={tokenizer_out} model.vocab_size={train_bpe}"
         )
-    prepared = data.prepare(load(config, given))
-    typer.echo(f"prepared: {prepared.directory}")
+    settings = load(config, given)
+    with data.show_progress() as progress:
+        prepared = data.prepare(settings, progress)
+    for domain in prepared.domains.values():
+        typer.echo(f"prepared: {domain.folder}")
 
 
 @data_app.command("describe")
@@ -126,7 +129,12 @@ def data_describe(config: ConfigName, overrides: Overrides = None) -> None:
     from blobjax import data
     from blobjax.config import load
 
-    data.print_description(data.describe(load(config, overrides or [])))
+    from rich.console import Console
+
+    settings = load(config, overrides or [])
+    with data.show_progress() as progress:
+        prepared = data.prepare(settings, progress)
+    Console().print(data.render(data.describe(settings, prepared)))
 
 
 @config_app.command("show")

@@ -58,12 +58,13 @@ class Checkpointer:
         """Steps with a committed checkpoint, ascending."""
         return [checkpoint.step for checkpoint in self._orbax.checkpoints]
 
-    def save(self, state: TrainState, step: int, sequences: int) -> None:
+    def save(self, state: TrainState, step: int, sequences: int, data: str) -> None:
         """Starts a save and returns once the state is off the devices; waits for the previous save first.
 
         Args:
           step: optimizer steps taken; names the checkpoint.
           sequences: position of the data stream, in training sequences.
+          data: fingerprint of the data that position counts in.
         """
         self.wait()
         self._pending = self._orbax.save_checkpointables_async(
@@ -73,6 +74,7 @@ class Checkpointer:
                 "optimizer": _flatten(state.opt_state),
                 "progress": {"step": state.step, "sequences": sequences},
             },
+            custom_metadata={"data": data},
             force=True,
         )
 
@@ -82,13 +84,16 @@ class Checkpointer:
             pending, self._pending = self._pending, None
             pending.result()
 
-    def restore(self, step: int, like: TrainState) -> tuple[TrainState, int]:
+    def restore(self, step: int, like: TrainState, data: str | None) -> tuple[TrainState, int]:
         """The state at a step, on the mesh and shardings of `like`, and the data stream's position in sequences.
 
+        Args:
+          data: fingerprint of the data training goes on with; None: any.
+
         Raises:
-          BadInputError: the checkpoint holds other parameters than `like`.
+          BadInputError: the checkpoint holds other parameters than `like`, or was trained on other data.
         """
-        self._check(step, {"params": like.params, "optimizer": like.opt_state})
+        self._check(step, {"params": like.params, "optimizer": like.opt_state}, data)
         loaded = self._orbax.load_checkpointables(
             step,
             {
@@ -106,12 +111,18 @@ class Checkpointer:
 
     def restore_params(self, step: int, like: Any) -> Any:
         """The parameters alone, on the shardings of `like`."""
-        self._check(step, {"params": like})
+        self._check(step, {"params": like}, None)
         return _unflatten(self._orbax.load_checkpointables(step, {"params": _flatten(like)})["params"], like)
 
-    def _check(self, step: int, trees: dict[str, Any]) -> None:
-        """Refuses a checkpoint whose arrays are not the expected ones, naming the first that differ."""
-        found = ocp.checkpointables_metadata(self._orbax.directory / str(step)).metadata
+    def _check(self, step: int, trees: dict[str, Any], data: str | None) -> None:
+        """Refuses a checkpoint whose arrays or data are not the expected ones, naming the first that differ."""
+        described = ocp.checkpointables_metadata(self._orbax.directory / str(step))
+        if data is not None and described.custom_metadata["data"] != data:
+            raise BadInputError(
+                f"checkpoint {self._orbax.directory / str(step)} was trained on other data: the sources have changed since; "
+                "restore them, or give --allow-config-change to go on with the new ones"
+            )
+        found = described.metadata
         for name, tree in trees.items():
             there = {path: tuple(leaf.shape) for path, leaf in found[name].items()}
             here = {path: tuple(leaf.shape) for path, leaf in _flatten(tree).items()}

@@ -22,11 +22,14 @@ from blobjax.training.timers import Every, process_zero_says
 class SaveHook:
     """Saves the state when due and after the last step."""
 
-    def __init__(self, checkpointer: Checkpointer, every: Every, length: int, position: Position, events: EventLog):
+    def __init__(
+        self, checkpointer: Checkpointer, every: Every, length: int, position: Position, data: str, events: EventLog
+    ):
         self._checkpointer = checkpointer
         self._every = every
         self._length = length
         self._position = position
+        self._data = data
         self._events = events
         self._saved = -1
 
@@ -38,7 +41,7 @@ class SaveHook:
         """Starts an asynchronous save; the stall is what training waited for."""
         if step != self._saved:
             began = time.perf_counter()
-            self._checkpointer.save(state, step, self._position.sequences(step))
+            self._checkpointer.save(state, step, self._position.sequences(step), self._data)
             self._saved = step
             self._events.write("save", step=step, stall_seconds=time.perf_counter() - began)
         return False

@@ -9,6 +9,7 @@ from blobjax import data
 from blobjax.compute.sharding import make_layout
 from blobjax.config import BadInputError
 from blobjax.config.schema import Mesh
+from blobjax.data.tokenizer import load as load_tokenizer
 from blobjax.model import sampling
 from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.run_directory import RunDirectory
@@ -68,7 +69,7 @@ def sample_run(run: str, prompt: str, tokens: int, *, seed: int, temperature: fl
     return sample(
         arch,
         params,
-        data.open_tokenizer(config.data.tokenizer),
+        load_tokenizer(config),
         prompt,
         tokens,
         seed=seed,

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from blobjax.compute.flops import flops_per_token, param_count
 
+from blobjax.compute.flops import flops_per_token, param_count
 from blobjax.compute.sharding import Layout, check_batch
 from blobjax.config import BadInputError, Clockwork, Config
 from blobjax.training.optimizer import make_optimizer, schedule

@@ -5,12 +5,12 @@ import time
 from typing import Any
 
 import jax
-from blobjax.compute.flops import param_count
 from rich.console import Console
 
 import blobjax
 from blobjax import data
 from blobjax.compute import accelerators
+from blobjax.compute.flops import param_count
 from blobjax.compute.sharding import make_layout
 from blobjax.config import BadInputError, Config
 from blobjax.training.batches import Position, global_batches
@@ -47,7 +47,9 @@ def train(config: Config, allow_config_change: bool = False) -> int:
     directory = RunDirectory(config.logging.run_dir)
     resuming = directory.check(config, allow_config_change)
     layout = make_layout(config)
-    stream = data.open_stream(config, data.prepare(config))
+    with data.show_progress() as progress:
+        prepared = data.prepare(config, progress)
+    stream = data.open_stream(config, prepared)
     program = make_program(config, layout, stream.tokens_per_epoch)
     _check_wandb(config)
 
@@ -61,7 +63,9 @@ def train(config: Config, allow_config_change: bool = False) -> int:
         saved = checkpointer.steps() if resuming else []
         if saved:
             began = time.perf_counter()
-            state, sequences = checkpointer.restore(saved[-1], program.state)
+            state, sequences = checkpointer.restore(
+                saved[-1], program.state, None if allow_config_change else prepared.fingerprint
+            )
             events.write("restore", step=saved[-1], seconds=time.perf_counter() - began)
             events.write("resume", step=saved[-1])
         else:
@@ -92,7 +96,14 @@ def train(config: Config, allow_config_change: bool = False) -> int:
                 record(done.step, metrics)
                 line.update(done.step, metrics)
 
-        save = SaveHook(checkpointer, Every(config.checkpoint.every, program.clockwork), length, position, events)
+        save = SaveHook(
+            checkpointer,
+            Every(config.checkpoint.every, program.clockwork),
+            length,
+            position,
+            prepared.fingerprint,
+            events,
+        )
         limit = LimitHook(config.duration.wall_clock_limit, save)
         hooks: list[Hook] = [
             EvaluateHook(program, stream, Every(config.evaluation.every, program.clockwork), record, line, events),

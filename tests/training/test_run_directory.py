@@ -1,0 +1,90 @@
+"""Whose a run directory is, whether it can be written, and what its files survive."""
+
+import json
+
+import pytest
+
+from blobjax.config import BadInputError, Config
+from blobjax.training.metrics import JsonlWriter
+from blobjax.training.run_directory import EventLog, RunDirectory, read_jsonl, write_atomically
+
+
+def config(tmp_path, **changes) -> Config:
+    return Config(logging={"run_dir": str(tmp_path / "run")}, **changes)
+
+
+def test_a_new_directory_is_claimed_and_then_resumed(tmp_path):
+    settings = config(tmp_path)
+    directory = RunDirectory(settings.logging.run_dir)
+    assert not directory.check(settings, allow_config_change=False)
+    assert not directory.path.exists(), "a check writes nothing that lasts"
+    directory.claim(settings)
+    assert directory.check(settings, allow_config_change=False)
+    assert directory.previous_config() == settings
+
+
+def test_other_maths_is_refused_with_a_diff_unless_allowed(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    directory.claim(config(tmp_path))
+    other = config(tmp_path, seed=3, model={"d_model": 128})
+    with pytest.raises(BadInputError) as refused:
+        directory.check(other, allow_config_change=False)
+    text = "\n".join(refused.value.problems)
+    assert "--allow-config-change" in text
+    assert "model.d_model" in text
+    assert "seed" in text
+    assert directory.check(other, allow_config_change=True)
+
+
+def test_what_does_not_change_the_maths_may_change(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    directory.claim(config(tmp_path))
+    assert directory.check(config(tmp_path, compute={"mesh": {"data": 1, "fsdp": 8}}), allow_config_change=False)
+
+
+def test_somebody_elses_directory_is_refused(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    with pytest.raises(BadInputError, match="not empty"):
+        RunDirectory(tmp_path / "run").check(config(tmp_path), allow_config_change=False)
+
+
+def test_a_path_that_cannot_be_written_is_found_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    settings = Config(logging={"run_dir": str(tmp_path / "file" / "run")})
+    with pytest.raises(BadInputError, match="cannot be written"):
+        RunDirectory(settings.logging.run_dir).check(settings, allow_config_change=False)
+
+
+def test_metrics_beyond_the_checkpoint_and_torn_lines_are_dropped_on_resume(tmp_path):
+    directory = RunDirectory(tmp_path)
+    directory.metrics.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(1, 8)) + '{"step": 8, "lo')
+    writer = JsonlWriter(directory, resume_step=5)
+    writer.write(6, {"loss": float("nan"), "x": 1.5})
+    writer.close()
+    lines = list(read_jsonl(directory.metrics))
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert lines[-1] == {"step": 6, "loss": "nan", "x": 1.5}
+
+
+def test_events_are_appended_with_their_time(tmp_path):
+    for attempt in (1, 2):
+        log = EventLog(tmp_path / "events.jsonl")
+        log.write("start", attempt=attempt)
+        log.close()
+    events = list(read_jsonl(tmp_path / "events.jsonl"))
+    assert [event["attempt"] for event in events] == [1, 2]
+    assert events[0]["time"] <= events[1]["time"]
+
+
+def test_a_process_that_does_not_write_makes_no_file(tmp_path):
+    log = EventLog(None)
+    log.write("start")
+    log.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_atomic_write_leaves_no_trace_of_itself(tmp_path):
+    write_atomically(tmp_path / "a", "one")
+    write_atomically(tmp_path / "a", "two")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "two")]

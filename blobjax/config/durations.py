@@ -28,7 +28,7 @@ _UNITS = {
 }
 _SECONDS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
 _SUFFIX = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
-_PATTERN = re.compile(r"^\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([kKmMbBgGtT]?)\s*([a-zA-Z%/]+)\s*$")
+_PATTERN = re.compile(r"^\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(?:([kKmMbBgGtT])(?=\s))?\s*([a-zA-Z%/]+)\s*$")
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Duration:
                 "a duration such as '300 steps', '20M tokens', '2e15 flops', '20 tokens/param', '3 epochs', '5%' or "
                 f"'10 minutes', not {text!r}"
             )
-        return cls(float(match.group(1)) * _SUFFIX[match.group(2).lower()], unit)
+        return cls(float(match.group(1)) * _SUFFIX[(match.group(2) or "").lower()], unit)
 
     def __str__(self) -> str:
         amount = int(self.amount) if self.amount == int(self.amount) and self.amount < 1e6 else self.amount

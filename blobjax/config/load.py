@@ -194,9 +194,7 @@ def _fields_at(location: list[str]) -> list[str]:
             section = next((a for a in get_args(section) if isinstance(a, type) and issubclass(a, BaseModel)), Config)
             continue
         options = [field.annotation, *get_args(field.annotation)]
-        section = next(
-            (o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), field.annotation
-        )
+        section = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), field.annotation)
     return list(section.model_fields) if isinstance(section, type) and issubclass(section, BaseModel) else []
 
 

@@ -120,7 +120,9 @@ class Mesh(Section):
         sizes = self.model_dump()
         wrong = [f"{axis}={size}" for axis, size in sizes.items() if size < 1 and size != -1]
         if wrong:
-            raise ValueError(f"a mesh axis is a positive number or -1 for the devices that are left, not {', '.join(wrong)}")
+            raise ValueError(
+                f"a mesh axis is a positive number or -1 for the devices that are left, not {', '.join(wrong)}"
+            )
         if list(sizes.values()).count(-1) > 1:
             raise ValueError(
                 "only one mesh axis may be -1 (the devices that are left); here: "
@@ -357,9 +359,13 @@ class Config(Section):
             ("logging.every", self.logging.every),
         ):
             if duration.seconds is not None:
-                problems.append(f"{key} '{duration}' is wall-clock time; give steps, tokens, flops, tokens/param or epochs")
+                problems.append(
+                    f"{key} '{duration}' is wall-clock time; give steps, tokens, flops, tokens/param or epochs"
+                )
         if self.duration.length.unit == "%":
-            problems.append("duration.length cannot be a percentage of itself; give steps, tokens, flops, tokens/param or epochs")
+            problems.append(
+                "duration.length cannot be a percentage of itself; give steps, tokens, flops, tokens/param or epochs"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         if not self.logging.run_dir:

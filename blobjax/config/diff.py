@@ -1,0 +1,52 @@
+"""What differs between two configs, and which differences would make a resumed run another run."""
+
+from typing import Any
+
+from blobjax.config.schema import Config
+
+# Everything alters the maths unless it stands here. Whole sections, or single keys:
+_SAME_MATHS = (
+    "name",
+    "logging",  # where and how much is written
+    "checkpoint",  # when the state is saved; a resumed run is bitwise the uninterrupted one
+    "evaluation",  # held-out losses are read, never trained on
+    # The hardware may change between attempts. Mesh, remat, scanning, the attention kernel, chunks of the loss and
+    # parts of the batch compute the same function and differ in rounding only.
+    "compute",
+    "data.prefetch",  # how early batches are made, not which
+    "data.prepared_dir",  # where token shards lie; their content is checked against hashes
+    "duration.wall_clock_limit",  # when to stop for now
+)
+
+
+def changes_maths(key: str) -> bool:
+    """Whether a run resumed with another value of this dotted key would be another run.
+
+    `conditioning` always is (precision, norms and clipping decide every update), and so is `duration.length` (it
+    stretches the schedule).
+    """
+    return not any(key == same or key.startswith(f"{same}.") for same in _SAME_MATHS)
+
+
+def config_diff(old: Config, new: Config) -> list[str]:
+    """One line for each key that differs: `model.d_model: 256 -> 512`, in schema order."""
+    before, after = _leaves(old.model_dump(mode="json")), _leaves(new.model_dump(mode="json"))
+    return [
+        f"{key}: {_show(before, key)} -> {_show(after, key)}"
+        for key in [*before, *(key for key in after if key not in before)]
+        if key not in before or key not in after or before[key] != after[key]
+    ]
+
+
+def _leaves(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            leaves |= _leaves(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+def _show(leaves: dict[str, Any], key: str) -> str:
+    return str(leaves[key]) if key in leaves else "(absent)"

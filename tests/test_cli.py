@@ -1,0 +1,141 @@
+"""The command line as a person meets it: help at once, every bad input one clear line and exit code 2, nothing half-written."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.tiny import TINY
+
+
+def blobjax(*arguments: str, cwd=None, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "blobjax.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=cwd,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.smoke
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; sys.argv=['blobjax', '--help']\n"
+        "from blobjax import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'jax', 'numpy', 'flax', 'grain', 'orbax', 'pyarrow', 'yaml'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for command in ("train", "sample", "data", "config", "doctor"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "latpop"], "did you mean 'laptop'?"),
+        (["train", "laptop", "model.n_layer=3"], "did you mean 'model.n_layers'?"),
+        (["train", "laptop", "model.n_layers=three"], "model.n_layers"),
+        (["train", "laptop", "model.d_model"], "dotted.key=value"),
+        (["train", "laptop", "model.n_heads=3"], "256 / 3 = 85.33"),
+        (["train", "laptop", "compute.mesh.data=3"], "there are 1"),
+        (["train", "laptop", "compute.virtual_cpu_devices=8"], "12"),
+        (["train", "laptop", "data.seq_len=4096"], "model.max_seq_len"),
+        (["train", "laptop", "data.mixture={shakspeare: 1}"], "shakespeare"),
+        (["train", "laptop", "data.mixture={a: 1}", "data.sources={a: {path: nowhere/*.txt}}"], "nowhere"),
+        (["train", "laptop", "data.tokenizer=nowhere.json"], "nowhere.json"),
+        (["train", "laptop", "duration.length=3 fortnights"], "20 tokens/param"),
+        (["train", "laptop", "--process-id", "1"], "--coordinator"),
+        (["sample", "nowhere"], "not a run directory"),
+        (["config", "show", "laptop", "seed=-1"], "seed"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_clear_line_and_exit_code_2(tmp_path, arguments, expected):
+    done = blobjax(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_all_errors_at_once(tmp_path):
+    done = blobjax("train", "laptop", "model.n_layer=3", "optimizer.learning_rate=-1", "dta.seq_len=8", cwd=tmp_path)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 3, done.stderr
+
+
+def test_a_run_directory_of_another_config_is_refused_with_a_diff(tmp_path):
+    run_dir = f"logging.run_dir={tmp_path / 'run'}"
+    assert blobjax("train", "laptop", *TINY, run_dir, "duration.length=2 steps").returncode == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").glob("*") if path.is_file()}
+    done = blobjax("train", "laptop", *TINY, run_dir, "duration.length=2 steps", "seed=5")
+    assert done.returncode == 2
+    assert "seed" in done.stderr
+    assert "--allow-config-change" in done.stderr
+    assert {path: path.read_bytes() for path in (tmp_path / "run").glob("*") if path.is_file()} == before
+
+
+def test_an_unwritable_run_directory_is_found_before_anything_is_computed(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = blobjax("train", "laptop", *TINY, f"logging.run_dir={tmp_path}/file/run")
+    assert done.returncode == 2
+    assert "cannot be written" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.smoke
+def test_train_then_sample(tmp_path):
+    run_dir = tmp_path / "run"
+    done = blobjax(
+        "train",
+        "laptop",
+        *TINY,
+        f"logging.run_dir={run_dir}",
+        "evaluation={every: 6 steps, sequences: 16, sample_prompt: 'ROMEO:', sample_tokens: 20}",
+        "logging.profile_steps=[3, 5]",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "held-out bits/byte" in done.stdout
+    assert "ROMEO:" in done.stdout
+    assert (run_dir / "config.yaml").is_file()
+    assert list((run_dir / "tensorboard").glob("events.out.tfevents.*"))
+    assert list((run_dir / "profile").rglob("*.xplane.pb"))
+    drawn = blobjax("sample", str(run_dir), "--prompt", "JULIET:", "--tokens", "20", "--temperature", "0")
+    assert drawn.returncode == 0, drawn.stderr
+    assert drawn.stdout.startswith("JULIET:")
+    again = blobjax("sample", str(run_dir), "--prompt", "JULIET:", "--tokens", "20", "--temperature", "0")
+    assert again.stdout == drawn.stdout
+    too_long = blobjax("sample", str(run_dir), "--prompt", "x", "--tokens", "1000")
+    assert too_long.returncode == 2
+    assert "max_seq_len" in too_long.stderr
+
+
+@pytest.mark.smoke
+def test_config_show_is_a_config_again(tmp_path):
+    shown = blobjax("config", "show", "laptop", "model.d_model=512", cwd=tmp_path)
+    assert shown.returncode == 0
+    assert "d_model: 512" in shown.stdout
+    (tmp_path / "copy.yaml").write_text(shown.stdout)
+    assert blobjax("config", "show", "copy.yaml", cwd=tmp_path).stdout == shown.stdout
+
+
+@pytest.mark.smoke
+def test_doctor_finds_this_machine_well(tmp_path):
+    done = blobjax("doctor", str(tmp_path), JAX_NUM_CPU_DEVICES="2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "FAILED" not in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_shell_completion_is_offered():
+    done = blobjax("--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+    assert done.returncode == 0, done.stderr
+    assert "COMP_WORDS" in done.stdout

@@ -4,12 +4,12 @@
 nor grain, so that asking for help stays quick.
 """
 
-from blobjax.data.describe import describe, render
-from blobjax.data.prepare import Prepared, prepare
+from blobjax.data.bpe import train_bpe
+from blobjax.data.description import describe, render
+from blobjax.data.preparation import Prepared, prepare
 from blobjax.data.progress import show_progress
 from blobjax.data.stream import Stream, open_stream
 from blobjax.data.tokenizer import Tokenizer
-from blobjax.data.train_bpe import train_bpe
 
 __all__ = [
     "Prepared",

@@ -1,4 +1,4 @@
-"""How far preparation is: a bar on a terminal, a line a domain elsewhere."""
+"""How far preparation is: a bar on a terminal, lines elsewhere."""
 
 import sys
 import time
@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Progress = Callable[[str, int, int], None]
-"""Called with a domain, its bytes done and its bytes in all (0: not known yet); done == total ends the domain."""
+"""Called with a domain, its bytes done and its bytes in all (0: not known); at its end the two are equal."""
+
+# Where there is no terminal: often enough to see that it is alive, seldom enough for a log.
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 def silent(domain: str, done: int, total: int) -> None:
@@ -17,14 +20,7 @@ def silent(domain: str, done: int, total: int) -> None:
 def show_progress() -> Iterator[Progress]:
     """A `Progress` for `prepare` that draws on stderr."""
     if not sys.stderr.isatty():
-        started: dict[str, float] = {}
-
-        def line(domain: str, done: int, total: int) -> None:
-            if started.setdefault(domain, time.monotonic()) and done == total:
-                seconds = time.monotonic() - started[domain]
-                print(f"prepared {domain}: {total / 1e6:.1f} MB in {seconds:.1f} s", file=sys.stderr, flush=True)
-
-        yield line
+        yield _lines()
         return
     from rich import progress
     from rich.console import Console
@@ -45,3 +41,20 @@ def show_progress() -> Iterator[Progress]:
             bar.update(tasks[domain], completed=done, total=total or None)
 
         yield draw
+
+
+def _lines() -> Progress:
+    started: dict[str, float] = {}
+    told: dict[str, float] = {}
+
+    def line(domain: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        start = started.setdefault(domain, now)
+        if done and done == total:
+            print(f"prepared {domain}: {total / 1e6:,.1f} MB in {now - start:.1f} s", file=sys.stderr, flush=True)
+        elif now - told.setdefault(domain, start) >= _SECONDS_BETWEEN_LINES:
+            told[domain] = now
+            whole = f" of {total / 1e6:,.1f}" if total else ""
+            print(f"preparing {domain}: {done / 1e6:,.1f}{whole} MB", file=sys.stderr, flush=True)
+
+    return line

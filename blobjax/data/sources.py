@@ -6,7 +6,6 @@ Every reader yields `Document`s in an order fixed by the sorted paths, so that a
 import difflib
 import glob
 import gzip
-import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -173,13 +172,30 @@ def _lines(path: Path) -> Iterator[tuple[bytes, int]]:
         stream: IO[bytes] | gzip.GzipFile = raw
         if path.suffix == ".gz":
             stream = gzip.GzipFile(fileobj=raw)
-        elif path.suffix in (".zst", ".zstd"):
-            import zstandard
-
-            decompressor = zstandard.ZstdDecompressor()
-            stream = io.BufferedReader(decompressor.stream_reader(raw, read_across_frames=True), 1 << 17)
-        for line in stream:
+        lines = _zstd_lines(raw) if path.suffix in (".zst", ".zstd") else stream
+        for line in lines:
             yield line, raw.tell()
+
+
+def _zstd_lines(raw: IO[bytes]) -> Iterator[bytes]:
+    """Lines of a zstd file of any number of frames.
+
+    The library's own stream reader takes a file that ends in the middle of a frame for one that ends there.
+    """
+    import zstandard
+
+    rest, frame = b"", None
+    while chunk := raw.read(1 << 17):
+        while chunk:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            *lines, rest = (rest + frame.decompress(chunk)).split(b"\n")
+            for line in lines:
+                yield line + b"\n"
+            chunk, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+    if frame is not None:
+        raise EOFError("the file ends in the middle of a zstd frame")
+    if rest:
+        yield rest
 
 
 def _jsonl(path: Path, source: Source, domain: str) -> _Records:

@@ -7,7 +7,6 @@ and the stream's whole state is one integer.
 Dims: B batch (rows asked for), T time, V vocabulary.
 """
 
-import hashlib
 import sys
 from collections.abc import Iterator
 
@@ -15,7 +14,8 @@ import numpy as np
 
 from blobjax.config import BadInputError, Config
 from blobjax.data.mixture import Mixture
-from blobjax.data.prepare import Prepared
+from blobjax.data.preparation import Prepared
+from blobjax.data.shuffle import shuffled
 from blobjax.data.tokenizer import Tokenizer
 
 Batch = dict[str, np.ndarray]
@@ -31,9 +31,7 @@ class Stream:
     """
 
     def __init__(self, config: Config, prepared: Prepared) -> None:
-        import grain  # about a second, so not before it is needed
-
-        self._data = config.data
+        self._data, self._seed = config.data, config.seed
         self.tokenizer: Tokenizer = prepared.tokenizer
         self.fingerprint = prepared.fingerprint
         self._mixture = Mixture(config.data.mixture)
@@ -41,11 +39,6 @@ class Stream:
         self._held_out = {name: domain.tokens("held_out") for name, domain in prepared.domains.items()}
         self._windows = [(len(tokens) - 1) // self._data.seq_len for tokens in self._train]
         _check_lengths(self._mixture.names, self._train, self._windows, self._data.seq_len)
-        # One endless shuffle a domain: index i is window i mod n of epoch i div n, each epoch in another order.
-        self._order = [
-            grain.MapDataset.range(windows).shuffle(seed=_shuffle_seed(config.seed, name)).repeat()
-            for name, windows in zip(self._mixture.names, self._windows, strict=True)
-        ]
         self.tokens_per_epoch = sum(self._windows) * self._data.seq_len
 
     def epochs(self, sequences: int) -> dict[str, float]:
@@ -68,7 +61,7 @@ class Stream:
           Iterator over dicts of [B, T] arrays: tokens, targets, segments, positions, target_bytes (int32) and mask
           (float32, 1 where the target counts).
         """
-        import grain
+        import grain  # about a second, so not before it is needed
 
         local = [int(row) for row in rows]
         if not all(0 <= row < batch_size for row in local):
@@ -89,7 +82,8 @@ class Stream:
         tokens = np.empty((len(numbers), length + 1), np.int32)
         for row, number in enumerate(numbers):
             domain, index = self._mixture.locate(number)
-            start = int(self._order[domain][index]) * length
+            window = shuffled(index, self._windows[domain], self._seed, self._mixture.names[domain])
+            start = window * length
             tokens[row] = self._train[domain][start : start + length + 1]
         return self._pack(tokens)
 
@@ -146,11 +140,6 @@ def open_stream(config: Config, prepared: Prepared) -> Stream:
       BadInputError: a domain is shorter than one sequence.
     """
     return Stream(config, prepared)
-
-
-def _shuffle_seed(seed: int, domain: str) -> int:
-    """32 bits. Grain's epoch e shuffles with seed + e, so neighbouring seeds must not stay neighbours."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{domain}".encode()).digest()[:4], "big")
 
 
 def _check_lengths(names: tuple[str, ...], train: list[np.ndarray], windows: list[int], length: int) -> None:

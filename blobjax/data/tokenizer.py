@@ -50,7 +50,7 @@ class Tokenizer(Protocol):
         """`encode` of many texts; takes the cores there are."""
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of some ids; separators are left out and broken UTF-8 becomes U+FFFD."""
+        """The text of some ids; separators and ids beyond the vocabulary are left out, broken UTF-8 becomes U+FFFD."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -76,7 +76,9 @@ class ByteTokenizer:
         return [self.encode(text) for text in texts]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        return bytes(int(i) for i in ids if i != self.separator).decode(errors="replace")
+        # A model may have more rows than there are bytes, and may be asked what it says before it has learnt anything.
+        values = np.asarray(ids)
+        return values[(values != self.separator) & (values < 256)].astype(np.uint8).tobytes().decode(errors="replace")
 
 
 class BpeTokenizer:

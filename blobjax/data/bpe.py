@@ -9,7 +9,7 @@ from pathlib import Path
 
 from blobjax.config import BadInputError, Config
 from blobjax.data import sources
-from blobjax.data.prepare import held_out_position
+from blobjax.data.preparation import held_out_position
 from blobjax.data.tokenizer import SEPARATORS
 
 # The separator and one id a byte.
@@ -47,17 +47,22 @@ def train_bpe(config: Config, vocab_size: int, path: str | Path) -> int:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_training_texts(config), trainer)
-    path = Path(path)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
-        os.replace(scratch, path)
+        _replace(Path(path), tokenizer.to_str(pretty=True))
     except OSError as error:
         raise BadInputError(f"{path}: cannot be written: {error.strerror or error}") from None
+    return tokenizer.get_vocab_size()
+
+
+def _replace(path: Path, content: str) -> None:
+    """Writes a file that is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        scratch.write_text(content, encoding="utf-8")
+        os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
-    return tokenizer.get_vocab_size()
 
 
 def _training_texts(config: Config) -> Iterator[str]:

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from blobjax.config import Config
 from blobjax.data.mixture import Mixture
-from blobjax.data.prepare import Prepared
+from blobjax.data.preparation import Prepared
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,8 @@ def _plan(config: Config, domain: str, tokenizer: Tokenizer) -> _Plan:
     source_hash = _hash(origin)
     fraction = config.data.held_out_fraction
     key = _hash([FORMAT, source.model_dump(), source_hash, tokenizer.fingerprint, fraction])
-    size = sum(entry[1] for entry in origin if isinstance(entry, list))
+    in_files = source.kind not in ("embedded", "huggingface")
+    size = sum(size for _, size, _ in origin) if in_files else 0
     return _Plan(domain, source, source_hash, size, fraction, key[:16])
 
 
@@ -186,6 +187,7 @@ def _build(final: Path, plan: _Plan, tokenizer: Tokenizer, progress: Progress) -
         shutil.rmtree(left_over, ignore_errors=True)
     scratch = final.parent / f"{mine}{os.getpid()}"
     scratch.mkdir()
+    progress(plan.domain, 0, plan.source_bytes)
     try:
         manifest = _write(scratch, plan, tokenizer, progress)
         with (scratch / "manifest.json").open("x") as file:
@@ -200,6 +202,8 @@ def _build(final: Path, plan: _Plan, tokenizer: Tokenizer, progress: Progress) -
             if not (final / "manifest.json").is_file():
                 raise
         _fsync_folder(final.parent)
+        size = plan.source_bytes or sum(manifest["bytes"].values())
+        progress(plan.domain, size, size)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -221,8 +225,9 @@ def _write(scratch: Path, plan: _Plan, tokenizer: Tokenizer, progress: Progress)
     nuls = empty = 0
     nearest = 1.0  # the smallest hash position: the fraction that would hold out one document
     for batch in _batches(sources.documents(plan.source, plan.domain)):
-        for document, ids in zip(batch, tokenizer.encode_batch([d.text for d in batch]), strict=True):
-            text = _encode(document)
+        encoded = [_encode(document) for document in batch]
+        tokens = tokenizer.encode_batch([document.text for document in batch])
+        for document, text, ids in zip(batch, encoded, tokens, strict=True):
             nuls += text.count(b"\0")
             text = text.replace(b"\0", b"")
             if not text:
@@ -240,10 +245,11 @@ def _write(scratch: Path, plan: _Plan, tokenizer: Tokenizer, progress: Progress)
             counts[split]["bytes"] += len(text)
             writers[split].write(separator)
             writers[split].write(ids)
-        progress(plan.domain, min(batch[-1].done, plan.source_bytes), plan.source_bytes)
+        written = sum(count["bytes"] for count in counts.values())
+        # Below the total while there is still something to do, so that reaching it means the end.
+        done = batch[-1].done or written
+        progress(plan.domain, min(done, plan.source_bytes - 1) if plan.source_bytes else done, plan.source_bytes)
     _check_split(plan, counts, nearest)
-    size = plan.source_bytes or sum(count["bytes"] for count in counts.values())
-    progress(plan.domain, size, size)
     return {
         "format": FORMAT,
         "domain": plan.domain,

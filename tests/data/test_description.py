@@ -1,0 +1,51 @@
+import io
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from blobjax.data import describe, render
+
+
+def test_describes_what_is_there(corpus):
+    config, prepared = corpus
+    described = {d.domain: d for d in describe(config, prepared, sequences=1000)}
+    assert list(described) == list(config.data.mixture)
+    plays = described["shakespeare"]
+    assert (plays.documents, plays.bytes, plays.tokens) == (170, 994_486, 994_656)
+    assert plays.weight == pytest.approx(0.6)
+    tokens = prepared.domains["shakespeare"].manifest["shards"]["train"]["tokens"]
+    assert plays.epochs == 600 / ((tokens - 1) // 64)
+    assert 0.03 < plays.held_out < 0.07
+    assert "\0" not in plays.sample
+    assert described["jargon"].weight == described["jargon"].epochs == 0
+    assert describe(config, prepared)[0].epochs is None
+
+
+def test_renders_a_line_a_domain(corpus):
+    config, prepared = corpus
+    console = Console(file=io.StringIO(), width=200)
+    console.print(render(describe(config, prepared, sequences=1000)))
+    text = console.file.getvalue()
+    for expected in ("shakespeare", "60.0%", "994,656", "embedded"):
+        assert expected in text
+
+
+def test_preparing_tells_of_itself_where_there_is_no_terminal(tmp_path):
+    program = (
+        "import sys; from blobjax.config import Config; from blobjax.data import prepare, show_progress\n"
+        "config = Config.model_validate({'data': {'prepared_dir': sys.argv[1]}})\n"
+        "with show_progress() as progress: prepare(config, progress)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stderr.startswith("prepared shakespeare: 1.0 MB in ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_importing_the_room_imports_neither_jax_nor_grain():
+    program = (
+        "import sys, blobjax.data; print({'jax', 'grain', 'pyarrow', 'tokenizers', 'zstandard'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

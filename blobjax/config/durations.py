@@ -12,22 +12,16 @@ from typing import Any
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import core_schema
 
+_SECONDS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
 _UNITS = {
-    "step": "steps",
-    "token": "tokens",
-    "flop": "flops",
+    **{unit.removesuffix("s"): unit for unit in ("steps", "tokens", "flops", "epochs", *_SECONDS)},
     "tokens/param": "tokens/param",
     "token/param": "tokens/param",
-    "epoch": "epochs",
     "%": "%",
     "percent": "%",
-    "second": "seconds",
-    "minute": "minutes",
-    "hour": "hours",
-    "day": "days",
 }
-_SECONDS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
 _SUFFIX = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+# A suffix is followed by a space: `300minutes` is not 300 million of `inutes`.
 _PATTERN = re.compile(r"^\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(?:([kKmMbBgGtT])(?=\s))?\s*([a-zA-Z%/]+)\s*$")
 
 
@@ -38,7 +32,8 @@ class Clockwork:
     Attributes:
       tokens_per_step: tokens in one global batch.
       flops_per_token: model FLOPs for one training token (forward and backward).
-      params: trained parameters, embeddings excluded (Hoffmann et al. 2022 count them so for `tokens/param`).
+      params: trained parameters, embeddings excluded (the N of Kaplan et al. 2020, section 2.1; Hoffmann et al. 2022,
+        with their 20 tokens/param, count embeddings too, which matters for small models with large vocabularies).
       tokens_per_epoch: distinct training tokens of the mixture, one pass over each domain.
       length: the length of the whole run in steps, for percentages; 0 where it is not known yet.
     """
@@ -75,17 +70,20 @@ class Duration:
         unit = None
         if match:
             word = match.group(3).lower()
-            unit = _UNITS.get(word) or _UNITS.get(word.removesuffix("s")) or _UNITS.get(word.replace("tokens", "token"))
-        if not match or unit is None:
+            unit = _UNITS.get(word) or _UNITS.get(word.removesuffix("s"))
+        amount = float(match[1]) * _SUFFIX[(match[2] or "").lower()] if match else math.inf
+        if unit is None or math.isinf(amount):
             raise ValueError(
                 "a duration such as '300 steps', '20M tokens', '2e15 flops', '20 tokens/param', '3 epochs', '5%' or "
                 f"'10 minutes', not {text!r}"
             )
-        return cls(float(match.group(1)) * _SUFFIX[(match.group(2) or "").lower()], unit)
+        return cls(amount, unit)
 
     def __str__(self) -> str:
-        amount = int(self.amount) if self.amount == int(self.amount) and self.amount < 1e6 else self.amount
-        return f"{amount:g}%" if self.unit == "%" else f"{amount} {self.unit}"
+        number = _compact(self.amount)
+        if self.unit == "%":
+            return f"{number}%"
+        return f"{number} {self.unit.removesuffix('s') if self.amount == 1 else self.unit}"
 
     @property
     def seconds(self) -> float | None:
@@ -97,24 +95,37 @@ class Duration:
         """Optimizer steps, rounded up; at least 1 unless the amount is 0.
 
         Raises:
-          ValueError: the unit is wall-clock time, which is not a number of steps.
+          ValueError: the unit is wall-clock time, which is not a number of steps; or a percentage of a length that
+            the clockwork does not know.
         """
+        if self.unit == "%" and not clockwork.length:
+            raise ValueError(f"'{self}' of a length that is not known yet")
         per_step = {
             "steps": 1.0,
             "tokens": clockwork.tokens_per_step,
             "flops": clockwork.tokens_per_step * clockwork.flops_per_token,
             "tokens/param": clockwork.tokens_per_step / max(clockwork.params, 1),
             "epochs": clockwork.tokens_per_step / max(clockwork.tokens_per_epoch, 1),
-            "%": 100 / max(clockwork.length, 1),
+            "%": 100 / (clockwork.length or 1),
         }.get(self.unit)
         if per_step is None:
             raise ValueError(f"'{self}' is wall-clock time; give steps, tokens, flops, tokens/param, epochs or %")
-        # A hair's breadth below a whole number of steps is that number: 20 tokens/param must not become one step more
+        # A hair's breadth above a whole number of steps is that number: 20 tokens/param must not become one step more
         # because of a rounding in the division.
-        return math.ceil(self.amount / per_step - 1e-9)
+        exact = self.amount / per_step
+        return max(math.ceil(exact - max(1e-9, exact * 1e-12)), 1 if self.amount else 0)
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return core_schema.no_info_plain_validator_function(
             cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(str)
         )
+
+
+def _compact(amount: float) -> str:
+    """The shortest of `300`, `20M` and `0.1` that is read back as exactly this amount."""
+    for suffix, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
+        text = f"{amount / scale:.15g}"
+        if amount >= scale and float(text) * scale == amount and len(text) < 6:
+            return f"{text}{suffix}"
+    return str(int(amount)) if amount == int(amount) and amount < 1e15 else repr(amount)

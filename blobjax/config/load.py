@@ -2,15 +2,17 @@
 
 import difflib
 import re
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from blobjax.config.errors import BadInputError
-from blobjax.config.schema import Config
+from blobjax.config.explain import explain
+from blobjax.config.schema import Config, Data
 
 
 def configs_dir() -> Path:
@@ -42,25 +44,28 @@ def find(name: str, beside: Path | None = None) -> Path:
     for path in candidates:
         if path.is_file():
             return path
+    if Path(name).is_dir():
+        raise BadInputError(f"config '{name}' is a directory; give a file in it")
     near = difflib.get_close_matches(name, shipped(), 1)
     hint = f"did you mean '{near[0]}'?" if near else f"shipped configs: {', '.join(shipped())}"
     raise BadInputError(f"config '{name}' is neither a file nor a shipped name; {hint}")
 
 
-# YAML 1.1 reads 1e-3 as a string; every user of a trainer means the number.
+# YAML 1.1 reads 1e-3 as text; every user of a trainer means the number.
 _FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+|[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?$")
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML, with numbers such as 1e-3 as floats and duplicate keys refused."""
+    """Safe YAML, with numbers such as 1e-3 as floats, and keys that stand twice refused."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        mapping = super().construct_mapping(node, deep)
-        if len(mapping) != len(node.value):
-            keys = [self.construct_object(key) for key, _ in node.value]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise yaml.MarkedYAMLError(problem=f"key '{twice}' stands twice", problem_mark=node.start_mark)
-        return mapping
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(problem=f"key '{key.value}' stands twice", problem_mark=key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -76,44 +81,61 @@ def _parse_yaml(text: str, origin: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{origin}:{mark.line + 1}" if mark else origin
-        raise BadInputError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        what = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise BadInputError(f"{where}: not valid YAML: {what}") from None
+    except ValueError as error:  # PyYAML lets a number or date that Python cannot make escape
+        raise BadInputError(f"{origin}: not valid YAML: {error}") from None
+
+
+def _shown(path: Path) -> str:
+    """A path as short as it can be told."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def _read(path: Path, including: tuple[Path, ...] = ()) -> tuple[dict, dict[str, str]]:
     """A file's keys merged over those of its includes, and for each dotted key the file it came from."""
-    if path.resolve() in including:
-        raise BadInputError(f"{path}: includes itself through {' -> '.join(str(p) for p in including)}")
+    shown = _shown(path)
+    if path.resolve() in (parent.resolve() for parent in including):
+        chain = " -> ".join(_shown(each) for each in (*including, path))
+        raise BadInputError(f"{shown}: includes itself: {chain}")
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInputError(f"{path}: cannot be read: {error}") from None
-    content = _parse_yaml(text, str(path))
+    except UnicodeDecodeError:
+        raise BadInputError(f"{shown}: is not UTF-8 text") from None
+    except OSError as error:
+        raise BadInputError(f"{shown}: cannot be read: {error.strerror}") from None
+    content = _parse_yaml(text, shown)
     if content is None:
         content = {}
     if not isinstance(content, dict):
-        raise BadInputError(f"{path}: expected keys and values at the top, not {type(content).__name__}")
+        raise BadInputError(f"{shown}: expected keys and values at the top, not {type(content).__name__}")
     includes = content.pop("include", [])
     merged: dict = {}
     origins: dict[str, str] = {}
-    for name in [includes] if isinstance(includes, str) else includes:
+    for name in includes if isinstance(includes, list) else [includes]:
         if not isinstance(name, str):
-            raise BadInputError(f"{path}: include: expected the path or name of a config, not {name!r}")
-        below, below_origins = _read(find(name, path.parent), (*including, path.resolve()))
+            raise BadInputError(f"{shown}: include: expected the path or name of a config, not {name!r}")
+        try:
+            included = find(name, path.parent)
+        except BadInputError as error:
+            raise BadInputError(f"{shown}: include: {error}") from None
+        below, below_origins = _read(included, (*including, path))
         _merge(merged, below)
         origins.update(below_origins)
     _merge(merged, content)
-    origins.update({key: str(path) for key in _dotted(content)})
+    origins.update({key: shown for key in _dotted(content)})
     return merged, origins
 
 
-# A mapping under these keys replaces the inherited one instead of being merged into it: a mixture is one thing.
-_WHOLE = {"mixture"}
+# A mixture is one thing: another one replaces it instead of being merged into it.
+_WHOLE = {("data", "mixture")}
 
 
-def _merge(into: dict, other: dict) -> None:
+def _merge(into: dict, other: dict, at: tuple[str, ...] = ()) -> None:
     for key, value in other.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict) and key not in _WHOLE:
-            _merge(into[key], value)
+        if isinstance(value, dict) and isinstance(into.get(key), dict) and (*at, key) not in _WHOLE:
+            _merge(into[key], value, (*at, key))
         else:
             into[key] = value
 
@@ -135,17 +157,23 @@ def _override(content: dict, origins: dict[str, str], override: str) -> None:
         raise BadInputError(f"override '{override}' is not of the form dotted.key=value, such as model.d_model=512")
     value = _parse_yaml(text, f"override {key}")
     node = content
-    for depth, part in enumerate(parts[:-1]):
+    for depth, part in enumerate(parts[:-1], 1):
         if node.get(part) is None:
-            node[part] = {}
+            # One weight is changed within the mixture that would have been, be it the default one.
+            node[part] = dict(Data().mixture) if tuple(parts[:depth]) == ("data", "mixture") else {}
+            origins.setdefault(".".join(parts[:depth]), "override")
         node = node[part]
         if not isinstance(node, dict):
-            raise BadInputError(f"override {key}: {'.'.join(parts[: depth + 1])} is a value, not a section")
+            raise BadInputError(f"override {key}: {'.'.join(parts[:depth])} is a value, not a section")
     node[parts[-1]] = value
-    origins[".".join(parts)] = "override"
+    key = ".".join(parts)
+    given = [key, *(f"{key}.{inner}" for inner in (_dotted(value) if isinstance(value, dict) else []))]
+    for stale in [name for name in origins if name.startswith(f"{key}.")]:
+        del origins[stale]
+    origins.update(dict.fromkeys(given, "override"))
 
 
-def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+def load(name: str, overrides: Sequence[str] = ()) -> Config:
     """Reads a config by path or shipped name, applies `dotted.key=value` overrides and validates the whole.
 
     Raises:
@@ -153,49 +181,20 @@ def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """
     path = find(name)
     content, origins = _read(path)
-    content.setdefault("name", path.stem)
+    content.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("._-") or "run")
+    problems: list[str] = []
     for override in overrides:
-        _override(content, origins, override)
+        try:
+            _override(content, origins, override)
+        except BadInputError as error:
+            problems += error.problems
     try:
-        return Config.model_validate(content)
+        config = Config.model_validate(content)
     except ValidationError as error:
-        raise BadInputError(*[_explain(problem, origins, path) for problem in error.errors()]) from None
-
-
-def _explain(problem: Any, origins: dict[str, str], path: Path) -> str:
-    """One line for one validation problem: where it was given, the key, what was expected, the nearest key."""
-    location = [str(part) for part in problem["loc"]]
-    # Pydantic ends the location of a failed union with the alternative's name; a reader wants the key.
-    while location and ".".join(location) not in origins and len(location) > 1 and problem["type"] != "missing":
-        location.pop()
-    key = ".".join(location)
-    origin = origins.get(key, str(path))
-    where = key if origin == "override" else f"{origin}: {key}" if key else origin
-    if problem["type"] == "extra_forbidden":
-        known = _fields_at([str(part) for part in problem["loc"][:-1]])
-        near = difflib.get_close_matches(location[-1], known, 1)
-        hint = f"did you mean '{'.'.join([*location[:-1], near[0]])}'?" if near else f"known here: {', '.join(known)}"
-        return f"{where}: unknown key; {hint}"
-    message = problem["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:] if message.startswith(("Input ", "Field ")) else message
-    given = problem["input"]
-    if isinstance(given, str | int | float) and problem["type"] != "value_error":
-        message += f", not {given!r}"
-    return f"{where}: {message}"
-
-
-def _fields_at(location: list[str]) -> list[str]:
-    """The keys a section has, found by walking the schema along a location."""
-    section: Any = Config
-    for part in location:
-        field = section.model_fields.get(part) if isinstance(section, type) and issubclass(section, BaseModel) else None
-        if field is None:
-            # Inside a dict of sections (data.sources.NAME): the key itself is free, its value is the section.
-            section = next((a for a in get_args(section) if isinstance(a, type) and issubclass(a, BaseModel)), Config)
-            continue
-        options = [field.annotation, *get_args(field.annotation)]
-        section = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), field.annotation)
-    return list(section.model_fields) if isinstance(section, type) and issubclass(section, BaseModel) else []
+        problems += explain(error, content, origins)
+    if problems:
+        raise BadInputError(*problems)
+    return config
 
 
 def dump(config: Config) -> str:

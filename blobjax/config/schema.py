@@ -8,16 +8,31 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from blobjax.config import checks
 from blobjax.config.durations import Duration
 
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
+# Sizes and counts end up as 32-bit integers on devices; more is a slip of the finger.
+_LARGEST = 2**31 - 1
+Positive = Annotated[int, Field(ge=1, le=_LARGEST)]
+Count = Annotated[int, Field(ge=0, le=_LARGEST)]
+AxisSize = Annotated[int, Field(ge=-1, le=_LARGEST)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Nonnegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Nonnegative = Annotated[float, Field(ge=0)]
+# YAML has lists, the frozen config tuples: the only conversion allowed.
+FromList = Field(strict=False)
+Names = Annotated[tuple[str, ...], FromList]
+ShardingRule = Annotated[tuple[str, str | Names | None], FromList]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,  # `n_layers: true` is not 1, and '12' is text
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        validate_default=True,
+    )
 
     def _derive(self, **values: object) -> None:
         """Fills derived fields while the section is still being validated; frozen to everybody else."""
@@ -77,57 +92,35 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _resolve(self) -> Self:
-        problems = []
-        if not self.d_head and self.d_model % self.n_heads:
-            problems.append(
-                f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads} "
-                f"({self.d_model} / {self.n_heads} = {self.d_model / self.n_heads:.2f}); change one, or give d_head"
-            )
         gated = self.activation in ("swiglu", "geglu")
+        divides = self.d_model % self.n_heads == 0
         self._derive(
             n_kv_heads=self.n_kv_heads or self.n_heads,
-            d_head=self.d_head or self.d_model // self.n_heads,
+            d_head=self.d_head or (self.d_model // self.n_heads if divides else 0),
             d_ff=self.d_ff or (-(-self.d_model * 8 // 3 // 64) * 64 if gated else 4 * self.d_model),
         )
-        if self.n_heads % self.n_kv_heads:
-            problems.append(
-                f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads} "
-                f"({self.n_heads} / {self.n_kv_heads} = {self.n_heads / self.n_kv_heads:.2f})"
-            )
-        if self.d_head % 2:
-            problems.append(f"d_head {self.d_head} is odd; rotary embeddings turn pairs of features, so make it even")
-        if problems:
-            raise ValueError("; ".join(problems))
         return self
 
 
 class Mesh(Section):
-    """Sizes of the device mesh's axes. -1 takes the devices that are left; at most one axis may."""
+    """Sizes of the device mesh's axes. -1 takes the devices that are left; at most one axis may (data gives way)."""
 
-    replica: int = 1
+    replica: AxisSize = 1
     """Data parallelism across slices (slow network): parameters are replicated, gradients all-reduced."""
-    data: int = -1
+    data: AxisSize = -1
     """Data parallelism within a slice: parameters are replicated, gradients all-reduced."""
-    fsdp: int = 1
+    fsdp: AxisSize = 1
     """Data parallelism with parameters, gradients and optimizer state sharded (Rajbhandari et al. 2020)."""
-    tensor: int = 1
+    tensor: AxisSize = 1
     """Heads, MLP hidden width and vocabulary split across devices (Shoeybi et al. 2019)."""
-    context: int = 1
+    context: AxisSize = 1
     """The sequence split across devices."""
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
-        sizes = self.model_dump()
-        wrong = [f"{axis}={size}" for axis, size in sizes.items() if size < 1 and size != -1]
-        if wrong:
-            raise ValueError(
-                f"a mesh axis is a positive number or -1 for the devices that are left, not {', '.join(wrong)}"
-            )
-        if list(sizes.values()).count(-1) > 1:
-            raise ValueError(
-                "only one mesh axis may be -1 (the devices that are left); here: "
-                + ", ".join(axis for axis, size in sizes.items() if size == -1)
-            )
+    def _resolve(self) -> Self:
+        # `fsdp: -1` alone is clear enough: data's own -1 is only a default.
+        if "data" not in self.model_fields_set and -1 in (self.replica, self.fsdp, self.tensor, self.context):
+            self._derive(data=1)
         return self
 
 
@@ -136,23 +129,25 @@ class Compute(Section):
 
     mesh: Mesh = Mesh()
     """The device mesh."""
-    sharding_rules: tuple[tuple[str, str | tuple[str, ...] | None], ...] = ()
+    sharding_rules: Annotated[tuple[ShardingRule, ...], FromList] = ()
     """Ordered (logical axis, mesh axis or axes) pairs put before the built-in rules; the first usable match wins."""
     remat: Literal["none", "full", "dots", "attention", "offload"] = "none"
     """What the backward pass recomputes instead of keeping: nothing; all of a layer but its input; all but matmul
     outputs; the attention weights only; or nothing, with layer inputs kept in host memory."""
     scan_layers: Literal["auto"] | bool = "auto"
-    """Compile one layer and loop over it (compile time flat in depth), or unroll. auto: unroll shallow models on CPU."""
+    """Compile one layer and loop over it (compile time flat in depth), or unroll. auto: unroll shallow models on
+    CPU."""
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
-    """Attention implementation. auto: cudnn on NVIDIA GPUs and splash on TPUs where their limits allow, xla elsewhere."""
+    """Attention implementation. auto: cudnn on NVIDIA GPUs and splash on TPUs where their limits allow, xla
+    elsewhere."""
     loss_chunk_tokens: Count = 0
     """Compute the output logits and their cross-entropy this many tokens at a time, so that the full logits never
     live in memory; 0: all at once."""
     gradient_accumulation: Positive = 1
     """Parts the global batch is computed in, one after the other; the update is that of the whole batch."""
     virtual_cpu_devices: Count = 0
-    """Make the CPU appear as this many devices; 0: leave it as it is."""
-    xla_flags: Literal["auto"] | tuple[str, ...] = "auto"
+    """Run on the CPU and make it appear as this many devices; 0: not. JAX_NUM_CPU_DEVICES in the environment wins."""
+    xla_flags: Literal["auto"] | Names = "auto"
     """Names of XLA flag bundles (blobjax/compute/xla_flags.py). auto: those measured to pay on this platform."""
     compilation_cache: str = ""
     """Directory in which compiled programs are kept between runs; empty: not kept."""
@@ -190,12 +185,6 @@ class Data(Section):
     """Where token shards are kept; empty: the user's cache directory."""
     prefetch: Positive = 4
     """Batches made ready ahead of the step."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if sum(self.mixture.values()) <= 0:
-            raise ValueError("mixture has no domain with a positive weight")
-        return self
 
 
 class Training(Section):
@@ -245,7 +234,7 @@ class Optimizer(Section):
     name: Literal["adamw", "lion", "muon"] = "adamw"
     """adamw (Loshchilov & Hutter 2019), lion (Chen et al. 2023), muon (Jordan et al. 2024; AdamW for what is no hidden
     matrix)."""
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """Peak learning rate."""
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     """Shape of the learning rate after the warm-up; wsd: warm-up, stable, decay (Hu et al. 2024)."""
@@ -270,7 +259,7 @@ class Checkpoint(Section):
     """How often the whole state is saved, and which saves are kept."""
 
     every: Duration = Duration(100, "steps")
-    """Steps or time between saves; the last step is always saved."""
+    """Progress or time between saves (`100 steps`, `10 minutes`, `5%`); the last step is always saved."""
     keep: Positive = 3
     """The newest saves kept."""
     keep_every: Count = 0
@@ -308,7 +297,7 @@ class Logging(Section):
     """The run's directory; empty: runs/NAME."""
     every: Duration = Duration(10, "steps")
     """Between lines of metrics.jsonl."""
-    profile_steps: tuple[Count, Count] | None = None
+    profile_steps: Annotated[tuple[Count, Count], FromList] | None = None
     """First and last step of a jax.profiler trace, written to RUN/profile."""
     wandb: WandB | None = None
     """Also log to Weights & Biases."""
@@ -319,7 +308,7 @@ class Config(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
     """Names the run and its directory."""
-    seed: Count = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Decides initial weights and data order."""
     model: Model = Model()
     compute: Compute = Compute()
@@ -334,40 +323,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _cross_check(self) -> Self:
-        problems = []
-        if self.data.seq_len > self.model.max_seq_len:
-            problems.append(
-                f"data.seq_len {self.data.seq_len} is longer than the {self.model.max_seq_len} tokens of "
-                "model.max_seq_len that the rotary embeddings are set for; lower one or raise the other"
-            )
-        batch, parts = self.duration.global_batch_size, self.compute.gradient_accumulation
-        if batch % parts:
-            problems.append(
-                f"duration.global_batch_size {batch} does not divide into compute.gradient_accumulation {parts} parts "
-                f"({batch} / {parts} = {batch / parts:.2f})"
-            )
-        if self.data.tokenizer == "bytes" and self.model.vocab_size < 256:
-            problems.append(f"model.vocab_size {self.model.vocab_size} is smaller than the byte tokenizer's 256")
-        limit = self.duration.wall_clock_limit
-        if limit is not None and limit.seconds is None:
-            problems.append(f"duration.wall_clock_limit '{limit}' is not a time such as '2 hours'")
-        for key, duration in (
-            ("duration.length", self.duration.length),
-            ("duration.warmup", self.duration.warmup),
-            ("optimizer.decay", self.optimizer.decay),
-            ("evaluation.every", self.evaluation.every),
-            ("logging.every", self.logging.every),
-        ):
-            if duration.seconds is not None:
-                problems.append(
-                    f"{key} '{duration}' is wall-clock time; give steps, tokens, flops, tokens/param or epochs"
-                )
-        if self.duration.length.unit == "%":
-            problems.append(
-                "duration.length cannot be a percentage of itself; give steps, tokens, flops, tokens/param or epochs"
-            )
-        if problems:
-            raise ValueError("; ".join(problems))
+        if found := checks.problems(self):
+            raise ValueError("\n".join(found))
         if not self.logging.run_dir:
             self._derive(logging=self.logging.model_copy(update={"run_dir": f"runs/{self.name}"}))
         return self

@@ -32,7 +32,9 @@ def configure(compute: Compute) -> None:
         # Virtual devices are asked for to try a mesh; a GPU that happens to be there is not one of them.
         if "JAX_PLATFORMS" not in os.environ:
             jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", compute.virtual_cpu_devices)
+        # Setting it once jax runs is an error, even to what it is.
+        if getattr(jax.config, "jax_num_cpu_devices", None) != compute.virtual_cpu_devices:
+            jax.config.update("jax_num_cpu_devices", compute.virtual_cpu_devices)
     flags = _bundle_flags(compute.xla_flags)
     # XLA takes the last of two equal flags, so the user's stand behind ours.
     if flags:

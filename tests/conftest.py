@@ -1,0 +1,18 @@
+"""Eight virtual CPU devices for the whole suite, and compiled programs kept between runs (children share them)."""
+
+import os
+from pathlib import Path
+
+import jax
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+
+_CACHE = {
+    "jax_compilation_cache_dir": str(Path(__file__).parent.parent / ".jax_cache"),
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": 0,
+}
+for _key, _value in _CACHE.items():
+    jax.config.update(_key, _value)
+    os.environ[_key.upper()] = str(_value)

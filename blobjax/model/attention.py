@@ -98,16 +98,43 @@ def attend(
 def _xla(q_BTHK, k_BSGK, v_BSGK, segments_BT, segments_BS, start, window, cap) -> jax.Array:
     B, T, H, K = q_BTHK.shape
     S, G = k_BSGK.shape[1:3]
-    q_BTGRK = q_BTHK.reshape(B, T, G, H // G, K)
-    scores_BGRTS = jnp.einsum("btgrk,bsgk->bgrts", q_BTGRK, k_BSGK, preferred_element_type=jnp.float32)
-    scores_BGRTS = soft_cap(scores_BGRTS * K**-0.5, cap)
-    behind_TS = start + jnp.arange(T)[:, None] - jnp.arange(S)[None, :]
-    seen_TS = (behind_TS >= 0) & (behind_TS < window) if window else behind_TS >= 0
-    seen_BTS = seen_TS & (segments_BT[:, :, None] == segments_BS[:, None, :])
-    # A finite floor: with -inf, a row that sees nothing would be 0/0 and its gradient NaN.
-    scores_BGRTS = jnp.where(seen_BTS[:, None, None], scores_BGRTS, -1e30)
-    weights_BGRTS = jax.nn.softmax(scores_BGRTS, axis=-1).astype(v_BSGK.dtype)
-    return jnp.einsum("bgrts,bsgk->btgrk", weights_BGRTS, v_BSGK).reshape(B, T, H, K)
+    # Heads before time: as batched matmuls of contiguous matrices XLA's CPU backend is 1.3 times faster.
+    q_BGRTK = jnp.moveaxis(q_BTHK.reshape(B, T, G, H // G, K), 1, 3) * K**-0.5
+    k_BGSK, v_BGSK = jnp.swapaxes(k_BSGK, 1, 2), jnp.swapaxes(v_BSGK, 1, 2)
+
+    def rows(first: int, last: int) -> jax.Array:
+        """Outputs of queries first to last, from the keys that any of them may see."""
+        low, high = (max(first - window + 1, 0) if window else 0, last) if blocks > 1 else (0, S)
+        scores_BGRTS = jnp.einsum(
+            "bgrtk,bgsk->bgrts",
+            q_BGRTK[..., first:last, :],
+            k_BGSK[:, :, low:high],
+            preferred_element_type=jnp.float32,
+        )
+        behind_TS = start + jnp.arange(first, last)[:, None] - jnp.arange(low, high)[None, :]
+        seen_TS = (behind_TS >= 0) & (behind_TS < window) if window else behind_TS >= 0
+        seen_BTS = seen_TS & (segments_BT[:, first:last, None] == segments_BS[:, None, low:high])
+        # A finite floor: with -inf, a row that sees nothing would be 0/0 and its gradient NaN.
+        scores_BGRTS = jnp.where(seen_BTS[:, None, None], soft_cap(scores_BGRTS, cap), -1e30)
+        weights_BGRTS = jax.nn.softmax(scores_BGRTS, axis=-1).astype(v_BSGK.dtype)
+        return jnp.einsum("bgrts,bgsk->bgrtk", weights_BGRTS, v_BGSK[:, :, low:high])
+
+    blocks = _query_blocks(T, S)
+    size = T // blocks
+    out_BGRTK = jnp.concatenate([rows(i * size, (i + 1) * size) for i in range(blocks)], axis=3)
+    return jnp.moveaxis(out_BGRTK, 3, 1).reshape(B, T, H, K)
+
+
+def _query_blocks(T: int, S: int) -> int:
+    """In how many blocks of queries to compute attention, each against the keys up to its own end.
+
+    Four blocks skip 3/8 of the square, the part that the causal mask would throw away (and more with a window), and each
+    block's scores stay longer in cache: 1.9 times faster forward and backward on a CPU at T = 256, where two blocks gave
+    1.4 and eight no more than four. Not where a sequence is split over devices: blocks of it would not be.
+    """
+    layout = current_layout()
+    whole = layout is None or layout.ways("time") == 1
+    return 4 if whole and T == S and T % 4 == 0 and T >= 256 else 1
 
 
 def _cudnn(q_BTHK, k_BSGK, v_BSGK, segments_BT, segments_BS, window) -> jax.Array:

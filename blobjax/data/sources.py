@@ -288,7 +288,10 @@ def _huggingface(source: Source, domain: str) -> Iterator[Document]:
     try:
         if any(path.is_file() for path in saved):
             loaded = datasets.load_from_disk(source.path)
-            rows = loaded[source.split] if isinstance(loaded, datasets.DatasetDict) else loaded
+            splits = loaded if isinstance(loaded, datasets.DatasetDict) else {source.split: loaded}
+            if source.split not in splits:
+                raise ValueError(f"it has no split '{source.split}' but {', '.join(splits)}")
+            rows = splits[source.split]
         else:
             rows = datasets.load_dataset(source.path, split=source.split)
     except Exception as error:  # the library's failures have no common base

@@ -186,12 +186,15 @@ def test_embedded_domain_under_another_name(make_config):
 
 def test_hugging_face_dataset_from_a_folder(tmp_path):
     datasets = pytest.importorskip("datasets", reason="the extra `huggingface` is not installed")
-    folder = str(tmp_path / "saved")
-    datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": TEXTS})}).save_to_disk(folder)
-    assert [d.text for d in read(kind="huggingface", path=folder)] == TEXTS
-    assert "no field 'body'" in complaint(kind="huggingface", path=folder, field="body")
+    raw, saved = tmp_path / "raw", tmp_path / "saved"
+    raw.mkdir()
+    write_plain(raw / "train.jsonl", [json.dumps({"text": text}).encode() for text in TEXTS])
+    datasets.load_dataset(str(raw), cache_dir=str(tmp_path / "cache")).save_to_disk(str(saved))
     assert "cannot be loaded" in complaint(kind="huggingface", path=str(tmp_path / "nothing"))
-    assert "no split 'test'" in complaint(kind="huggingface", path=folder, split="test")
+    for folder in (str(raw), str(saved)):
+        assert [d.text for d in read(kind="huggingface", path=folder)] == TEXTS
+        assert "no field 'body'" in complaint(kind="huggingface", path=folder, field="body")
+        assert "split" in complaint(kind="huggingface", path=folder, split="test")
 
 
 def test_hugging_face_without_its_extra(monkeypatch):

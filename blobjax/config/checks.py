@@ -98,7 +98,7 @@ def _durations(config: "Config") -> list[str]:
         if not duration.amount and not may_be_zero:
             found.append(f"{key} '{duration}' must be more than 0")
         if duration.unit == "%" and duration.amount > 100:
-            found.append(f"{key} '{duration}' is more than the whole duration.length")
+            found.append(f"{key} '{duration}' is more than the whole run")
     if length.unit == "%":
         found.append(f"duration.length cannot be a percentage of itself; give {_PROGRESS}")
     first, last = config.logging.profile_steps or (0, 0)

@@ -1,5 +1,7 @@
 """A run small enough to train many times over: two layers of width 32 on the embedded corpus."""
 
+from pathlib import Path
+
 from blobjax.config import Config, load
 
 TINY = (
@@ -11,8 +13,10 @@ TINY = (
     "logging.every=1 step",
 )
 
+# For tests that start processes: programs compiled once serve all of them.
+CACHE = f"compute.compilation_cache={Path(__file__).parents[1] / '.jax_cache'}"
+
 
 def tiny(*overrides: str) -> Config:
     """The laptop config made tiny, then overridden."""
     return load("laptop", [*TINY, *overrides])
-

@@ -30,7 +30,8 @@ class Position:
 
 def local_rows(sharding: jax.sharding.Sharding, shape_BT: tuple[int, int]) -> np.ndarray:
     """Sorted indices of the rows of a [B, T] batch that this process's devices hold, in part or whole."""
-    slices = {index[0].indices(shape_BT[0]) for index in sharding.addressable_devices_indices_map(shape_BT).values()}
+    indices = sharding.addressable_devices_indices_map(shape_BT).values()
+    slices = {index[0].indices(shape_BT[0]) for index in indices if index is not None}
     return np.unique(np.concatenate([np.arange(*each) for each in slices]))
 
 
@@ -49,7 +50,8 @@ def to_global(
     """
 
     def place(name: str) -> jax.Array:
-        def shard(index: tuple[slice, ...]) -> np.ndarray:
+        def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
             start, stop, _ = index[0].indices(shape_BT[0])
             first = int(np.searchsorted(rows, start))
             return local[name][first : first + stop - start, index[1]]

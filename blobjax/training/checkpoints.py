@@ -45,7 +45,7 @@ class Checkpointer:
         policies = ocp.training.preservation_policies
         keep = None
         if policy is not None:
-            rules: list[policies.PreservationPolicy] = [policies.LatestN(policy.keep)]
+            rules: list[Any] = [policies.LatestN(policy.keep)]
             if policy.keep_every:
                 rules.append(policies.EveryNSteps(policy.keep_every))
             keep = policies.AnyPreservationPolicy(rules)
@@ -119,7 +119,7 @@ class Checkpointer:
         described = ocp.checkpointables_metadata(self._orbax.directory / str(step))
         if data is not None and described.custom_metadata["data"] != data:
             raise BadInputError(
-                f"checkpoint {self._orbax.directory / str(step)} was trained on other data: the sources have changed since; "
+                f"checkpoint {self._orbax.directory / str(step)} was trained on other data: the sources changed since; "
                 "restore them, or give --allow-config-change to go on with the new ones"
             )
         found = described.metadata

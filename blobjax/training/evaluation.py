@@ -41,7 +41,7 @@ def evaluate(
       held_out: for each domain, its windows as arrays of [windows, T].
       shape_BT: the batch they are evaluated in.
     """
-    metrics = {}
+    metrics: dict[str, float] = {}
     for domain, windows in held_out.items():
         sums = {"nats": 0.0, "tokens": 0.0, "bytes": 0.0}
         parts = [eval_step(params, batch) for batch in _batches(windows, sharding, shape_BT)]

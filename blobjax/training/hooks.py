@@ -1,7 +1,6 @@
 """What happens between steps: evaluation, saving, stopping at a time limit, and a profiler window."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from blobjax.training.batches import Position
 from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.evaluation import evaluate
 from blobjax.training.program import Program
-from blobjax.training.progress import ProgressLine
+from blobjax.training.recorder import Recorder
 from blobjax.training.run_directory import EventLog
 from blobjax.training.state import TrainState
 from blobjax.training.timers import Every, process_zero_says
@@ -55,15 +54,13 @@ class EvaluateHook:
         program: Program,
         stream: Stream,
         every: Every,
-        record: Callable[[int, dict[str, Any]], None],
-        line: ProgressLine,
+        recorder: Recorder,
         events: EventLog,
     ):
         self._program = program
         self._stream = stream
         self._every = every
-        self._record = record
-        self._line = line
+        self._recorder = recorder
         self._events = events
         self._eval_step: Any = None
         self._held_out: dict[str, Any] = {}
@@ -88,9 +85,9 @@ class EvaluateHook:
             self._program.batch_sharding,
             self._program.shape_BT,
         )
-        self._record(step, metrics)
+        self._recorder.write(step, metrics)
         figures = "  ".join(f"{domain} {metrics[f'eval/{domain}/bits_per_byte']:.3f}" for domain in self._held_out)
-        self._line.say(f"step {step}  held-out bits/byte: {figures}")
+        self._recorder.say(f"step {step}  held-out bits/byte: {figures}")
         self._events.write("evaluate", step=step, seconds=time.perf_counter() - began)
         return False
 

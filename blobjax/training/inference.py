@@ -41,8 +41,7 @@ def sample(
     ids = [tokenizer.separator, *tokenizer.encode(prompt)]
     drawn = sampling.generate(
         arch.merge(params), ids, tokens, jax.random.key(seed), temperature=temperature, top_p=top_p
-    )
-    drawn = [int(token) for token in drawn]
+    ).tolist()
     if tokenizer.separator in drawn:
         drawn = drawn[: drawn.index(tokenizer.separator)]
     return tokenizer.decode(drawn)

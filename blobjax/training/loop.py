@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 
@@ -82,8 +82,3 @@ def run(
             mark = time.perf_counter()
     finish()
     return state
-
-
-def host(metrics: Metrics) -> dict[str, Any]:
-    """Device scalars as Python floats."""
-    return {name: float(value) for name, value in jax.device_get(metrics).items()}

@@ -35,7 +35,11 @@ class ProgressLine:
                 TimeRemainingColumn(),
                 console=console,
             )
-            self._task = self._progress.add_task("compiling", total=length, completed=start)
+            self._task = self._progress.add_task("starting", total=length, completed=start)
+
+    def open(self) -> None:
+        """Begins the live line."""
+        if self._progress is not None:
             self._progress.start()
 
     def update(self, step: int, metrics: dict[str, Any]) -> None:

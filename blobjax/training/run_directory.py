@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from blobjax.config.diff import changes_maths, config_diff
-
 from blobjax.config import BadInputError, Config, dump, load
+from blobjax.config.diff import changes_maths, config_diff
 
 
 class RunDirectory:
@@ -113,7 +112,9 @@ class EventLog:
         if self._file is not None:
             self._file.write(json.dumps({"event": event, "time": time.time(), **fields}) + "\n")
 
-    def close(self) -> None:
-        """Closes the file."""
+    def __enter__(self) -> "EventLog":
+        return self
+
+    def __exit__(self, *error: object) -> None:
         if self._file is not None:
             self._file.close()

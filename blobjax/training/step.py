@@ -68,7 +68,7 @@ def make_train_step(
             "loss": sum(parts.values(), jnp.float32(0)),
             **parts,
             "bits_per_byte": parts["cross_entropy"] * total / (bytes_total * math.log(2)),
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "learning_rate": jnp.asarray(rate(state.step), jnp.float32),
         }
         return TrainState(state.step + 1, params, opt_state), metrics

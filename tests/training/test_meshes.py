@@ -1,4 +1,4 @@
-"""The same run on every mesh: same initial weights, same batches, same losses, and the collectives each mesh should have."""
+"""The same run on every mesh: same initial weights, batches and losses, and the collectives each mesh should have."""
 
 import re
 
@@ -15,8 +15,8 @@ from tests.tiny import tiny
 STEPS = 8
 COLLECTIVE = re.compile(r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
 
-# What must be there, by the way a mesh splits the work. XLA's CPU backend writes a reduce-scatter as an all-reduce and a
-# slice; accelerators fuse the two.
+# What must be there, by the way a mesh splits the work. XLA's CPU backend writes a reduce-scatter as an all-reduce and
+# a slice; accelerators fuse the two.
 MESHES = {
     "{data: 8}": {"all-reduce"},
     "{data: 1, fsdp: 8}": {"all-gather", "all-reduce"},

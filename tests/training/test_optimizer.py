@@ -100,4 +100,4 @@ def test_clipping_scales_the_whole_gradient_to_the_norm():
     _, grads, _ = first_update(settings)
     # With a huge epsilon Adam is linear in the gradient, so that the update shows the clipping.
     ratio = first_update(clipped)[2]["wq"] / first_update(settings)[2]["wq"]
-    np.testing.assert_allclose(ratio, 1e-3 / optax.global_norm(grads), rtol=1e-4)
+    np.testing.assert_allclose(ratio, 1e-3 / optax.tree.norm(grads), rtol=1e-4)

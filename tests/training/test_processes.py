@@ -1,5 +1,6 @@
 """Two real processes of four devices each over loopback: the same batches and losses as one process of eight."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from blobjax.training.run_directory import read_jsonl
-from tests.tiny import TINY
+from tests.tiny import CACHE, TINY
 
 LOCAL = Path(__file__).parents[2] / "launch" / "local.py"
 
@@ -18,7 +19,8 @@ def losses(run_dir: Path) -> list[float]:
 
 
 def train(run_dir: Path, *overrides: str, processes: int, devices: int) -> str:
-    trainer = [sys.executable, "-m", "blobjax.cli", "train", "laptop", *TINY, f"logging.run_dir={run_dir}", *overrides]
+    settings = [*TINY, CACHE, f"logging.run_dir={run_dir}", *overrides]
+    trainer = [sys.executable, "-m", "blobjax.cli", "train", "laptop", *settings]
     launch = [sys.executable, str(LOCAL), "-n", str(processes), "-d", str(devices), "--", *trainer]
     done = subprocess.run(launch, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -45,10 +47,7 @@ def test_two_processes_train_as_one(tmp_path, one, mesh):
 
 def test_one_process_goes_on_where_two_stopped(tmp_path, one):
     run_dir = tmp_path / "run"
-    long = ("duration.length=12 steps", "compute.mesh={data: 2, fsdp: 4}")
-    train(run_dir, *long, "duration.wall_clock_limit=null", processes=2, devices=4)
-    import shutil
-
+    train(run_dir, "compute.mesh={data: 2, fsdp: 4}", processes=2, devices=4)
     shutil.rmtree(run_dir / "checkpoints" / "12")
     shutil.rmtree(run_dir / "checkpoints" / "8")
     train(run_dir, "compute.mesh={data: 1}", processes=1, devices=1)

@@ -69,18 +69,16 @@ def test_metrics_beyond_the_checkpoint_and_torn_lines_are_dropped_on_resume(tmp_
 
 def test_events_are_appended_with_their_time(tmp_path):
     for attempt in (1, 2):
-        log = EventLog(tmp_path / "events.jsonl")
-        log.write("start", attempt=attempt)
-        log.close()
+        with EventLog(tmp_path / "events.jsonl") as log:
+            log.write("start", attempt=attempt)
     events = list(read_jsonl(tmp_path / "events.jsonl"))
     assert [event["attempt"] for event in events] == [1, 2]
     assert events[0]["time"] <= events[1]["time"]
 
 
 def test_a_process_that_does_not_write_makes_no_file(tmp_path):
-    log = EventLog(None)
-    log.write("start")
-    log.close()
+    with EventLog(None) as log:
+        log.write("start")
     assert not list(tmp_path.iterdir())
 
 

@@ -1,0 +1,83 @@
+"""From what the device reports to what people read: derived metrics, every writer, and the progress line."""
+
+import math
+from types import TracebackType
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from blobjax.compute import accelerators
+from blobjax.data import Stream
+from blobjax.training.batches import Position
+from blobjax.training.loop import StepReport
+from blobjax.training.metrics import Writer, make_writers
+from blobjax.training.program import Program
+from blobjax.training.progress import ProgressLine
+from blobjax.training.run_directory import RunDirectory
+from blobjax.training.timers import Every
+
+
+class Recorder:
+    """Takes the loop's reports and hooks' metrics; a context manager, so that what is written is kept.
+
+    Args:
+      directory: where metrics go; None on a process that writes nothing.
+    """
+
+    def __init__(
+        self, program: Program, stream: Stream, position: Position, directory: RunDirectory | None, console: Console
+    ):
+        self._program = program
+        self._stream = stream
+        self._position = position
+        self._every = Every(program.config.logging.every, program.clockwork)
+        self._writers: list[Writer] = make_writers(program.config, directory, position.start) if directory else []
+        self._line = ProgressLine(program.clockwork.length, position.start, console)
+
+    def __enter__(self) -> "Recorder":
+        self._line.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._line.close()
+        for writer in self._writers:
+            writer.close()
+
+    def write(self, step: int, metrics: dict[str, Any]) -> None:
+        """Hands metrics to every writer."""
+        for writer in self._writers:
+            writer.write(step, metrics)
+
+    def say(self, line: str) -> None:
+        """Prints a line for the person watching."""
+        self._line.say(line)
+
+    def report(self, done: StepReport) -> None:
+        """Records a step when logging is due, and the last one always."""
+        if self._every.due(done.step) or done.step == self._program.clockwork.length:
+            metrics = self._derive(done)
+            self.write(done.step, metrics)
+            self._line.update(done.step, metrics)
+
+    def _derive(self, done: StepReport) -> dict[str, Any]:
+        """A step's metrics under the names that readers of a run directory rely on."""
+        # One transfer for all scalars; the step is done, so nothing waits.
+        metrics = {name: float(value) for name, value in jax.device_get(done.metrics).items()}
+        clockwork = self._program.clockwork
+        rate = clockwork.tokens_per_step / done.seconds
+        peak = accelerators.peak_flops(jax.devices()[0])
+        sequences = self._position.sequences(done.step)
+        return {
+            **metrics,
+            "perplexity": math.exp(min(metrics["cross_entropy"], 700.0)),
+            "tokens": sequences * self._program.config.data.seq_len,
+            "tokens_per_second": rate,
+            # None where the chip's peak is not in the table (a CPU): no figure is better than a wrong one.
+            "model_flops_utilization": rate * clockwork.flops_per_token / (peak * len(jax.devices())) if peak else None,
+            "step_seconds": done.seconds,
+            "data_wait_seconds": done.data_wait,
+            **{f"data/{domain}/epochs": epochs for domain, epochs in self._stream.epochs(sequences).items()},
+        }

@@ -22,12 +22,12 @@ class TrainState:
     """Everything on the devices that decides the future.
 
     Attributes:
-      step: int32 scalar, optimizer steps taken. (As all leaves, a ShapeDtypeStruct in an abstract state.)
+      step: int32 scalar, optimizer steps taken.
       params: nested dict of float32 arrays.
       opt_state: optax's state; its moments are sharded as their parameters.
     """
 
-    step: jax.Array | jax.ShapeDtypeStruct
+    step: jax.Array
     params: Any
     opt_state: Any
 
@@ -89,7 +89,8 @@ def abstract_state(arch: Architecture, optimizer: optax.GradientTransformation, 
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated)
 
     opt_state = jax.tree_util.tree_map_with_path(shard, jax.eval_shape(optimizer.init, arch.shapes))
-    return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated), params, opt_state)
+    step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
+    return TrainState(step, params, opt_state)
 
 
 def shardings(abstract: Any) -> Any:

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from blobjax.config import Config
 from blobjax.data.mixture import Mixture
@@ -69,23 +72,23 @@ def describe(config: Config, prepared: Prepared, sequences: int | None = None) -
     return described
 
 
-def render(descriptions: list[Description]) -> Table:
-    """The descriptions as a table for a rich console."""
-    table = Table(title="Data")
-    for heading in ("domain", "source", "documents", "MB", "tokens", "bytes/token", "held out", "weight", "epochs"):
-        table.add_column(heading, justify="left" if heading in ("domain", "source") else "right")
-    table.add_column("sample", max_width=40, no_wrap=True)
+def render(descriptions: list[Description]) -> Group:
+    """The descriptions for a rich console: a table of numbers 80 columns wide, then where each domain comes from."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    counted = any(d.epochs is not None for d in descriptions)
+    numbers = ("documents", "MB", "tokens", "B/token", "held out", "weight", *(["epochs"] if counted else []))
+    table.add_column("domain")
+    for heading in numbers:
+        table.add_column(heading, justify="right", no_wrap=True)
+    lines = []
     for d in descriptions:
-        table.add_row(
-            d.domain,
-            d.kind if d.kind == "embedded" else f"{d.kind} {d.path}",
-            f"{d.documents:,}",
-            f"{d.bytes / 1e6:.2f}",
-            f"{d.tokens:,}",
-            f"{d.bytes / d.tokens:.2f}",
-            f"{d.held_out:.1%}",
-            f"{d.weight:.1%}",
-            "" if d.epochs is None else f"{d.epochs:.2f}",
-            " ".join(d.sample.split()),
-        )
-    return table
+        figures = [f"{d.documents:,}", f"{d.bytes / 1e6:,.2f}", f"{d.tokens:,}", f"{d.bytes / d.tokens:.2f}"]
+        figures += [f"{d.held_out:.1%}", f"{d.weight:.1%}"]
+        if counted:
+            figures.append("" if d.epochs is None else f"{d.epochs:.2f}")
+        table.add_row(d.domain, *figures)
+        origin = d.kind if d.kind == "embedded" else f"{d.kind} {d.path}"
+        # Text, not markup: a sample may hold what rich would take for a style.
+        line = Text.assemble((d.domain, "bold"), f" ({origin}): {' '.join(d.sample.split())}")
+        lines.append(line)
+    return Group(table, *lines)

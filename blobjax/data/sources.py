@@ -47,7 +47,7 @@ def resolve(config: Config, domain: str) -> Source:
         if domain in shipped:
             return Source(kind="embedded", path=domain)
         near = difflib.get_close_matches(domain, [*sources, *shipped], 1)
-        hint = f"did you mean '{near[0]}'?" if near else f"embedded: {', '.join(shipped)}"
+        hint = f"did you mean '{near[0]}'?" if near else f"embedded: {', '.join(shipped)}."
         raise BadInputError(
             f"data.mixture.{domain}: no such domain; {hint} A domain of your own needs data.sources.{domain}"
         )

@@ -25,11 +25,19 @@ def test_describes_what_is_there(corpus):
 
 def test_renders_a_line_a_domain(corpus):
     config, prepared = corpus
-    console = Console(file=io.StringIO(), width=200)
+    console = Console(file=io.StringIO(), width=80)
     console.print(render(describe(config, prepared, sequences=1000)))
     text = console.file.getvalue()
-    for expected in ("shakespeare", "60.0%", "994,656", "embedded"):
+    for expected in (
+        "B/token",
+        "shakespeare ",
+        "60.0%",
+        "994,656",
+        "0.04",
+        "shakespeare (embedded): Romeo and Juliet.",
+    ):
         assert expected in text
+    assert "…" not in text
 
 
 def test_preparing_tells_of_itself_where_there_is_no_terminal(tmp_path):

@@ -121,8 +121,12 @@ def documents(source: Source, domain: str) -> Iterator[Document]:
                     yield Document(text, str(path), number, done + offset)
                 done += path.stat().st_size
             except (OSError, EOFError) as error:
-                reason = getattr(error, "strerror", None) or error
-                raise BadInputError(f"{path}: cannot be read: {reason}") from None
+                raise BadInputError(f"{path}: cannot be read: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line: libraries' messages may have many."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
 
 
 _Records = Iterator[tuple[str, int, int]]  # text, number, bytes of the file read so far
@@ -207,7 +211,7 @@ def _jsonl(path: Path, source: Source, domain: str) -> _Records:
         except (OSError, EOFError):
             raise
         except Exception as error:  # zlib.error and ZstdError share no narrower base
-            raise BadInputError(f"{path}: damaged after line {number}: {error}") from None
+            raise BadInputError(f"{path}: damaged after line {number}: {_reason(error)}") from None
         if entry is None:
             return
         line, offset = entry
@@ -220,7 +224,7 @@ def _field(record: bytes, field: str, where: str, domain: str) -> str:
     """The text in a JSON record."""
     try:
         content = json.loads(record)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInputError(f"{where}: not JSON: {error}") from None
     if not isinstance(content, dict):
         raise BadInputError(f"{where}: expected a JSON object with a field '{field}', not {type(content).__name__}")
@@ -257,7 +261,7 @@ def _parquet(path: Path, source: Source, domain: str) -> _Records:
                     number += 1
                     yield _string(value, source.field, f"{path}: row {number}"), number, size * number // rows
     except pyarrow.ArrowException as error:
-        raise BadInputError(f"{path}: not a readable Parquet file: {error}") from None
+        raise BadInputError(f"{path}: not a readable Parquet file: {_reason(error)}") from None
 
 
 def _array_record(path: Path, source: Source, domain: str) -> _Records:
@@ -274,7 +278,7 @@ def _array_record(path: Path, source: Source, domain: str) -> _Records:
         finally:
             reader.close()
     except (RuntimeError, ValueError, IndexError) as error:
-        raise BadInputError(f"{path}: not a readable ArrayRecord file: {error}") from None
+        raise BadInputError(f"{path}: not a readable ArrayRecord file: {_reason(error)}") from None
 
 
 def _huggingface(source: Source, domain: str) -> Iterator[Document]:
@@ -295,8 +299,9 @@ def _huggingface(source: Source, domain: str) -> Iterator[Document]:
         else:
             rows = datasets.load_dataset(source.path, split=source.split)
     except Exception as error:  # the library's failures have no common base
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadInputError(f"data.sources.{domain}: dataset '{source.path}' cannot be loaded: {first}") from None
+        raise BadInputError(
+            f"data.sources.{domain}: dataset '{source.path}' cannot be loaded: {_reason(error)}"
+        ) from None
     if source.field not in rows.column_names:
         raise _no_field(source.path, source.field, rows.column_names, domain)
     for number, row in enumerate(rows.select_columns([source.field]), 1):

@@ -163,6 +163,11 @@ def _not_byte_level(layout: dict) -> str:
         return "its pre-tokenizer drops white space"
     from tokenizers.pre_tokenizers import ByteLevel
 
+    marks = [key for key in ("continuing_subword_prefix", "end_of_word_suffix") if model.get(key)]
+    if marks:
+        return f"its pieces carry marks ({marks[0]}) that are not in the text"
+    if model.get("dropout"):
+        return "it leaves merges out at random (dropout)"
     missing = [letter for letter in ByteLevel.alphabet() if letter not in model.get("vocab", {})]
     if missing:
         return f"{len(missing)} of the 256 bytes are not in its vocabulary"

@@ -1,6 +1,7 @@
 import fcntl
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -14,6 +15,8 @@ import pytest
 from blobjax.config import BadInputError, Config
 from blobjax.data import prepare
 from blobjax.data.preparation import held_out_position
+
+pytestmark = pytest.mark.smoke
 
 PREPARE = (
     "import sys; from blobjax.config import Config; from blobjax.data import prepare;"
@@ -219,6 +222,19 @@ def test_unwritable_folder(make_config, tmp_path):
     (tmp_path / "file").touch()
     line = complaint(make_config(mixture={"bible": 1}, prepared_dir=str(tmp_path / "file" / "below")))
     assert "cannot be written: Not a directory; give another folder with data.prepared_dir=FOLDER" in line
+
+
+def test_disk_that_fills_up_leaves_nothing(make_config):
+    """A limit on file size stands in for a full disk: the write itself fails, half way."""
+    config = make_config(mixture={"bible": 1})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        line = complaint(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "cannot be written: File too large" in line
+    assert prepare(config).domains["bible"].manifest["documents"]["train"] > 0
 
 
 def test_all_unknown_domains_are_named_at_once(make_config):

@@ -9,6 +9,8 @@ from blobjax.config import BadInputError
 from blobjax.config.schema import Source
 from blobjax.data import sources
 
+pytestmark = pytest.mark.smoke
+
 TEXTS = ["First document.\n", "second, with ü and 日本", "", "fourth\nof\nmany lines"]
 
 
@@ -105,7 +107,12 @@ def test_damaged_file_is_named(tmp_path, name):
 
 @pytest.mark.parametrize(
     ("record", "message"),
-    [(b"{oops", "a.jsonl:3: not JSON"), (b'["x"]', "a.jsonl:3: expected a JSON object"), (b"\xff", "a.jsonl:3")],
+    [
+        (b"{oops", "a.jsonl:3: not JSON"),
+        (b"[" * 100_000, "a.jsonl:3: not JSON"),
+        (b'["x"]', "a.jsonl:3: expected a JSON object"),
+        (b"\xff", "a.jsonl:3"),
+    ],
 )
 def test_malformed_line_is_numbered(tmp_path, record, message):
     # The empty line is skipped, and counted.

@@ -10,6 +10,8 @@ import pytest
 from blobjax.config import BadInputError
 from blobjax.data import open_stream, prepare
 
+pytestmark = pytest.mark.smoke
+
 KEYS = {"tokens", "targets", "segments", "positions", "mask", "target_bytes"}
 
 

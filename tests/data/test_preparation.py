@@ -140,12 +140,15 @@ def test_processes_prepare_at_once(make_config, write_jsonl):
 def test_the_loser_of_the_rename_takes_the_winners_folder(make_config, write_jsonl, monkeypatch):
     """Two machines on a file system whose locks do not reach across them."""
     config = make_config(**mine(write_jsonl("a.jsonl", [f"{i} some words" for i in range(100)])))
-    rename = os.rename
+    rename, winners = os.rename, []
 
     def late(source, target):
         monkeypatch.setattr(os, "rename", rename)
-        winner = prepare(config)
-        assert winner.domains["mine"].folder == target
+        # Until it is renamed, nothing of it stands under its name.
+        assert not target.exists()
+        assert (source / "manifest.json").is_file()
+        winners.append(prepare(config))
+        assert winners[0].domains["mine"].folder == target
         rename(source, target)
 
     # The second preparation is within the first, so neither may wait for the other.
@@ -154,7 +157,7 @@ def test_the_loser_of_the_rename_takes_the_winners_folder(make_config, write_jso
     monkeypatch.setattr(socket, "gethostname", iter(["here", "there"]).__next__)
     monkeypatch.setattr(os, "rename", late)
     prepared = prepare(config)
-    assert sum(prepared.domains["mine"].manifest["documents"].values()) == 100
+    assert prepared.fingerprint == winners[0].fingerprint
     assert left_overs(config) == []
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from blobjax.compute.sharding import constrain
+from blobjax.compute.sharding import constrain, current_layout
 from blobjax.conditioning.norms import RMSNorm, make_norm
 from blobjax.config.schema import Config
 from blobjax.model.attention import attend, choose
@@ -44,14 +44,26 @@ class Stored(NamedTuple):
 
 
 def project(x_BTI: jax.Array, w_IO: jax.Array, n_in: int = 1) -> jax.Array:
-    """x · w over the last `n_in` dims of x, which are the first of w; w is cast to the dtype of x.
+    """x · w over the last `n_in` dims of x, which are the first of w.
 
-    Tokens are merged to one dim around the matmul: ...
+    Args:
+      x_BTI: activations in the compute dtype.
+      w_IO: a float32 parameter; cast to the dtype of x.
+      n_in: how many dims are summed over: 2 for heads and features, otherwise 1.
+
+    Returns:
+      [B, T, O...] in the dtype of x.
     """
-    inputs, outputs = w_IO.shape[:n_in], w_IO.shape[n_in:]
-    leading = x_BTI.shape[: x_BTI.ndim - n_in]
-    flat = x_BTI.reshape(-1, math.prod(inputs)) @ w_IO.astype(x_BTI.dtype).reshape(math.prod(inputs), -1)
-    return flat.reshape(*leading, *outputs)
+    w_IO = w_IO.astype(x_BTI.dtype)
+    layout = current_layout()
+    if layout is not None and layout.ways("time") > 1:
+        # B · T as one dim would interleave two mesh axes, which XLA can only do by gathering the activations.
+        return jnp.tensordot(x_BTI, w_IO, n_in)
+    # As [tokens, in] · [in, out] matmuls the step takes 0.65 of the time on XLA's CPU backend, most of it saved in the
+    # gradients of w; elsewhere it is the same program.
+    features = math.prod(w_IO.shape[:n_in])
+    flat = x_BTI.reshape(-1, features) @ w_IO.reshape(features, -1)
+    return flat.reshape(*x_BTI.shape[: x_BTI.ndim - n_in], *w_IO.shape[n_in:])
 
 
 class Attention(nnx.Module):

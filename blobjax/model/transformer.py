@@ -96,7 +96,10 @@ class Transformer(nnx.Module):
         return Cache(Stored(zeros, zeros), jnp.full((rows, slots), -1, jnp.int32), jnp.int32(0))
 
     def _embed(self, tokens_BT: jax.Array) -> jax.Array:
-        x_BTD = self.embedding[...].astype(self.precision.compute)[tokens_BT]
+        # The table is made whole along embed before the look-up, as every weight is before its matmul: rows looked up
+        # in pieces of their features come out laid over the mesh the wrong way round, for all tokens at once.
+        table_VD = constrain(self.embedding[...].astype(self.precision.compute), ("vocab", None))
+        x_BTD = table_VD[tokens_BT]
         return constrain(x_BTD, ("batch", "time", "embed"))
 
     def _rotation(self, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -145,7 +148,7 @@ def _unstack(tree: Any, n: int) -> list[Any]:
     """
     leaves, treedef = jax.tree.flatten(tree)
     split = [[jnp.squeeze(part, 0) for part in jax.lax.split(leaf, [1] * n)] for leaf in leaves]
-    return [treedef.unflatten(parts) for parts in zip(*split, strict=True)]
+    return [jax.tree.unflatten(treedef, parts) for parts in zip(*split, strict=True)]
 
 
 def scans(config: Config) -> bool:

@@ -110,12 +110,9 @@ def data_prepare(
 
     given = list(overrides or [])
     if train_bpe is not None:
-        # The vocabulary the model must have is the one just trained.
-        data.train_bpe(load(config, [*given, "data.tokenizer=bytes"]), train_bpe, tokenizer_out)
-        given += [f"data.tokenizer={tokenizer_out}", f"model.vocab_size={train_bpe}"]
-        typer.echo(
-            f"tokenizer: {tokenizer_out}; train with data.tokenizer={tokenizer_out} model.vocab_size={train_bpe}"
-        )
+        learnt = data.train_bpe(load(config, [*given, "data.tokenizer=bytes"]), train_bpe, tokenizer_out)
+        given += [f"data.tokenizer={tokenizer_out}", f"model.vocab_size={learnt}"]
+        typer.echo(f"tokenizer of {learnt} ids; train with {' '.join(given[-2:])}")
     settings = load(config, given)
     with data.show_progress() as progress:
         prepared = data.prepare(settings, progress)
@@ -134,7 +131,11 @@ def data_describe(config: ConfigName, overrides: Overrides = None) -> None:
     settings = load(config, overrides or [])
     with data.show_progress() as progress:
         prepared = data.prepare(settings, progress)
-    Console().print(data.render(data.describe(settings, prepared)))
+    from blobjax.training.program import make_clockwork
+
+    clockwork = make_clockwork(settings, data.open_stream(settings, prepared).tokens_per_epoch)
+    sequences = clockwork.length * settings.duration.global_batch_size
+    Console().print(data.render(data.describe(settings, prepared, sequences)))
 
 
 @config_app.command("show")

@@ -134,11 +134,11 @@ def test_a_batch_that_fits(cube):
 
 
 PARAMETERS = {
-    "whole": ((1024, 1024), (None, None)),
+    "whole": ((2048, 2048), (None, None)),
     "small": ((16, 16), (None, None)),
-    "odd": ((1025, 1025), ("embed", "mlp")),
-    "split": ((1024, 1024), ("embed", "mlp")),
-    "split in one dim": ((1025, 1024), ("embed", "mlp")),
+    "odd": ((2049, 2049), ("embed", "mlp")),
+    "split": ((2048, 2048), ("embed", "mlp")),
+    "split in one dim": ((2049, 2048), ("embed", "mlp")),
 }
 
 

@@ -123,10 +123,10 @@ def data_prepare(
 @data_app.command("describe")
 def data_describe(config: ConfigName, overrides: Overrides = None) -> None:
     """What the mixture holds: documents, tokens, held-out share, epochs, a glimpse of the text."""
+    from rich.console import Console
+
     from blobjax import data
     from blobjax.config import load
-
-    from rich.console import Console
 
     settings = load(config, overrides or [])
     with data.show_progress() as progress:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.tiny import CACHE, TINY
+from tests.tiny import TINY
 
 
 def blobjax(*arguments: str, cwd=None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -74,9 +74,9 @@ def test_all_errors_at_once(tmp_path):
 
 def test_a_run_directory_of_another_config_is_refused_with_a_diff(tmp_path):
     run_dir = f"logging.run_dir={tmp_path / 'run'}"
-    assert blobjax("train", "laptop", *TINY, CACHE, run_dir, "duration.length=2 steps").returncode == 0
+    assert blobjax("train", "laptop", *TINY, run_dir, "duration.length=2 steps").returncode == 0
     before = {path: path.read_bytes() for path in (tmp_path / "run").glob("*") if path.is_file()}
-    done = blobjax("train", "laptop", *TINY, CACHE, run_dir, "duration.length=2 steps", "seed=5")
+    done = blobjax("train", "laptop", *TINY, run_dir, "duration.length=2 steps", "seed=5")
     assert done.returncode == 2
     assert "seed" in done.stderr
     assert "--allow-config-change" in done.stderr
@@ -98,7 +98,6 @@ def test_train_then_sample(tmp_path):
         "train",
         "laptop",
         *TINY,
-        CACHE,
         f"logging.run_dir={run_dir}",
         "evaluation={every: 6 steps, sequences: 16, sample_prompt: 'ROMEO:', sample_tokens: 20}",
         "logging.profile_steps=[3, 5]",

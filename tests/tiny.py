@@ -1,7 +1,5 @@
 """A run small enough to train many times over: two layers of width 32 on the embedded corpus."""
 
-from pathlib import Path
-
 from blobjax.config import Config, load
 
 TINY = (
@@ -12,9 +10,6 @@ TINY = (
     "evaluation={every: 100 steps, sequences: 16, sample_prompt: ''}",
     "logging.every=1 step",
 )
-
-# For tests that start processes: programs compiled once serve all of them.
-CACHE = f"compute.compilation_cache={Path(__file__).parents[1] / '.jax_cache'}"
 
 
 def tiny(*overrides: str) -> Config:

@@ -10,7 +10,7 @@ from rich.console import Console
 import blobjax
 from blobjax import data
 from blobjax.compute.flops import param_count
-from blobjax.compute.sharding import make_layout
+from blobjax.compute.sharding import make_layout, unsharded
 from blobjax.config import BadInputError, Config
 from blobjax.training.batches import Position, global_batches
 from blobjax.training.checkpoints import Checkpointer
@@ -82,6 +82,8 @@ def train(config: Config, allow_config_change: bool = False) -> int:
             events.write("resume", step=start)
         events.write("compile", seconds=compile_seconds)
         console.print(_headline(program, start), highlight=False, soft_wrap=True)
+        for name in _unsharded(program):
+            console.print(f"warning: {name} is whole on every device of a mesh that could split it", highlight=False)
         with Recorder(program, stream, position, directory if writes else None, console) as recorder:
             every = {
                 name: Every(duration, program.clockwork)
@@ -137,6 +139,17 @@ def _facts(program: Program) -> dict[str, Any]:
         "tokens_per_step": program.clockwork.tokens_per_step,
         "flops_per_token": program.clockwork.flops_per_token,
     }
+
+
+def _unsharded(program: Program) -> list[str]:
+    """Large parameters that no rule splits although the mesh has an axis for them."""
+    leaves = jax.tree_util.tree_leaves_with_path(program.arch.shapes)
+    axes = jax.tree.leaves(program.arch.axes, is_leaf=lambda node: isinstance(node, tuple))
+    named = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (leaf.shape, each)
+        for (path, leaf), each in zip(leaves, axes, strict=True)
+    }
+    return unsharded(program.layout, named)
 
 
 def _headline(program: Program, start: int) -> str:

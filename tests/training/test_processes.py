@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from blobjax.training.run_directory import read_jsonl
-from tests.tiny import CACHE, TINY
+from tests.tiny import TINY
 
 LOCAL = Path(__file__).parents[2] / "launch" / "local.py"
 
@@ -19,7 +19,7 @@ def losses(run_dir: Path) -> list[float]:
 
 
 def train(run_dir: Path, *overrides: str, processes: int, devices: int) -> str:
-    settings = [*TINY, CACHE, f"logging.run_dir={run_dir}", *overrides]
+    settings = [*TINY, f"logging.run_dir={run_dir}", *overrides]
     trainer = [sys.executable, "-m", "blobjax.cli", "train", "laptop", *settings]
     launch = [sys.executable, str(LOCAL), "-n", str(processes), "-d", str(devices), "--", *trainer]
     done = subprocess.run(launch, capture_output=True, text=True, timeout=300)

@@ -16,14 +16,14 @@ from orbax.checkpoint import v1 as ocp
 
 from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.run_directory import read_jsonl
-from tests.tiny import CACHE, TINY
+from tests.tiny import TINY
 
 # Wall time and its kin differ from run to run; everything else must not.
 TIMED = {"tokens_per_second", "step_seconds", "data_wait_seconds", "model_flops_utilization"}
 
 
 def command(run_dir: Path, *overrides: str) -> list[str]:
-    settings = [*TINY, CACHE, f"logging.run_dir={run_dir}", *overrides]
+    settings = [*TINY, f"logging.run_dir={run_dir}", *overrides]
     return [sys.executable, "-m", "blobjax.cli", "train", "laptop", *settings]
 
 

@@ -54,11 +54,12 @@ def arrays(run_dir: Path) -> dict[str, np.ndarray]:
     """Every number of the newest checkpoint, read without a model."""
     path = run_dir / "checkpoints" / str(Checkpointer(run_dir / "checkpoints").steps()[-1])
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = {
-        name: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), item)
-        for name, item in ocp.checkpointables_metadata(path.resolve()).metadata.items()
-    }
-    loaded = ocp.load_checkpointables(path.resolve(), abstract)
+
+    def abstract(leaf):
+        return leaf if isinstance(leaf, int) else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+
+    saved = ocp.checkpointables_metadata(path.resolve()).metadata
+    loaded = ocp.load_checkpointables(path.resolve(), jax.tree.map(abstract, dict(saved)))
     return {f"{name}/{path}": np.asarray(leaf) for name, item in loaded.items() for path, leaf in item.items()}
 
 

@@ -52,7 +52,9 @@ def matmul_flops(jaxpr) -> int:
             contracted = equation.params["dimension_numbers"][0][0]
             shared = math.prod(equation.invars[0].aval.shape[dim] for dim in contracted)
             total += 2 * math.prod(equation.outvars[0].aval.shape) * shared
-        total += sum(matmul_flops(inner) for inner in jaxprs_in_params(equation.params))
+        # A scan's body stands once in the jaxpr, unrolled or not, and runs once for every layer.
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        total += times * sum(matmul_flops(inner) for inner in jaxprs_in_params(equation.params))
     return total
 
 

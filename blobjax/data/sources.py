@@ -247,9 +247,13 @@ def _string(value: Any, field: str, where: str) -> str:
 
 
 def _parquet(path: Path, source: Source, domain: str) -> _Records:
-    import pyarrow
-    import pyarrow.parquet
-
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise BadInputError(
+            f"data.sources.{domain}: kind parquet needs the extra: pip install 'blobjax[parquet]'"
+        ) from None
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names

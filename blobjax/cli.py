@@ -179,9 +179,6 @@ def main() -> None:
         code = 2
     except typer.Exit as done:
         code = done.exit_code
-    except KeyboardInterrupt:
-        print("blobjax: interrupted; run the same command to go on from the last checkpoint", file=sys.stderr)
-        code = 75
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "show"):
             error.show()
@@ -192,8 +189,9 @@ def main() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     jax = sys.modules.get("jax")
-    if code and jax is not None and jax.distributed.is_initialized():
-        # A process that fails must not wait in jax's shutdown barrier for the others, who wait for it.
+    if code not in (0, None, 75) and jax is not None and jax.distributed.is_initialized():
+        # A process that fails must not wait in jax's shutdown barrier for the others, who wait for it. One that stops
+        # early does so with all the others, and leaving first would take the coordinator away from them.
         os._exit(int(code) if isinstance(code, int) else 1)
     sys.exit(code)
 

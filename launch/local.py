@@ -121,7 +121,8 @@ def _wait(processes: list[subprocess.Popen]) -> int:
     """Waits for all; after the first failure the rest are told to end, and killed if they do not. The first's code."""
     code, deadline = 0, None
     while running := [process for process in processes if process.poll() is None]:
-        failed = next((p.returncode for p in processes if p.returncode), 0)
+        # 75 is a stop that all come to together, so it is no reason to end the others.
+        failed = next((p.returncode for p in processes if p.returncode not in (None, 0, 75)), 0)
         if failed and deadline is None:
             code, deadline = failed, time.monotonic() + GRACE_SECONDS
             _signal_all(running, signal.SIGTERM)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import jax
 
-jax.config.update("jax_platforms", "cpu")
+if "JAX_PLATFORMS" not in os.environ:  # JAX_PLATFORMS=cuda,cpu runs the tests marked gpu on a machine that has one
+    jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
 _CACHE = {

@@ -1,11 +1,14 @@
 """The command line as a person meets it: help at once; bad input is one clear line, exit code 2, nothing written."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
+from blobjax.training.run_directory import read_jsonl
 from tests.tiny import TINY
 
 
@@ -81,6 +84,28 @@ def test_a_run_directory_of_another_config_is_refused_with_a_diff(tmp_path):
     assert "seed" in done.stderr
     assert "--allow-config-change" in done.stderr
     assert {path: path.read_bytes() for path in (tmp_path / "run").glob("*") if path.is_file()} == before
+    allowed = [run_dir, "duration.length=4 steps", "seed=5", "--allow-config-change"]
+    done = blobjax("train", "laptop", *TINY, *allowed)
+    assert done.returncode == 0, done.stderr
+    assert "resuming at step 2" in " ".join(done.stdout.split())
+
+
+def test_interrupted_on_a_laptop_means_saved_and_resumable(tmp_path):
+    run_dir = tmp_path / "run"
+    command = ["train", "laptop", *TINY, f"logging.run_dir={run_dir}", "duration.length=100000 steps"]
+    process = subprocess.Popen([sys.executable, "-m", "blobjax.cli", *command], stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not any(line["step"] >= 2 for line in read_jsonl(run_dir / "metrics.jsonl")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "(SIGINT), saved" in " ".join(output.split())
+    stopped = list(read_jsonl(run_dir / "events.jsonl"))[-1]
+    assert (stopped["event"], stopped["reason"]) == ("stop", "SIGINT")
+    assert (run_dir / "checkpoints" / str(stopped["step"])).is_dir()
 
 
 def test_an_unwritable_run_directory_is_found_before_anything_is_computed(tmp_path):

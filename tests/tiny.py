@@ -5,6 +5,7 @@ from blobjax.config import Config, load
 TINY = (
     "model={vocab_size: 256, n_layers: 2, d_model: 32, n_heads: 4, d_ff: 64, max_seq_len: 128}",
     "data.seq_len=32",
+    "optimizer={name: adamw, learning_rate: 2.0e-3}",
     "duration={length: 12 steps, global_batch_size: 16, warmup: 2 steps}",
     "checkpoint={every: 4 steps, keep: 10}",
     "evaluation={every: 100 steps, sequences: 16, sample_prompt: ''}",

@@ -125,8 +125,8 @@ def make_layout(config: Config, devices: Sequence[jax.Device] | None = None) -> 
     """The mesh and the rules of a run.
 
     Raises:
-      BadInputError: the mesh does not fit the devices, a rule names an unknown axis, or the heads do not
-        divide.
+      BadInputError: the mesh does not fit the devices, a rule names an unknown axis, or heads, batch or sequence
+        do not divide.
     """
     rules = _given_rules(config)
     layout = Layout(make_mesh(config.compute.mesh, devices), (*rules, *DEFAULT_RULES))
@@ -139,6 +139,7 @@ def make_layout(config: Config, devices: Sequence[jax.Device] | None = None) -> 
             f"model.n_heads {heads} does not divide over {ways} devices ({heads} / {ways} = "
             f"{heads / ways:.2f}); change compute.mesh.tensor"
         )
+    check_batch(config, layout)
     return layout
 
 

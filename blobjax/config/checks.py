@@ -102,6 +102,6 @@ def _durations(config: "Config") -> list[str]:
     if length.unit == "%":
         found.append(f"duration.length cannot be a percentage of itself; give {_PROGRESS}")
     first, last = config.logging.profile_steps or (0, 0)
-    if first > last:
-        found.append(f"logging.profile_steps: the first step {first} comes after the last {last}")
+    if config.logging.profile_steps and first >= last:
+        found.append(f"logging.profile_steps: the last step {last} must come after the first {first}")
     return found

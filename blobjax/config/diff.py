@@ -13,6 +13,9 @@ _SAME_MATHS = (
     # The hardware may change between attempts. Mesh, remat, scanning, the attention kernel, chunks of the loss and
     # parts of the batch compute the same function and differ in rounding only.
     "compute",
+    # What is read, and with which tokenizer, is pinned by the tokens' fingerprint that stands in every checkpoint.
+    "data.sources",
+    "data.tokenizer",
     "data.prefetch",  # how early batches are made, not which
     "data.prepared_dir",  # where token shards lie; their content is checked against hashes
     "duration.wall_clock_limit",  # when to stop for now

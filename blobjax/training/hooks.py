@@ -1,5 +1,7 @@
-"""What happens between steps: evaluation, saving, stopping at a time limit, and a profiler window."""
+"""What happens between steps: evaluation, saving, stopping early, and a profiler window."""
 
+import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -30,24 +32,33 @@ class SaveHook:
         self._position = position
         self._data = data
         self._events = events
-        self._saved = -1
+        self._newest = -1
+        self._in_flight: dict[str, Any] | None = None
 
     def due(self, step: int) -> bool:
         """Every so often, and at the end."""
         return self._every.due(step) or step == self._length
 
     def run(self, step: int, state: TrainState) -> bool:
-        """Starts an asynchronous save; the stall is what training waited for."""
-        if step != self._saved:
+        """Starts an asynchronous save; training waits only until the state is off the devices."""
+        if step != self._newest:
             began = time.perf_counter()
+            self.finish()
             self._checkpointer.save(state, step, self._position.sequences(step), self._data)
-            self._saved = step
-            self._events.write("save", step=step, stall_seconds=time.perf_counter() - began)
+            self._newest = step
+            self._in_flight = {"step": step, "stall_seconds": time.perf_counter() - began}
         return False
+
+    def finish(self) -> None:
+        """Waits for the save in flight to be committed; only then is it an event."""
+        if self._in_flight is not None:
+            self._checkpointer.wait()
+            self._events.write("save", **self._in_flight)
+            self._in_flight = None
 
 
 class EvaluateHook:
-    """Evaluates every domain when due and after the last step; compiled on first use,so training starts sooner."""
+    """Evaluates every domain when due and after the last step; compiled on first use, so training starts sooner."""
 
     def __init__(
         self,
@@ -92,21 +103,50 @@ class EvaluateHook:
         return False
 
 
-class LimitHook:
-    """Ends the loop, saved, once this process has run for long enough."""
+class StopHook:
+    """Ends the loop, saved, at the wall-clock limit, or when a single process is interrupted or told to terminate.
 
-    # Asking process 0 is a broadcast, so it is not done at every step.
+    Args:
+      limit: how long this process may run.
+      began: when it began, by time.monotonic().
+      save: the hook that saves.
+    """
+
+    # With several processes, asking process 0 for the time is a broadcast, so it is not done at every step.
     _ASK_EVERY = 10
 
-    def __init__(self, limit: Duration | None, save: SaveHook):
-        self._deadline = None if limit is None or limit.seconds is None else time.monotonic() + limit.seconds
+    def __init__(self, limit: Duration | None, began: float, save: SaveHook):
+        self._deadline = None if limit is None or limit.seconds is None else began + limit.seconds
         self._save = save
+        self._signal: str | None = None
+        self.reason = ""
+
+    def __enter__(self) -> "StopHook":
+        # Several processes must agree on a step to stop at, which a signal to one of them cannot arrange.
+        self._previous = {}
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._take_note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _take_note(self, number: int, frame: object) -> None:
+        self._signal = signal.Signals(number).name
+        # The second signal finds the handlers that were there before, and stops at once.
+        self.__exit__()
 
     def due(self, step: int) -> bool:
-        """Whether process 0's time is up."""
-        if self._deadline is None or (jax.process_count() > 1 and step % self._ASK_EVERY):
+        """Whether to stop after this step."""
+        if self._signal is not None:
+            self.reason = self._signal
+        elif self._deadline is None or (jax.process_count() > 1 and step % self._ASK_EVERY):
             return False
-        return process_zero_says(time.monotonic() >= self._deadline)
+        elif process_zero_says(time.monotonic() >= self._deadline):
+            self.reason = "wall-clock limit"
+        return bool(self.reason)
 
     def run(self, step: int, state: TrainState) -> bool:
         """Saves and stops."""
@@ -115,21 +155,42 @@ class LimitHook:
 
 
 class ProfileHook:
-    """Traces the steps after `first` up to `last` with jax.profiler."""
+    """Traces the steps after `first` up to `last` with jax.profiler; a context manager, so that no trace stays open.
 
-    def __init__(self, steps: tuple[int, int] | None, directory: Path):
-        self._steps = steps
+    Args:
+      steps: first and last, or None for no trace.
+      start: the step this attempt begins after.
+      directory: where the trace goes.
+    """
+
+    def __init__(self, steps: tuple[int, int] | None, start: int, directory: Path):
+        self._first, self._last = steps or (-1, -1)
+        self._start = start
         self._directory = directory
+        self._tracing = False
+
+    def __enter__(self) -> "ProfileHook":
+        if self._first <= self._start < self._last:
+            self._begin()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._tracing:
+            self._tracing = False
+            jax.profiler.stop_trace()
+
+    def _begin(self) -> None:
+        self._tracing = True
+        jax.profiler.start_trace(str(self._directory))
 
     def due(self, step: int) -> bool:
         """At both ends of the window."""
-        return self._steps is not None and step in self._steps
+        return step in (self._first, self._last)
 
     def run(self, step: int, state: TrainState) -> bool:
         """Starts or ends the trace."""
-        assert self._steps is not None
-        if step == self._steps[0]:
-            jax.profiler.start_trace(str(self._directory))
+        if step == self._last:
+            self.__exit__()
         else:
-            jax.profiler.stop_trace()
+            self._begin()
         return False

@@ -58,13 +58,24 @@ def sample_run(run: str, prompt: str, tokens: int, *, seed: int, temperature: fl
         raise BadInputError(f"{run} is not a run directory: it has no config.yaml; give one such as runs/laptop")
     config = directory.previous_config()
     assert config is not None
-    steps = Checkpointer(directory.checkpoints).steps() if directory.checkpoints.is_dir() else []
-    if not steps:
+    if not directory.checkpoints.is_dir():
         raise BadInputError(f"run {run} has no checkpoint yet; train it first")
-    config = config.model_copy(update={"compute": config.compute.model_copy(update={"mesh": Mesh()})})
-    layout = make_layout(config, jax.devices()[:1])
+    # One device and whatever attention it can do, wherever the run was trained.
+    compute = config.compute.model_copy(update={"mesh": Mesh(), "attention": "auto"})
+    tokenizer = str(directory.tokenizer) if directory.tokenizer.is_file() else config.data.tokenizer
+    config = config.model_copy(
+        update={"compute": compute, "data": config.data.model_copy(update={"tokenizer": tokenizer})}
+    )
     arch = architecture(config)
-    params = Checkpointer(directory.checkpoints).restore_params(steps[-1], abstract_params(arch, layout))
+    like = abstract_params(arch, make_layout(config, jax.devices()[:1]))
+    checkpointer = Checkpointer(directory.checkpoints)
+    try:
+        steps = checkpointer.steps()
+        if not steps:
+            raise BadInputError(f"run {run} has no checkpoint yet; train it first")
+        params = checkpointer.restore_params(steps[-1], like)
+    finally:
+        checkpointer.close()
     return sample(
         arch,
         params,

@@ -53,7 +53,7 @@ def run(
     an evaluation or a save.
     """
     in_flight: tuple[int, Metrics, float] | None = None
-    mark = time.perf_counter()
+    mark = 0.0
 
     def finish() -> None:
         nonlocal in_flight, mark
@@ -70,6 +70,8 @@ def run(
         asked = time.perf_counter()
         batch = next(batches)
         data_wait = time.perf_counter() - asked
+        if in_flight is None:
+            mark = time.perf_counter()
         state, metrics = train_step(state, batch)
         finish()
         in_flight = (step, metrics, data_wait)
@@ -79,6 +81,5 @@ def run(
             # Every hook runs, even when an earlier one asks to stop: a stop must not swallow a save.
             if any([hook.run(step, state) for hook in due]):
                 break
-            mark = time.perf_counter()
     finish()
     return state

@@ -1,11 +1,12 @@
 """Where metrics go: metrics.jsonl always, TensorBoard always, Weights & Biases when asked for; from process 0 only."""
 
+import hashlib
 import json
 import math
 from typing import Any, Protocol
 
-from blobjax.config import BadInputError, Config, dump
-from blobjax.training.run_directory import RunDirectory, read_jsonl, write_atomically
+from blobjax.config import Config, dump
+from blobjax.training.run_directory import RunDirectory, append_lines, read_jsonl, write_atomically
 
 
 class Writer(Protocol):
@@ -28,9 +29,9 @@ class JsonlWriter:
     def __init__(self, directory: RunDirectory, resume_step: int):
         lines = list(read_jsonl(directory.metrics))
         kept = [line for line in lines if line["step"] <= resume_step]
-        if len(kept) < len(lines) or (lines and not directory.metrics.read_text().endswith("\n")):
+        if len(kept) < len(lines):
             write_atomically(directory.metrics, "".join(_line(line) for line in kept))
-        self._file = directory.metrics.open("a", encoding="utf-8", buffering=1)
+        self._file = append_lines(directory.metrics)
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """Appends one line; a number that JSON cannot hold (NaN, infinity) is written as a string."""
@@ -69,12 +70,7 @@ class WandBWriter:
     """Weights & Biases; the run's name and directory tie attempts of one run together."""
 
     def __init__(self, config: Config, directory: RunDirectory):
-        try:
-            import wandb
-        except ImportError:
-            raise BadInputError(
-                "logging.wandb is set but wandb is not installed; pip install 'blobjax[wandb]'"
-            ) from None
+        import wandb
         import yaml
 
         settings = config.logging.wandb
@@ -84,7 +80,8 @@ class WandBWriter:
             entity=settings.entity,
             mode=settings.mode,
             name=config.name,
-            id=config.name,
+            # Attempts of one run are one W&B run; runs of one name in two directories are two.
+            id=f"{config.name}-{hashlib.sha256(str(directory.path.resolve()).encode()).hexdigest()[:8]}",
             resume="allow",
             dir=str(directory.path),
             config=yaml.safe_load(dump(config)),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from blobjax.compute.flops import flops_per_token, param_count
-from blobjax.compute.sharding import Layout, check_batch
+from blobjax.compute.sharding import Layout
 from blobjax.config import BadInputError, Clockwork, Config
 from blobjax.training.optimizer import make_optimizer, schedule
 from blobjax.training.state import (
@@ -82,9 +82,15 @@ class Program:
         """The state at step 0."""
         return init_state(self.config, self.optimizer, self.state)
 
-    def _abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+    @property
+    def part_BT(self) -> tuple[int, int]:
+        """Sequences and tokens of what a step computes at once; evaluation takes as many, and so fits where it does."""
+        batch, length = self.shape_BT
+        return batch // self.config.compute.gradient_accumulation, length
+
+    def _abstract_batch(self, shape_BT: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
         return {
-            name: jax.ShapeDtypeStruct(self.shape_BT, dtype, sharding=self.batch_sharding)
+            name: jax.ShapeDtypeStruct(shape_BT, dtype, sharding=self.batch_sharding)
             for name, dtype in BATCH_DTYPES.items()
         }
 
@@ -93,12 +99,12 @@ class Program:
         step = make_train_step(self.config, self.arch, self.optimizer, self.rate, self.layout)
         out = (shardings(self.state), None)
         # The old state's memory becomes the new state's: a step needs one copy of it, not two.
-        return jax.jit(step, donate_argnums=0, out_shardings=out).lower(self.state, self._abstract_batch())
+        return jax.jit(step, donate_argnums=0, out_shardings=out).lower(self.state, self._abstract_batch(self.shape_BT))
 
     def lower_eval_step(self) -> Any:
         """The forward-only step, lowered."""
         step = make_eval_step(self.config, self.arch, self.layout)
-        return jax.jit(step).lower(self.state.params, self._abstract_batch())
+        return jax.jit(step).lower(self.state.params, self._abstract_batch(self.part_BT))
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -111,9 +117,8 @@ def make_program(config: Config, layout: Layout, tokens_per_epoch: int) -> Progr
       tokens_per_epoch: of the training data, for lengths given in epochs.
 
     Raises:
-      BadInputError: batch or length do not fit.
+      BadInputError: the length comes to no step.
     """
-    check_batch(config, layout)
     clockwork = make_clockwork(config, tokens_per_epoch)
     rate = schedule(
         config.optimizer,

@@ -3,15 +3,20 @@
 config.yaml (resolved, reloadable) · metrics.jsonl · events.jsonl · checkpoints/ · tensorboard/
 """
 
+import fcntl
 import json
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from blobjax.config import BadInputError, Config, dump, load
 from blobjax.config.diff import changes_maths, config_diff
+
+# Names of files that a crash may leave behind and that mean nothing.
+_OURS = ".blobjax-"
 
 
 class RunDirectory:
@@ -25,6 +30,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
         self.profile = self.path / "profile"
+        self.tokenizer = self.path / "tokenizer.json"
 
     def previous_config(self) -> Config | None:
         """The config of the run that lives here, or None in a new directory.
@@ -34,7 +40,9 @@ class RunDirectory:
         """
         if self.config.is_file():
             return load(str(self.config))
-        if self.path.is_dir() and any(self.path.iterdir()):
+        if "://" in str(self.path):
+            raise BadInputError(f"run directory {self.path} is a URL; give a path of a file system all hosts share")
+        if self.path.is_dir() and any(not entry.name.startswith(_OURS) for entry in self.path.iterdir()):
             raise BadInputError(
                 f"run directory {self.path} is not empty and holds no config.yaml of a run; "
                 "choose another with logging.run_dir=…"
@@ -59,20 +67,48 @@ class RunDirectory:
         self._probe()
         return previous is not None
 
-    def claim(self, config: Config) -> None:
-        """Makes the directory this config's; atomic, so that a crash leaves the old config or the new one."""
+    def claim(self, config: Config) -> TextIO:
+        """Makes the directory this config's; atomic, so that a crash leaves the old config or the new one.
+
+        Returns:
+          The lock, held until it is closed or this process ends, however it ends.
+
+        Raises:
+          BadInputError: another process on this machine trains here.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
+        lock = self._lock()
         write_atomically(self.config, dump(config))
+        if config.data.tokenizer != "bytes":
+            # A run can be sampled from wherever it is moved to, so it takes its tokenizer along.
+            write_atomically(self.tokenizer, Path(config.data.tokenizer).read_text(encoding="utf-8"))
+        return lock
+
+    def _lock(self) -> TextIO:
+        file = (self.path / f"{_OURS}lock").open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            file.close()
+            raise BadInputError(
+                f"run directory {self.path} is in use by another run (process {holder}); "
+                "wait for it, or choose another with logging.run_dir=…"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        return file
 
     def _probe(self) -> None:
         """Finds an unwritable directory now rather than at the first save."""
         existing = self.path
         while not existing.exists() and existing != existing.parent:
             existing = existing.parent
-        probe = existing / f".blobjax-probe-{os.getpid()}"
         try:
-            probe.write_bytes(b"probe")
-            probe.unlink()
+            with tempfile.NamedTemporaryFile(dir=existing, prefix=_OURS) as probe:
+                probe.write(b"probe")
         except OSError as error:
             raise BadInputError(
                 f"run directory {self.path} cannot be written: {error.strerror or error}; "
@@ -82,7 +118,7 @@ class RunDirectory:
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file so that readers, and restarts, see the old content or the new, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f"{_OURS}{path.name}")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -101,11 +137,20 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             continue
 
 
+def append_lines(path: Path) -> TextIO:
+    """Opens a file of lines to append to; a last line torn by a crash is ended first, so that it spoils no other."""
+    torn = path.is_file() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
+    file = path.open("a", encoding="utf-8", buffering=1)
+    if torn:
+        file.write("\n")
+    return file
+
+
 class EventLog:
     """Appends to events.jsonl; every event has a name, wall time in seconds since 1970, and usually a step."""
 
     def __init__(self, path: Path | None):
-        self._file = path.open("a", encoding="utf-8", buffering=1) if path is not None else None
+        self._file = append_lines(path) if path is not None else None
 
     def write(self, event: str, **fields: Any) -> None:
         """Appends one event; a process that is not the one to write does nothing."""

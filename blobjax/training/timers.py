@@ -1,12 +1,13 @@
 """When something is due: every so many steps, or every so much time, the same answer on every process."""
 
 import time
+import zlib
 from collections.abc import Callable
 
 import jax
 import numpy as np
 
-from blobjax.config import Clockwork, Duration
+from blobjax.config import BadInputError, Clockwork, Duration
 
 # Processes ask process 0 for the time only this often: a broadcast waits for the device.
 _AGREE_EVERY = 10
@@ -21,12 +22,25 @@ def process_zero_says(flag: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(flag)))
 
 
-def wait_for_all(name: str) -> None:
-    """Returns once every process has come here."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+def check_agreement(**facts: str) -> None:
+    """Returns once every process has come here with the same facts.
 
-        multihost_utils.sync_global_devices(name)
+    Raises:
+      BadInputError: on every process, naming a fact that differs: a config, data or a run directory that is not the
+        same for all would train on mixed batches or wait for ever.
+    """
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    digests = [zlib.crc32(fact.encode()) for fact in facts.values()]
+    everywhere = multihost_utils.process_allgather(np.array(digests, np.uint32))
+    for name, column in zip(facts, np.asarray(everywhere).T, strict=True):
+        if len(set(column.tolist())) > 1:
+            raise BadInputError(
+                f"the processes disagree on the {name}: give all the same config, the same data and one run directory "
+                "on a file system that all share"
+            )
 
 
 class Every:

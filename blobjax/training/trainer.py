@@ -2,6 +2,7 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import jax
@@ -12,15 +13,16 @@ from blobjax import data
 from blobjax.compute.flops import param_count
 from blobjax.compute.sharding import make_layout, unsharded
 from blobjax.config import BadInputError, Config
+from blobjax.config.diff import changes_maths, config_diff
 from blobjax.training.batches import Position, global_batches
 from blobjax.training.checkpoints import Checkpointer
-from blobjax.training.hooks import EvaluateHook, LimitHook, ProfileHook, SaveHook
+from blobjax.training.hooks import EvaluateHook, ProfileHook, SaveHook, StopHook
 from blobjax.training.inference import sample
 from blobjax.training.loop import Hook, run
 from blobjax.training.program import Program, TrainStep, make_program
 from blobjax.training.recorder import Recorder
 from blobjax.training.run_directory import EventLog, RunDirectory
-from blobjax.training.timers import Every, wait_for_all
+from blobjax.training.timers import Every, check_agreement
 
 FINISHED = 0
 RESUMABLE = 75
@@ -40,6 +42,7 @@ def train(config: Config, allow_config_change: bool = False) -> int:
       BadInputError: anything about the config, the data, the devices or the run directory that cannot work; nothing has
         been written into the run directory then.
     """
+    began = time.monotonic()
     writes = jax.process_index() == 0
     console = Console(quiet=not writes)
     directory = RunDirectory(config.logging.run_dir)
@@ -49,68 +52,88 @@ def train(config: Config, allow_config_change: bool = False) -> int:
     with data.show_progress() as progress:
         prepared = data.prepare(config, progress)
     stream = data.open_stream(config, prepared)
+    _check_sample(config, stream.tokenizer)
     program = make_program(config, layout, stream.tokens_per_epoch)
     length = program.clockwork.length
-    wait_for_all("checked")  # No process may see the directory half claimed.
 
-    began = time.time()
-    checkpointer = Checkpointer(directory.checkpoints, config.checkpoint) if resuming else None
-    saved = checkpointer.steps() if checkpointer else []
+    reader = Checkpointer(directory.checkpoints) if resuming else None
+    saved = reader.steps() if reader else []
+    # Also a barrier: no process may look at the directory while process 0 claims it.
+    check_agreement(maths=_maths(config), data=prepared.fingerprint, checkpoints=str(saved[-1:]))
     if saved and saved[-1] >= length:
         console.print(f"already finished: {directory.path} is at step {saved[-1]} of {length}", highlight=False)
         return FINISHED
+    restoring = time.monotonic()
     with ThreadPoolExecutor(1) as compiler:
         # XLA compiles without Python's lock, so the state is made or read meanwhile.
         compiling = compiler.submit(_compile, program)
-        if checkpointer and saved:
+        if reader and saved:
             known = None if allow_config_change else prepared.fingerprint
-            state, sequences = checkpointer.restore(saved[-1], program.state, known)
+            state, sequences = reader.restore(saved[-1], program.state, known)
         else:
             state, sequences = program.init(), 0
-        ready = time.time()
-        if writes:
-            directory.claim(config)
+        ready = time.monotonic()
         train_step, compile_seconds = compiling.result()
-    checkpointer = checkpointer or Checkpointer(directory.checkpoints, config.checkpoint)
     start = int(state.step)
     position = Position(start, sequences, config.duration.global_batch_size)
 
-    with EventLog(directory.events if writes else None) as events:
+    with ExitStack() as stack:
+        if writes:
+            stack.enter_context(directory.claim(config))
+        events = stack.enter_context(EventLog(directory.events if writes else None))
+        # Made only now: it clears away unfinished saves, which before the claim might be another run's.
+        checkpointer = Checkpointer(directory.checkpoints, config.checkpoint)
         events.write("start", **_facts(program))
         if saved:
-            events.write("restore", step=start, seconds=ready - began)
+            events.write("restore", step=start, seconds=ready - restoring)
             events.write("resume", step=start)
         events.write("compile", seconds=compile_seconds)
         console.print(_headline(program, start), highlight=False, soft_wrap=True)
         for name in _unsharded(program):
             console.print(f"warning: {name} is whole on every device of a mesh that could split it", highlight=False)
-        with Recorder(program, stream, position, directory if writes else None, console) as recorder:
-            every = {
-                name: Every(duration, program.clockwork)
-                for name, duration in (("save", config.checkpoint.every), ("evaluate", config.evaluation.every))
-            }
-            save = SaveHook(checkpointer, every["save"], length, position, prepared.fingerprint, events)
-            hooks: list[Hook] = [
-                EvaluateHook(program, stream, every["evaluate"], recorder, events),
-                save,
-                LimitHook(config.duration.wall_clock_limit, save),
-                ProfileHook(config.logging.profile_steps, directory.profile),
-            ]
-            batches = global_batches(stream, sequences, program.batch_sharding, program.shape_BT)
+
+        recorder = stack.enter_context(Recorder(program, stream, position, directory if writes else None, console))
+        save_every = Every(config.checkpoint.every, program.clockwork)
+        evaluate_every = Every(config.evaluation.every, program.clockwork)
+        save = SaveHook(checkpointer, save_every, length, position, prepared.fingerprint, events)
+        stop = stack.enter_context(StopHook(config.duration.wall_clock_limit, began, save))
+        profile = stack.enter_context(ProfileHook(config.logging.profile_steps, start, directory.profile))
+        hooks: list[Hook] = [EvaluateHook(program, stream, evaluate_every, recorder, events), save, stop, profile]
+        batches = global_batches(stream, sequences, program.batch_sharding, program.shape_BT)
+        try:
             state = run(train_step, state, batches, range(start + 1, length + 1), recorder.report, hooks)
+        except BaseException as error:
+            events.write("stop", reason=f"{type(error).__name__}: {error}"[:500])
+            raise
+        finally:
+            # Whatever ended the loop, a save under way is worth finishing.
+            save.finish()
             checkpointer.close()
         stopped = int(state.step)
         finished = stopped == length
-        events.write("stop", step=stopped, reason="finished" if finished else "wall-clock limit")
+        events.write("stop", step=stopped, reason="finished" if finished else stop.reason)
     if not finished:
-        console.print(
-            f"stopped at step {stopped} of {length}: the wall-clock limit; run the same command to go on",
-            highlight=False,
-            soft_wrap=True,
-        )
+        line = f"stopped at step {stopped} of {length} ({stop.reason}), saved; run the same command to go on"
+        console.print(line, highlight=False, soft_wrap=True)
         return RESUMABLE
     _conclude(program, state.params, stream, console, directory)
     return FINISHED
+
+
+def _maths(config: Config) -> str:
+    """What must be the same on all processes, as text."""
+    leaves = config_diff(Config(), config)
+    return "\n".join(line for line in leaves if changes_maths(line.split(":")[0]))
+
+
+def _check_sample(config: Config, tokenizer: data.Tokenizer) -> None:
+    """Finds a passage that cannot be sampled before training rather than after it."""
+    wanted = 1 + len(tokenizer.encode(config.evaluation.sample_prompt)) + config.evaluation.sample_tokens
+    if config.evaluation.sample_prompt and wanted > config.model.max_seq_len:
+        raise BadInputError(
+            f"evaluation.sample_prompt and evaluation.sample_tokens {config.evaluation.sample_tokens} make {wanted} "
+            f"tokens, more than model.max_seq_len {config.model.max_seq_len}; ask for fewer"
+        )
 
 
 def _compile(program: Program) -> tuple[TrainStep, float]:

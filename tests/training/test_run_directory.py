@@ -18,14 +18,14 @@ def test_a_new_directory_is_claimed_and_then_resumed(tmp_path):
     directory = RunDirectory(settings.logging.run_dir)
     assert not directory.check(settings, allow_config_change=False)
     assert not directory.path.exists(), "a check writes nothing that lasts"
-    directory.claim(settings)
+    directory.claim(settings).close()
     assert directory.check(settings, allow_config_change=False)
     assert directory.previous_config() == settings
 
 
 def test_other_maths_is_refused_with_a_diff_unless_allowed(tmp_path):
     directory = RunDirectory(tmp_path / "run")
-    directory.claim(config(tmp_path))
+    directory.claim(config(tmp_path)).close()
     other = config(tmp_path, seed=3, model={"d_model": 128})
     with pytest.raises(BadInputError) as refused:
         directory.check(other, allow_config_change=False)
@@ -38,7 +38,7 @@ def test_other_maths_is_refused_with_a_diff_unless_allowed(tmp_path):
 
 def test_what_does_not_change_the_maths_may_change(tmp_path):
     directory = RunDirectory(tmp_path / "run")
-    directory.claim(config(tmp_path))
+    directory.claim(config(tmp_path)).close()
     assert directory.check(config(tmp_path, compute={"mesh": {"data": 1, "fsdp": 8}}), allow_config_change=False)
 
 
@@ -86,3 +86,27 @@ def test_atomic_write_leaves_no_trace_of_itself(tmp_path):
     write_atomically(tmp_path / "a", "one")
     write_atomically(tmp_path / "a", "two")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "two")]
+
+
+def test_a_directory_in_use_is_refused_and_free_again_afterwards(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    with directory.claim(config(tmp_path)), pytest.raises(BadInputError, match="in use by another run"):
+        directory.claim(config(tmp_path))
+    directory.claim(config(tmp_path)).close()
+
+
+def test_what_a_crash_leaves_behind_does_not_spoil_the_directory(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    directory.path.mkdir()
+    (directory.path / ".blobjax-config.yaml").write_text("half a con")
+    assert not directory.check(config(tmp_path), allow_config_change=False)
+    directory.claim(config(tmp_path)).close()
+    assert directory.check(config(tmp_path), allow_config_change=False)
+
+
+def test_a_torn_last_event_spoils_no_other(tmp_path):
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"event": "start", "time": 1}\n{"event": "sa')
+    with EventLog(path) as log:
+        log.write("stop")
+    assert [event["event"] for event in read_jsonl(path)] == ["start", "stop"]

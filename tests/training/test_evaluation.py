@@ -1,0 +1,58 @@
+"""Held-out figures against sums by hand, padding rows included."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from blobjax import data
+from blobjax.compute.sharding import make_layout
+from blobjax.training.batches import global_batches
+from blobjax.training.evaluation import evaluate
+from blobjax.training.program import make_program
+from tests.tiny import tiny
+
+
+@pytest.fixture(scope="module")
+def setting():
+    config = tiny("compute.gradient_accumulation=2")
+    stream = data.open_stream(config, data.prepare(config))
+    program = make_program(config, make_layout(config, jax.devices()[:1]), stream.tokens_per_epoch)
+    return program, stream, program.init()
+
+
+def log_likelihoods(program, params, windows):
+    """Nats of each target, from plain logits in float64."""
+    model = program.arch.merge(params)
+    logits = np.asarray(model(windows["tokens"], windows["segments"], windows["positions"]), np.float64)
+    log_z = np.log(np.sum(np.exp(logits), axis=-1))
+    return log_z - np.take_along_axis(logits, windows["targets"][..., None], axis=-1)[..., 0]
+
+
+def test_bits_per_byte_are_nats_over_bytes_and_padding_counts_nothing(setting):
+    program, stream, state = setting
+    # Eleven windows in batches of eight: the second is mostly padding.
+    windows = {name: array[:11] for name, array in stream.held_out("bible", 11).items()}
+    assert program.part_BT == (8, 32)
+    step = program.lower_eval_step().compile()
+    found = evaluate(step, state.params, {"bible": windows}, program.batch_sharding, program.part_BT)
+    nats = log_likelihoods(program, state.params, windows) * windows["mask"]
+    cross_entropy = nats.sum() / windows["mask"].sum()
+    assert found["eval/bible/cross_entropy"] == pytest.approx(cross_entropy, rel=1e-5)
+    assert found["eval/bible/perplexity"] == pytest.approx(math.exp(cross_entropy), rel=1e-4)
+    expected = nats.sum() / math.log(2) / windows["target_bytes"].sum()
+    assert found["eval/bible/bits_per_byte"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_training_metrics_are_those_of_the_whole_batch(setting):
+    program, stream, state = setting
+    batch = next(global_batches(stream, 0, program.batch_sharding, program.shape_BT))
+    host = jax.device_get(batch)
+    nats = log_likelihoods(program, state.params, host) * host["mask"]
+    _, metrics = program.lower_train_step().compile()(jax.tree.map(lambda leaf: leaf + 0, state), batch)
+    assert float(metrics["cross_entropy"]) == pytest.approx(nats.mean(), rel=1e-5)
+    assert float(metrics["loss"]) == pytest.approx(float(metrics["cross_entropy"] + metrics["z_loss"]), rel=1e-6)
+    assert float(metrics["z_loss"]) > 0
+    expected = nats.sum() / math.log(2) / host["target_bytes"].sum()
+    assert float(metrics["bits_per_byte"]) == pytest.approx(expected, rel=1e-5)

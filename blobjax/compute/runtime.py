@@ -157,7 +157,18 @@ def _in_cluster() -> bool:
     tpu_pod = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or count("MEGASCALE_NUM_SLICES") > 1
     # Jax asks the Kubernetes API how many pods the job has, for which it needs the client library.
     indexed_job = "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ
-    return slurm or open_mpi or tpu_pod or (indexed_job and importlib.util.find_spec("kubernetes") is not None)
+    if slurm or open_mpi or tpu_pod or (indexed_job and importlib.util.find_spec("kubernetes") is not None):
+        return True
+    # Signs of several tasks that jax cannot make one run of: each would train by itself, into the same directory.
+    # (Pod 0 of an indexed job may be its only one; the others stop here, for all to see.)
+    later_pod = indexed_job and os.environ["JOB_COMPLETION_INDEX"] != "0"
+    for launcher, several in (("Open MPI", count("OMPI_COMM_WORLD_SIZE") > 1), ("Kubernetes", later_pod)):
+        if several:
+            raise BadInputError(
+                f"this looks like one of several {launcher} tasks, which jax cannot detect here; give --coordinator "
+                "HOST:PORT, --num-processes N and --process-id I (--num-processes 1 for a run of its own)"
+            )
+    return False
 
 
 def _host_and_port(address: str) -> tuple[str, int]:

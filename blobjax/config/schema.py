@@ -232,8 +232,8 @@ class Optimizer(Section):
     """The optimizer and its schedule."""
 
     name: Literal["adamw", "lion", "muon"] = "adamw"
-    """adamw (Loshchilov & Hutter 2019), lion (Chen et al. 2023), muon (Jordan et al. 2024, with a momentum of 0.95; AdamW
-    with the keys below for what is no hidden matrix)."""
+    """adamw (Loshchilov & Hutter 2019), lion (Chen et al. 2023), muon (Jordan et al. 2024, with a momentum of 0.95;
+    AdamW with the keys below for what is no hidden matrix)."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """Peak learning rate."""
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"

@@ -45,6 +45,8 @@ def _cannot(implementation: str, config: Config, platform: str) -> str | None:
     if implementation == "cudnn":
         if platform != "gpu":
             return f"it needs an NVIDIA GPU, and this is a {platform}"
+        if jax.default_backend() == "gpu" and not _has_flash_kernel(jax.devices()[0]):
+            return f"its kernel needs compute capability 8.0, and this is a {jax.devices()[0].device_kind}"
         if dtype != "bfloat16":
             return f"it computes in 16-bit floats only, and conditioning.precision is {dtype}"
         if config.conditioning.attention_soft_cap:
@@ -61,6 +63,12 @@ def _cannot(implementation: str, config: Config, platform: str) -> str | None:
         if config.compute.mesh.context != 1:
             return "it is used on whole sequences only, and compute.mesh.context is not 1"
     return None
+
+
+def _has_flash_kernel(device: jax.Device) -> bool:
+    """Whether cuDNN's attention runs on a GPU: Ampere or newer. (ROCm's devices are called `gpu` as well.)"""
+    capability = str(getattr(device, "compute_capability", "0"))
+    return "NVIDIA" in device.device_kind and float(capability or 0) >= 8.0
 
 
 def attend(

@@ -43,7 +43,6 @@ class Transformer(nnx.Module):
         self.shape = m
         self.precision = policy(config.conditioning)
         self.final_soft_cap = config.conditioning.final_soft_cap
-        self.mask_documents = config.data.mask_documents
         self.remat = config.compute.remat
         self.scanned = scans(config)
         self.embedding = embedding(rngs, m.vocab_size, m.d_model)
@@ -69,8 +68,6 @@ class Transformer(nnx.Module):
         Returns:
           [B, T, D] in the compute dtype.
         """
-        if not self.mask_documents:
-            segments_BT = jnp.minimum(segments_BT, 1)  # one document; padding still stands apart
         places = Places(segments_BT, segments_BT, 0, *self._rotation(positions_BT))
         return self.final_norm(self._run_blocks(self._embed(tokens_BT), places, None)[0])
 

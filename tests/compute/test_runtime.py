@@ -88,6 +88,22 @@ def test_several_tasks_are_left_to_jax_to_find(calls, monkeypatch, variables):
     assert kwargs["heartbeat_timeout_seconds"] == 10
 
 
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"OMPI_COMM_WORLD_SIZE": "2"},  # Open MPI 5 no longer says where it can be asked
+        {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1"},
+    ],
+)
+def test_one_of_several_tasks_that_cannot_be_detected_is_refused(calls, monkeypatch, variables):
+    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None)
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(BadInputError, match="--coordinator"):
+        runtime.initialize_distributed()
+    assert calls == []
+
+
 def test_asked_for_it_binds_the_given_address_only(calls, free_port):
     runtime.initialize_distributed(f"127.0.0.1:{free_port}", 2, 0)
     ((args, kwargs),) = calls

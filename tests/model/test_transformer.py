@@ -61,11 +61,6 @@ def test_documents_do_not_see_each_other():
     assert np.all((seen > 0) == (same & np.tri(T, dtype=bool)))
 
 
-def test_documents_see_each_other_when_not_masked():
-    seen = influence(*TWO, "data.mask_documents=false")
-    assert np.all((seen > 0) == np.tri(T, dtype=bool))
-
-
 def test_a_window_reaches_its_length_a_layer():
     seen = influence(*ONE, "model.sliding_window=3")
     behind = np.arange(T)[:, None] - np.arange(T)[None]

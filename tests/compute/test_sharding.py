@@ -20,7 +20,7 @@ from blobjax.config import BadInputError, load
 
 
 def layout_of(*overrides: str) -> Layout:
-    return make_layout(load("laptop", overrides))
+    return make_layout(load("laptop", ["duration.global_batch_size=16", *overrides]))
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,7 @@ SINGLE = {
     "evaluation.every=0%": "override: evaluation.every '0%' must be more than 0",
     "duration.wall_clock_limit=3 steps": "override: duration.wall_clock_limit '3 steps' "
     "is not a time such as '2 hours'",
-    "logging.profile_steps=[5, 4]": "override: logging.profile_steps: the first step 5 comes after the last 4",
+    "logging.profile_steps=[5, 4]": "override: logging.profile_steps: the last step 4 must come after the first 5",
     "model.rope.scaling.high_freq_factor=1.0": "override: model.rope.scaling.high_freq_factor 1.0 must be larger than "
     "model.rope.scaling.low_freq_factor 1.0",
     # overrides that are none

@@ -17,7 +17,7 @@ def test_one_line_for_each_key():
         "data.mixture.shakespeare: 0.6 -> (absent)",
         "data.mixture.bible: 0.2 -> 1.0",
         "data.mixture.mathematics: 0.2 -> (absent)",
-        "duration.length: 300 steps -> 20M tokens",
+        "duration.length: 250 steps -> 20M tokens",
     ]
 
 

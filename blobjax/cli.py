@@ -1,5 +1,7 @@
 """`blobjax …`: a thin skin over the rooms. Imports nothing heavy until a command needs it."""
 
+import contextlib
+import json
 import os
 import sys
 import traceback
@@ -86,7 +88,7 @@ def sample(
         float,
         typer.Option(min=0.0, max=1.0, help="Draw from the likeliest tokens that hold this probability."),
     ] = 0.95,
-    seed: Annotated[int, typer.Option(min=0, help="Decides the draw.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Decides the draw.")] = 0,
 ) -> None:
     """Continue a prompt with a run's newest checkpoint."""
     from blobjax.training.inference import sample_run
@@ -100,7 +102,7 @@ def data_prepare(
     config: ConfigName,
     overrides: Overrides = None,
     train_bpe: Annotated[
-        int | None, typer.Option(min=257, help="First train a byte-level BPE tokenizer of this size.")
+        int | None, typer.Option(min=257, max=1_000_000, help="First train a byte-level BPE tokenizer of this size.")
     ] = None,
     tokenizer_out: Annotated[str, typer.Option(help="Where --train-bpe writes the tokenizer.")] = "tokenizer.json",
 ) -> None:
@@ -111,7 +113,7 @@ def data_prepare(
     given = list(overrides or [])
     if train_bpe is not None:
         learnt = data.train_bpe(load(config, [*given, "data.tokenizer=bytes"]), train_bpe, tokenizer_out)
-        given += [f"data.tokenizer={tokenizer_out}", f"model.vocab_size={learnt}"]
+        given += [f"data.tokenizer={json.dumps(tokenizer_out)}", f"model.vocab_size={learnt}"]
         typer.echo(f"tokenizer of {learnt} ids; train with {' '.join(given[-2:])}")
     settings = load(config, given)
     with data.show_progress() as progress:
@@ -186,13 +188,14 @@ def main() -> None:
         else:
             traceback.print_exc()
             code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    jax = sys.modules.get("jax")
-    if code not in (0, None, 75) and jax is not None and jax.distributed.is_initialized():
-        # A process that fails must not wait in jax's shutdown barrier for the others, who wait for it. One that stops
-        # early does so with all the others, and leaving first would take the coordinator away from them.
-        os._exit(int(code) if isinstance(code, int) else 1)
+    for stream in (sys.stdout, sys.stderr):
+        # Closed by the other end, or never open: nothing to say it to, and no reason to fail.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    if code not in (0, None, 75) and "jax" in sys.modules:
+        # A process that fails must not wait: not in jax's shutdown barrier for the others, who wait for it, nor for the
+        # threads of a save that cannot succeed. (75 is no failure: all processes come to it together.)
+        os._exit(code if isinstance(code, int) else 1)
     sys.exit(code)
 
 

@@ -1,6 +1,7 @@
 """The command line as a person meets it: help at once; bad input is one clear line, exit code 2, nothing written."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -55,6 +56,9 @@ def test_help_imports_nothing_heavy():
         (["train", "laptop", "data.tokenizer=nowhere.json"], "nowhere.json"),
         (["train", "laptop", "duration.length=3 fortnights"], "20 tokens/param"),
         (["train", "laptop", "--process-id", "1"], "--coordinator"),
+        (["train", "laptop", "duration.warmup=10000 steps"], "10000 steps, more than the 250"),
+        (["train", "laptop", "evaluation.sample_tokens=100000"], "model.max_seq_len"),
+        (["train", "x" * 5000], "cannot be the name of a file"),
         (["sample", "nowhere"], "not a run directory"),
         (["config", "show", "laptop", "seed=-1"], "seed"),
     ],
@@ -67,6 +71,22 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(tmp_path, arguments, expect
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_yaml_that_refers_to_itself_is_refused(tmp_path):
+    (tmp_path / "cycle.yaml").write_text("model: &m {d_model: *m}")
+    done = blobjax("config", "show", "cycle.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "cycle.yaml:1" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_goes_away_does_not_stop_training(tmp_path):
+    command = [sys.executable, "-m", "blobjax.cli", "train", "laptop", *TINY, f"logging.run_dir={tmp_path}/run"]
+    script = f'{shlex.join(command)} | head -1; exit "${{PIPESTATUS[0]}}"'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "checkpoints" / "12").is_dir()
 
 
 def test_all_errors_at_once(tmp_path):

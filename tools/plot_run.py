@@ -20,8 +20,11 @@ def main() -> int:
     if not lines:
         print(f"{arguments.run} has no metrics.jsonl with lines in it", file=sys.stderr)
         return 2
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        print("drawing needs the extra: pip install 'blobjax[plot]'", file=sys.stderr)
+        return 2
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -41,10 +41,14 @@ def find(name: str, beside: Path | None = None) -> Path:
     candidates = [Path(name), configs_dir() / f"{name}.yaml"]
     if beside is not None:
         candidates.insert(0, beside / name)
-    for path in candidates:
-        if path.is_file():
-            return path
-    if Path(name).is_dir():
+    try:
+        for path in candidates:
+            if path.is_file():
+                return path
+        is_folder = Path(name).is_dir()
+    except (OSError, ValueError):  # a name too long for the file system, or with a NUL in it
+        raise BadInputError(f"config {name[:80]!r}… cannot be the name of a file") from None
+    if is_folder:
         raise BadInputError(f"config '{name}' is a directory; give a file in it")
     near = difflib.get_close_matches(name, shipped(), 1)
     hint = f"did you mean '{near[0]}'?" if near else f"shipped configs: {', '.join(shipped())}"
@@ -56,7 +60,16 @@ _FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+|[0-9][0-9_]*)(?:[e
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML, with numbers such as 1e-3 as floats, and keys that stand twice refused."""
+    """Safe YAML, with numbers such as 1e-3 as floats; keys that stand twice and aliases are refused."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            # An alias may refer to itself, and nine of nine levels are a billion keys.
+            alias = self.peek_event()
+            raise yaml.MarkedYAMLError(
+                problem="aliases (*name) are not read; use include", problem_mark=alias.start_mark
+            )
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -83,6 +96,8 @@ def _parse_yaml(text: str, origin: str) -> Any:
         where = f"{origin}:{mark.line + 1}" if mark else origin
         what = getattr(error, "problem", None) or " ".join(str(error).split())
         raise BadInputError(f"{where}: not valid YAML: {what}") from None
+    except RecursionError:
+        raise BadInputError(f"{origin}: not valid YAML: nested too deeply") from None
     except ValueError as error:  # PyYAML lets a number or date that Python cannot make escape
         raise BadInputError(f"{origin}: not valid YAML: {error}") from None
 

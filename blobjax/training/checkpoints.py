@@ -4,8 +4,9 @@ The state is saved as flat dictionaries from path to array, so that a checkpoint
 optax happens to build its state from, and so that parameters can be read alone.
 """
 
+import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ from blobjax.training.state import TrainState
 
 # Orbax logs every phase of every save at INFO; a run's own events.jsonl says what a reader needs.
 logging.getLogger("absl").setLevel(logging.WARNING)
+
+
+# Orbax writes this file into a checkpoint's folder.
+_COMMITTED = "_CHECKPOINT_METADATA"
 
 
 def _flatten(tree: Any) -> dict[str, Any]:
@@ -55,8 +60,9 @@ class Checkpointer:
         self._pending: Any = None
 
     def steps(self) -> list[int]:
-        """Steps with a committed checkpoint, ascending."""
-        return [checkpoint.step for checkpoint in self._orbax.checkpoints]
+        """Steps with a committed checkpoint, ascending; any other numbered folder is none."""
+        steps = [checkpoint.step for checkpoint in self._orbax.checkpoints]
+        return [step for step in steps if (Path(self._orbax.directory) / str(step) / _COMMITTED).is_file()]
 
     def save(self, state: TrainState, step: int, sequences: int, data: str) -> None:
         """Starts a save and returns once the state is off the devices; waits for the previous save first.
@@ -93,15 +99,16 @@ class Checkpointer:
         Raises:
           BadInputError: the checkpoint holds other parameters than `like`, or was trained on other data.
         """
-        self._check(step, {"params": like.params, "optimizer": like.opt_state}, data)
-        loaded = self._orbax.load_checkpointables(
-            step,
-            {
-                "params": _flatten(like.params),
-                "optimizer": _flatten(like.opt_state),
-                "progress": {"step": like.step, "sequences": 0},
-            },
-        )
+        with self._readable(step):
+            self._check(step, {"params": like.params, "optimizer": like.opt_state}, data)
+            loaded = self._orbax.load_checkpointables(
+                step,
+                {
+                    "params": _flatten(like.params),
+                    "optimizer": _flatten(like.opt_state),
+                    "progress": {"step": like.step, "sequences": 0},
+                },
+            )
         state = TrainState(
             loaded["progress"]["step"],
             _unflatten(loaded["params"], like.params),
@@ -111,8 +118,25 @@ class Checkpointer:
 
     def restore_params(self, step: int, like: Any) -> Any:
         """The parameters alone, on the shardings of `like`."""
-        self._check(step, {"params": like}, None)
-        return _unflatten(self._orbax.load_checkpointables(step, {"params": _flatten(like)})["params"], like)
+        with self._readable(step):
+            self._check(step, {"params": like}, None)
+            loaded = self._orbax.load_checkpointables(step, {"params": _flatten(like)})
+        return _unflatten(loaded["params"], like)
+
+    @contextlib.contextmanager
+    def _readable(self, step: int) -> Iterator[None]:
+        """Turns whatever a damaged checkpoint makes Orbax raise into one line that says which it is."""
+        try:
+            yield
+        except BadInputError:
+            raise
+        except Exception as error:
+            older = [each for each in self.steps() if each < step]
+            instead = f"to go on from step {older[-1]}" if older else "to start again"
+            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]
+            raise BadInputError(
+                f"checkpoint {self._orbax.directory / str(step)} cannot be read ({reason}); move it away {instead}"
+            ) from error
 
     def _check(self, step: int, trees: dict[str, Any], data: str | None) -> None:
         """Refuses a checkpoint whose arrays or data are not the expected ones, naming the first that differ."""

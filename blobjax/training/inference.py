@@ -38,6 +38,10 @@ def sample(
       BadInputError: prompt and continuation are longer than model.max_seq_len.
     """
     # A document opens with the separator, so a prompt is read as the beginning of one.
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise BadInputError(f"the prompt is not valid UTF-8: {error.reason}") from None
     ids = [tokenizer.separator, *tokenizer.encode(prompt)]
     drawn = sampling.generate(
         arch.merge(params), ids, tokens, jax.random.key(seed), temperature=temperature, top_p=top_p

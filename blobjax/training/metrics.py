@@ -28,7 +28,7 @@ class JsonlWriter:
 
     def __init__(self, directory: RunDirectory, resume_step: int):
         lines = list(read_jsonl(directory.metrics))
-        kept = [line for line in lines if line["step"] <= resume_step]
+        kept = [line for line in lines if isinstance(line.get("step"), int) and line["step"] <= resume_step]
         if len(kept) < len(lines):
             write_atomically(directory.metrics, "".join(_line(line) for line in kept))
         self._file = append_lines(directory.metrics)

@@ -117,13 +117,19 @@ def make_program(config: Config, layout: Layout, tokens_per_epoch: int) -> Progr
       tokens_per_epoch: of the training data, for lengths given in epochs.
 
     Raises:
-      BadInputError: the length comes to no step.
+      BadInputError: the length comes to no step, or the warm-up is longer.
     """
     clockwork = make_clockwork(config, tokens_per_epoch)
+    warmup = config.duration.warmup.steps(clockwork)
+    if warmup > clockwork.length:
+        raise BadInputError(
+            f"duration.warmup '{config.duration.warmup}' is {warmup} steps, more than the {clockwork.length} of "
+            f"duration.length '{config.duration.length}'"
+        )
     rate = schedule(
         config.optimizer,
         clockwork.length,
-        config.duration.warmup.steps(clockwork),
+        warmup,
         config.optimizer.decay.steps(clockwork),
     )
     arch = architecture(config)

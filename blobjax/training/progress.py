@@ -1,5 +1,7 @@
 """What a person sees while a run trains: one live line on a terminal, a plain line now and then anywhere else."""
 
+import os
+import sys
 import time
 from typing import Any
 
@@ -8,6 +10,16 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 # Seconds between plain lines: a log of a long run stays readable.
 _PLAIN_EVERY = 10.0
+
+
+class PatientConsole(Console):
+    """A console whose reader may go away (`blobjax train … | head`): training goes on, unseen."""
+
+    def on_broken_pipe(self) -> None:
+        """Falls silent instead of ending the process, as rich would."""
+        self.quiet = True
+        # What is buffered would fail once more when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class ProgressLine:

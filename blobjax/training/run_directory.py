@@ -23,7 +23,7 @@ class RunDirectory:
     """Paths of one run, and the rules for claiming them."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
         self.events = self.path / "events.jsonl"
@@ -39,7 +39,17 @@ class RunDirectory:
           BadInputError: something else lives here.
         """
         if self.config.is_file():
-            return load(str(self.config))
+            try:
+                if self.config.stat().st_size:
+                    return load(str(self.config))
+                problems: tuple[str, ...] = (f"{self.config}: is empty",)
+            except BadInputError as error:
+                problems = error.problems
+            raise BadInputError(
+                *problems,
+                f"{self.config} is the run's own record and cannot be used; restore it, or choose another directory "
+                "with logging.run_dir=…",
+            )
         if "://" in str(self.path):
             raise BadInputError(f"run directory {self.path} is a URL; give a path of a file system all hosts share")
         if self.path.is_dir() and any(not entry.name.startswith(_OURS) for entry in self.path.iterdir()):
@@ -55,7 +65,13 @@ class RunDirectory:
         Raises:
           BadInputError: the directory belongs to a run with other maths, or cannot be written.
         """
-        previous = self.previous_config()
+        try:
+            previous = self.previous_config()
+            for file in (self.metrics, self.events):
+                if file.exists() and not file.is_file():
+                    raise BadInputError(f"{file} is not a file; move it away, or choose another logging.run_dir")
+        except (OSError, ValueError) as error:  # a name too long, or with a NUL in it
+            raise BadInputError(f"run directory {str(self.path)[:80]!r} cannot be used: {error}"[:300]) from None
         if previous is not None and not allow_config_change:
             changed = [line for line in config_diff(previous, config) if changes_maths(line.split(":")[0])]
             if changed:
@@ -127,14 +143,16 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The complete lines of a JSON-lines file; a line torn by a crash is passed over, a missing file is empty."""
+    """The objects of a JSON-lines file; a line torn by a crash is passed over, a missing file is empty."""
     if not path.is_file():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            yield json.loads(line)
+            content = json.loads(line)
         except ValueError:
             continue
+        if isinstance(content, dict):
+            yield content
 
 
 def append_lines(path: Path) -> TextIO:

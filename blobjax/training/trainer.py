@@ -20,6 +20,7 @@ from blobjax.training.hooks import EvaluateHook, ProfileHook, SaveHook, StopHook
 from blobjax.training.inference import sample
 from blobjax.training.loop import Hook, run
 from blobjax.training.program import Program, TrainStep, make_program
+from blobjax.training.progress import PatientConsole
 from blobjax.training.recorder import Recorder
 from blobjax.training.run_directory import EventLog, RunDirectory
 from blobjax.training.timers import Every, check_agreement
@@ -44,7 +45,7 @@ def train(config: Config, allow_config_change: bool = False) -> int:
     """
     began = time.monotonic()
     writes = jax.process_index() == 0
-    console = Console(quiet=not writes)
+    console = PatientConsole(quiet=not writes)
     directory = RunDirectory(config.logging.run_dir)
     resuming = directory.check(config, allow_config_change)
     _check_wandb(config)
@@ -84,6 +85,8 @@ def train(config: Config, allow_config_change: bool = False) -> int:
         # Made only now: it clears away unfinished saves, which before the claim might be another run's.
         checkpointer = Checkpointer(directory.checkpoints, config.checkpoint)
         events.write("start", **_facts(program))
+        if resuming and not saved:
+            console.print(f"no checkpoint in {directory.path}: starting again from step 0", highlight=False)
         if saved:
             events.write("restore", step=start, seconds=ready - restoring)
             events.write("resume", step=start)

@@ -1,5 +1,7 @@
 """What is saved comes back bit for bit, on any mesh, and what does not fit is refused."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -80,3 +82,26 @@ def test_a_save_is_not_disturbed_by_the_step_that_reuses_its_memory(tmp_path):
     checkpointer.close()
     params = Checkpointer(tmp_path).restore_params(1, tiny_program.state.params)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(params), expected)
+
+
+@pytest.mark.parametrize("harm", ["params/manifest.ocdbt", "params/_METADATA", "progress", "params/d"])
+def test_a_damaged_checkpoint_is_one_line_that_says_where_to_go_on(saved, tmp_path, harm):
+    directory, sharded, _ = saved
+    for step in ("5", "7"):
+        shutil.copytree(directory / "7", tmp_path / step)
+    target = tmp_path / "7" / harm
+    if target.is_dir():
+        shutil.rmtree(target)
+    else:
+        target.write_bytes(target.read_bytes()[:9])
+    with pytest.raises(BadInputError, match=r"7 cannot be read .*move it away to go on from step 5") as refused:
+        Checkpointer(tmp_path).restore(7, sharded.state, data="text")
+    assert len(refused.value.problems) == 1
+    assert "\n" not in refused.value.problems[0]
+
+
+def test_a_numbered_folder_that_orbax_did_not_finish_is_no_checkpoint(saved, tmp_path):
+    directory, _, _ = saved
+    shutil.copytree(directory / "7", tmp_path / "7")
+    (tmp_path / "9999").mkdir()
+    assert Checkpointer(tmp_path).steps() == [7]

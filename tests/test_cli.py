@@ -49,7 +49,7 @@ def test_help_imports_nothing_heavy():
         (["train", "laptop", "model.d_model"], "dotted.key=value"),
         (["train", "laptop", "model.n_heads=3"], "256 / 3 = 85.33"),
         (["train", "laptop", "compute.mesh.data=3"], "there are 1"),
-        (["train", "laptop", "compute.virtual_cpu_devices=8"], "12"),
+        (["train", "laptop", "duration.global_batch_size=12", "compute.virtual_cpu_devices=8"], "12"),
         (["train", "laptop", "data.seq_len=4096"], "model.max_seq_len"),
         (["train", "laptop", "data.mixture={shakspeare: 1}"], "shakespeare"),
         (["train", "laptop", "data.mixture={a: 1}", "data.sources={a: {path: nowhere/*.txt}}"], "nowhere"),

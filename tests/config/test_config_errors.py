@@ -65,8 +65,8 @@ SINGLE = {
     "model.max_seq_len that the rotary embeddings are set for; lower one or raise the other",
     "model.vocab_size=255": "override, configs/laptop.yaml: model.vocab_size 255 is smaller than the byte tokenizer's "
     "256 (data.tokenizer)",
-    "compute.gradient_accumulation=5": "configs/laptop.yaml, override: duration.global_batch_size 12 does not divide "
-    "into compute.gradient_accumulation 5 parts (12 / 5 = 2.40)",
+    "compute.gradient_accumulation=5": "configs/laptop.yaml, override: duration.global_batch_size 8 does not divide "
+    "into compute.gradient_accumulation 5 parts (8 / 5 = 1.60)",
     "compute.mesh={data: -1, fsdp: -1}": "override: only one mesh axis may be -1 (the devices that are left), not "
     "compute.mesh.data and compute.mesh.fsdp",
     "compute.mesh.fsdp=0": "override: compute.mesh.fsdp is a positive number, or -1 for the devices that are left; "

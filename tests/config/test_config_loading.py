@@ -94,7 +94,7 @@ def test_yaml_anchors_and_merges(write):
 
 
 def test_derived_values_stand_in_the_resolved_config():
-    model = load("laptop", ["model.n_heads=8", "model.d_ff=0", "model.n_kv_heads=2"]).model
+    model = load("laptop", ["model.n_heads=8", "model.d_ff=0", "model.n_kv_heads=2", "model.activation=swiglu"]).model
     assert (model.n_kv_heads, model.d_head, model.d_ff) == (2, 32, 704)
     assert load("laptop", ["model.d_ff=0", "model.activation=gelu"]).model.d_ff == 1024
 

@@ -1,6 +1,5 @@
 """What a config compiles to: state, steps and their shardings, ready for a loop, a benchmark or a plan."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,7 @@ from blobjax.training.state import (
     init_state,
     shardings,
 )
-from blobjax.training.step import Batch, Metrics, make_eval_step, make_train_step
+from blobjax.training.step import make_eval_step, make_train_step
 
 # What a batch holds, on the host and on the devices; each array is [B, T].
 BATCH_DTYPES = {
@@ -105,9 +104,6 @@ class Program:
         """The forward-only step, lowered."""
         step = make_eval_step(self.config, self.arch, self.layout)
         return jax.jit(step).lower(self.state.params, self._abstract_batch(self.part_BT))
-
-
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def make_program(config: Config, layout: Layout, tokens_per_epoch: int) -> Program:

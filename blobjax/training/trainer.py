@@ -19,7 +19,7 @@ from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.hooks import EvaluateHook, ProfileHook, SaveHook, StopHook
 from blobjax.training.inference import sample
 from blobjax.training.loop import Hook, run
-from blobjax.training.program import Program, TrainStep, make_program
+from blobjax.training.program import Program, make_program
 from blobjax.training.progress import PatientConsole
 from blobjax.training.recorder import Recorder
 from blobjax.training.run_directory import EventLog, RunDirectory
@@ -64,10 +64,12 @@ def train(config: Config, allow_config_change: bool = False) -> int:
     if saved and saved[-1] >= length:
         console.print(f"already finished: {directory.path} is at step {saved[-1]} of {length}", highlight=False)
         return FINISHED
+    compile_began = time.monotonic()
+    lowered = program.lower_train_step()
     restoring = time.monotonic()
     with ThreadPoolExecutor(1) as compiler:
         # XLA compiles without Python's lock, so the state is made or read meanwhile.
-        compiling = compiler.submit(_compile, program)
+        compiling = compiler.submit(lambda: (lowered.compile(), time.monotonic() - compile_began))
         if reader and saved:
             known = None if allow_config_change else prepared.fingerprint
             state, sequences = reader.restore(saved[-1], program.state, known)
@@ -137,11 +139,6 @@ def _check_sample(config: Config, tokenizer: data.Tokenizer) -> None:
             f"evaluation.sample_prompt and evaluation.sample_tokens {config.evaluation.sample_tokens} make {wanted} "
             f"tokens, more than model.max_seq_len {config.model.max_seq_len}; ask for fewer"
         )
-
-
-def _compile(program: Program) -> tuple[TrainStep, float]:
-    began = time.time()
-    return program.lower_train_step().compile(), time.time() - began
 
 
 def _check_wandb(config: Config) -> None:

@@ -3,7 +3,7 @@
 from blobjax.config import Config, load
 
 TINY = (
-    "model={vocab_size: 256, n_layers: 2, d_model: 32, n_heads: 4, d_ff: 64, max_seq_len: 128}",
+    "model={vocab_size: 256, n_layers: 2, d_model: 32, n_heads: 4, d_ff: 64, activation: swiglu, max_seq_len: 128}",
     "data.seq_len=32",
     "optimizer={name: adamw, learning_rate: 2.0e-3}",
     "duration={length: 12 steps, global_batch_size: 16, warmup: 2 steps}",

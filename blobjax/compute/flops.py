@@ -15,8 +15,6 @@ two on an unrolled model, where the difference is known.
 
 from blobjax.config.schema import Conditioning, Model
 
-GATED = ("swiglu", "geglu")
-
 
 def flops_per_token(model: Model, seq_len: int) -> float:
     """Training FLOPs for one token: forward, and twice that for backward (one product for the gradient of
@@ -61,7 +59,7 @@ def _attention_weights(model: Model) -> int:
 
 def _mlp_weights(model: Model) -> int:
     """Weights of one layer's MLP: in, out, and for gated activations the gate."""
-    return (3 if model.activation in GATED else 2) * model.d_model * model.d_ff
+    return (3 if model.gated else 2) * model.d_model * model.d_ff
 
 
 def _mean_visible_keys(seq_len: int, window: int) -> float:

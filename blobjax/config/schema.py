@@ -90,14 +90,18 @@ class Model(Section):
     sliding_window: Count = 0
     """Tokens each position may look back to, itself included; 0: all of them."""
 
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP has a gate: down(f(gate x) ⊙ up x)."""
+        return self.activation in ("swiglu", "geglu")
+
     @model_validator(mode="after")
     def _resolve(self) -> Self:
-        gated = self.activation in ("swiglu", "geglu")
         divides = self.d_model % self.n_heads == 0
         self._derive(
             n_kv_heads=self.n_kv_heads or self.n_heads,
             d_head=self.d_head or (self.d_model // self.n_heads if divides else 0),
-            d_ff=self.d_ff or (-(-self.d_model * 8 // 3 // 64) * 64 if gated else 4 * self.d_model),
+            d_ff=self.d_ff or (-(-self.d_model * 8 // 3 // 64) * 64 if self.gated else 4 * self.d_model),
         )
         return self
 

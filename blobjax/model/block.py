@@ -130,9 +130,8 @@ class MLP(nnx.Module):
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         m = config.model
-        gated = m.activation in ("swiglu", "geglu")
         into, out_of = ("embed", "mlp"), ("mlp", "embed")
-        self.gate = matrix(rngs, (m.d_model, m.d_ff), into, m.d_model) if gated else None
+        self.gate = matrix(rngs, (m.d_model, m.d_ff), into, m.d_model) if m.gated else None
         self.up = matrix(rngs, (m.d_model, m.d_ff), into, m.d_model)
         self.down = matrix(rngs, (m.d_ff, m.d_model), out_of, m.d_ff, (2 * m.n_layers) ** -0.5)
         self.activation = m.activation

@@ -17,7 +17,7 @@ from blobjax.objectives import next_token
 ROWS = 2
 SMALL = ("compute.scan_layers=false", "compute.remat=none", "data.seq_len=128", "model.n_layers=2", "model.d_model=512")
 VARIANTS = {
-    "gated, tied": ("model.d_ff=2048", "model.vocab_size=1024"),
+    "gated, tied": ("model.activation=swiglu", "model.d_ff=2048", "model.vocab_size=1024"),
     "plain, untied, layer norms": (
         "model.activation=gelu",
         "model.d_ff=1024",

@@ -45,11 +45,14 @@ def param_count(model: Model, conditioning: Conditioning, embeddings: bool) -> i
         them this
         is the N of Kaplan et al. 2020.
     """
-    norm = model.d_model * (2 if conditioning.norm == "layernorm" else 1)  # gain, and layernorm's bias
+    # A gain; layernorm's bias; dyt's bias and slope.
+    norm = {"rmsnorm": 1, "layernorm": 2, "dyt": 2}[conditioning.norm] * model.d_model + (conditioning.norm == "dyt")
+    in_layer = 2 * len(conditioning.normed & {"input", "output", "stream"})
+    around = len(conditioning.normed & {"embedding", "final"})
     qk_norm = 2 * model.d_head if conditioning.qk_norm else 0
-    layer = _attention_weights(model) + _mlp_weights(model) + 2 * norm + qk_norm
+    layer = _attention_weights(model) + _mlp_weights(model) + in_layer * norm + qk_norm
     tables = (1 if model.tie_embeddings else 2) * model.vocab_size * model.d_model
-    return model.n_layers * layer + norm + (tables if embeddings else 0)
+    return model.n_layers * layer + around * norm + (tables if embeddings else 0)
 
 
 def _attention_weights(model: Model) -> int:

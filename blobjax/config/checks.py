@@ -13,7 +13,14 @@ _PROGRESS = "steps, tokens, flops, tokens/param or epochs"
 
 def problems(config: "Config") -> list[str]:
     """One line for each thing that does not fit together; empty when all does."""
-    return [*_model(config.model), *_mesh(config.compute.mesh), *_data(config), *_batch(config), *_durations(config)]
+    return [
+        *_model(config.model),
+        *_mesh(config.compute.mesh),
+        *_data(config),
+        *_batch(config),
+        *_durations(config),
+        *_switches(config),
+    ]
 
 
 def _model(model: "Model") -> list[str]:
@@ -105,3 +112,11 @@ def _durations(config: "Config") -> list[str]:
     if config.logging.profile_steps and first >= last:
         found.append(f"logging.profile_steps: the last step {last} must come after the first {first}")
     return found
+
+
+def _switches(config: "Config") -> list[str]:
+    if config.optimizer.update_clipping and config.optimizer.name == "lion":
+        return [
+            "optimizer.update_clipping measures Adam's second moment, and optimizer.name lion has none; turn it off"
+        ]
+    return []

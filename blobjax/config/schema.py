@@ -211,25 +211,78 @@ class Objective(Section):
     """What is optimised."""
 
 
+# Where a block and the model around it are normalised: the input of each sublayer, its output before it is added, the
+# residual stream after the sum; the embeddings, and what goes to the output projection.
+_NORMED = {
+    "pre": {"input", "final"},
+    "post": {"stream"},
+    "sandwich": {"input", "output", "final"},
+    "peri": {"embedding", "input", "output", "final"},
+    "none": set(),
+}
+
+
+class ZClip(Section):
+    """Clipping of outlying gradient norms (Kumar et al. 2025)."""
+
+    z_score: Annotated[float, Field(gt=0)] = 2.5
+    """Standard deviations above its running mean from which a global norm is an outlier."""
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.97
+    """Of the running mean and variance, a step."""
+    warmup: Annotated[int, Field(ge=2, le=_LARGEST)] = 25
+    """Steps that only measure."""
+
+
+class AdaGC(Section):
+    """Clipping of each tensor by its own history (Wang et al. 2025)."""
+
+    ratio: Annotated[float, Field(gt=1)] = 1.05
+    """Largest norm of a tensor's gradient, relative to its running mean."""
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.98
+    """Of the running mean, a step."""
+    warmup: Positive = 100
+    """Steps clipped by conditioning.clip_norm, during which each tensor's smallest norm is found."""
+
+
 class Conditioning(Section):
     """NORMALISATION, CONDITIONING AND NUMERICAL STABILITY."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """Compute type of matmuls and activations; parameters, norms, softmax and loss stay in float32."""
-    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
-    """Normalisation before each attention and MLP, and before the output (Zhang & Sennrich 2019; Ba et al. 2016)."""
+    norm: Literal["rmsnorm", "layernorm", "dyt"] = "rmsnorm"
+    """How the residual stream is normalised: rmsnorm (Zhang & Sennrich 2019), layernorm (Ba et al. 2016), or dyt, a
+    tanh with a learnt slope in place of statistics (Zhu et al. 2025)."""
+    norm_placement: Literal["pre", "post", "sandwich", "peri", "none"] = "pre"
+    """Where. pre: the input of each attention and MLP, and the final output (Xiong et al. 2020); post: the stream after
+    each sum (Vaswani et al. 2017); sandwich: as pre, and each output before it is added (Ding et al. 2021); peri: as
+    sandwich, and the embeddings (Kim et al. 2025); none: nowhere."""
+    embedding_norm: bool = False
+    """Normalise the embeddings before the first block (Le Scao et al. 2022, section 3.3), whatever the placement."""
     norm_epsilon: Annotated[float, Field(gt=0)] = 1e-6
-    """Added to the mean square or variance."""
+    """Added to the mean square or variance (rmsnorm, layernorm)."""
     qk_norm: bool = False
     """RMS-normalise queries and keys per head (Dehghani et al. 2023)."""
     attention_soft_cap: Nonnegative = 0.0
     """Attention logits are squashed to ± this by tanh (Gemma 2, 2024); 0: not."""
     final_soft_cap: Nonnegative = 0.0
     """Output logits likewise."""
+    float32_head: bool = False
+    """Multiply with the output projection in float32 whatever the precision; its sum is float32 either way."""
     z_loss: Nonnegative = 0.0
     """Coefficient of the z-loss (Chowdhery et al. 2022, section 5); 1e-4 when on."""
+    clip: Literal["global_norm", "zclip", "adagc"] = "global_norm"
+    """How gradients are bounded: their norm by clip_norm, outliers of that norm, or each tensor by its own history."""
     clip_norm: Nonnegative = 1.0
-    """Largest global gradient norm; 0: not clipped."""
+    """Largest global gradient norm (global_norm always, adagc during its warm-up); 0: not clipped."""
+    zclip: ZClip = ZClip()
+    """Settings of `clip: zclip`."""
+    adagc: AdaGC = AdaGC()
+    """Settings of `clip: adagc`."""
+
+    @property
+    def normed(self) -> frozenset[str]:
+        """The places that are normalised: of `embedding`, `input`, `output`, `stream` and `final`."""
+        return frozenset(_NORMED[self.norm_placement] | ({"embedding"} if self.embedding_norm else set()))
 
 
 class Optimizer(Section):
@@ -257,6 +310,9 @@ class Optimizer(Section):
     """Decay of the second moment (adamw), or of the momentum (lion)."""
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
     """Adam's epsilon."""
+    update_clipping: bool = False
+    """StableAdamW (Wortsman et al. 2023b, algorithm 2): a tensor's step shrinks while its second moment lags behind its
+    gradients. For whatever AdamW updates: everything (adamw), or what is no hidden matrix (muon)."""
 
 
 class Checkpoint(Section):

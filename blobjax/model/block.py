@@ -1,4 +1,4 @@
-"""One transformer block: attention and an MLP, each normalised before it and added to the residual stream.
+"""One transformer block: attention and an MLP, each added to the residual stream; the config says where norms stand.
 
 No linear layer has a bias (PaLM, Chowdhery et al. 2022, section 2).
 
@@ -14,7 +14,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from blobjax.compute.sharding import constrain, current_layout
-from blobjax.conditioning.norms import RMSNorm, make_norm
+from blobjax.conditioning.norms import RMSNorm, make_norm, normalise
 from blobjax.config.schema import Config
 from blobjax.model.attention import attend, choose
 from blobjax.model.initialisers import matrix
@@ -150,13 +150,27 @@ class MLP(nnx.Module):
         return project(constrain(hidden_BTF, ("batch", "time", "mlp")), self.down[...])
 
 
+class Norms(nnx.Module):
+    """The norms of one sublayer, as `conditioning.norm_placement` places them."""
+
+    def __init__(self, config: Config):
+        features = config.model.d_model
+        self.input = make_norm(config.conditioning, features, "input")
+        self.output = make_norm(config.conditioning, features, "output")
+        self.stream = make_norm(config.conditioning, features, "stream")
+
+    def add(self, x_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
+        """The residual stream with a sublayer's output added."""
+        return normalise(self.stream, x_BTD + normalise(self.output, y_BTD))
+
+
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)) (pre-norm: Xiong et al. 2020)."""
+    """x + attention(norm(x)), then x + mlp(norm(x)), or with the norms in other places."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
-        self.attention_norm = make_norm(config.conditioning, config.model.d_model)
+        self.attention_norms = Norms(config)
         self.attention = Attention(config, rngs)
-        self.mlp_norm = make_norm(config.conditioning, config.model.d_model)
+        self.mlp_norms = Norms(config)
         self.mlp = MLP(config, rngs)
 
     def __call__(
@@ -173,7 +187,7 @@ class Block(nnx.Module):
           The residual stream, and `stored` with these tokens added (None where none was given).
         """
         x_BTD = checkpoint_name(x_BTD, BLOCK_INPUT)
-        mixed_BTD, stored = self.attention(self.attention_norm(x_BTD), places, stored)
-        x_BTD = constrain(x_BTD + mixed_BTD, ("batch", "time", "embed"))
-        x_BTD = x_BTD + self.mlp(self.mlp_norm(x_BTD))
+        mixed_BTD, stored = self.attention(normalise(self.attention_norms.input, x_BTD), places, stored)
+        x_BTD = constrain(self.attention_norms.add(x_BTD, mixed_BTD), ("batch", "time", "embed"))
+        x_BTD = self.mlp_norms.add(x_BTD, self.mlp(normalise(self.mlp_norms.input, x_BTD)))
         return constrain(x_BTD, ("batch", "time", "embed")), stored

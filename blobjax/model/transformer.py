@@ -11,7 +11,7 @@ from flax import nnx
 
 from blobjax.compute.sharding import constrain
 from blobjax.conditioning import soft_cap
-from blobjax.conditioning.norms import make_norm
+from blobjax.conditioning.norms import make_norm, normalise
 from blobjax.conditioning.precision import policy
 from blobjax.config.schema import Config
 from blobjax.model.block import Block, Places, Stored
@@ -43,11 +43,13 @@ class Transformer(nnx.Module):
         self.shape = m
         self.precision = policy(config.conditioning)
         self.final_soft_cap = config.conditioning.final_soft_cap
+        self.float32_head = config.conditioning.float32_head
         self.remat = config.compute.remat
         self.scanned = scans(config)
         self.embedding = embedding(rngs, m.vocab_size, m.d_model)
+        self.embedding_norm = make_norm(config.conditioning, m.d_model, "embedding")
         self.blocks = _stack(config, rngs)
-        self.final_norm = make_norm(config.conditioning, m.d_model)
+        self.final_norm = make_norm(config.conditioning, m.d_model, "final")
         self.unembedding = (
             None if m.tie_embeddings else matrix(rngs, (m.d_model, m.vocab_size), ("embed", "vocab"), m.d_model)
         )
@@ -69,7 +71,7 @@ class Transformer(nnx.Module):
           [B, T, D] in the compute dtype.
         """
         places = Places(segments_BT, segments_BT, 0, *self._rotation(positions_BT))
-        return self.final_norm(self._run_blocks(self._embed(tokens_BT), places, None)[0])
+        return normalise(self.final_norm, self._run_blocks(self._embed(tokens_BT), places, None)[0])
 
     def decode(
         self, tokens_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array, cache: Cache
@@ -84,7 +86,7 @@ class Transformer(nnx.Module):
         places = Places(segments_BT, key_segments_BS, cache.length, *self._rotation(positions_BT))
         x_BTD, stored = self._run_blocks(self._embed(tokens_BT), places, cache.stored)
         assert stored is not None
-        return self.final_norm(x_BTD), Cache(stored, key_segments_BS, cache.length + length)
+        return normalise(self.final_norm, x_BTD), Cache(stored, key_segments_BS, cache.length + length)
 
     def empty_cache(self, rows: int, slots: int) -> Cache:
         """A cache for `slots` tokens of each of `rows` sequences."""
@@ -96,7 +98,7 @@ class Transformer(nnx.Module):
         # The table is made whole along embed before the look-up, as every weight is before its matmul: rows looked up
         # in pieces of their features come out laid over the mesh the wrong way round, for all tokens at once.
         table_VD = constrain(self.embedding[...].astype(self.precision.compute), ("vocab", None))
-        x_BTD = table_VD[tokens_BT]
+        x_BTD = normalise(self.embedding_norm, table_VD[tokens_BT])
         return constrain(x_BTD, ("batch", "time", "embed"))
 
     def _rotation(self, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -127,6 +129,8 @@ class Transformer(nnx.Module):
           [..., V] float32.
         """
         w_DV = self.embedding[...].T if self.unembedding is None else self.unembedding[...]
+        if self.float32_head:
+            x_BTD = x_BTD.astype(jnp.float32)
         logits_BTV = jnp.matmul(x_BTD, w_DV.astype(x_BTD.dtype), preferred_element_type=self.precision.output)
         return soft_cap(logits_BTV, self.final_soft_cap)
 

@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import optax
 
-from blobjax.config.schema import Config, Optimizer
+from blobjax.conditioning.clipping import adagc, scale_by_stable_adam, zclip
+from blobjax.config.schema import Conditioning, Config, Optimizer
 
 # Momentum and update scale as in Liu et al. 2025 (Muon is Scalable for LLM Training, section 2.2): 0.2 matches the RMS
 # of AdamW's updates, so that one learning rate serves both groups of parameters.
@@ -76,9 +77,11 @@ def _muon(config: Optimizer, axes: Any) -> optax.GradientTransformation:
     dims = jax.tree.map(_muon_dims, axes, is_leaf=is_axes)
     labels = jax.tree.map(lambda a: "adam" if _muon_dims(a) is None else "muon", axes, is_leaf=is_axes)
 
+    # optax.partition hands each group the whole tree with MaskedNode in the other group's places.
+    masked = lambda node: isinstance(node, optax.MaskedNode)  # noqa: E731
+    adam_axes = jax.tree.map(lambda a, d: a if d is None else optax.MaskedNode(), axes, dims, is_leaf=is_axes)
+
     def masked_dims(params: Any) -> Any:
-        # optax.partition hands each group the whole tree with MaskedNode in the other group's places.
-        masked = lambda node: isinstance(node, optax.MaskedNode)  # noqa: E731
         return jax.tree.map(lambda p, d: p if masked(p) else d, params, dims, is_leaf=masked)
 
     def scale(update: jax.Array, d: optax.contrib.MuonDimensionNumbers) -> jax.Array:
@@ -89,8 +92,23 @@ def _muon(config: Optimizer, axes: Any) -> optax.GradientTransformation:
         optax.contrib.scale_by_muon(beta=_MUON_MOMENTUM, weight_dimension_numbers=masked_dims),
         optax.stateless(lambda updates, _: jax.tree.map(scale, updates, masked_dims(updates))),
     )
-    adam = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
-    return optax.partition({"muon": muon, "adam": adam}, labels)
+    return optax.partition({"muon": muon, "adam": _adam(config, adam_axes)}, labels)
+
+
+def _adam(config: Optimizer, axes: Any) -> optax.GradientTransformation:
+    if config.update_clipping:
+        return scale_by_stable_adam(config.beta1, config.beta2, config.epsilon, axes)
+    return optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
+
+
+def _clip(conditioning: Conditioning, axes: Any) -> optax.GradientTransformation:
+    match conditioning.clip:
+        case "zclip":
+            return zclip(conditioning.zclip)
+        case "adagc":
+            return adagc(conditioning.adagc, conditioning.clip_norm, axes)
+        case "global_norm":
+            return optax.clip_by_global_norm(conditioning.clip_norm) if conditioning.clip_norm else optax.identity()
 
 
 def make_optimizer(config: Config, rate: optax.Schedule, axes: Any) -> optax.GradientTransformation:
@@ -103,7 +121,7 @@ def make_optimizer(config: Config, rate: optax.Schedule, axes: Any) -> optax.Gra
     optimizer = config.optimizer
     match optimizer.name:
         case "adamw":
-            direction = optax.scale_by_adam(optimizer.beta1, optimizer.beta2, optimizer.epsilon)
+            direction = _adam(optimizer, axes)
         case "lion":
             direction = optax.scale_by_lion(optimizer.beta1, optimizer.beta2)
         case "muon":
@@ -112,9 +130,8 @@ def make_optimizer(config: Config, rate: optax.Schedule, axes: Any) -> optax.Gra
     if optimizer.weight_decay_mode == "independent":
         decay /= optimizer.learning_rate
     matrices = jax.tree.map(is_matrix, axes, is_leaf=lambda node: isinstance(node, tuple))
-    clip = config.conditioning.clip_norm
     return optax.chain(
-        optax.clip_by_global_norm(clip) if clip else optax.identity(),
+        _clip(config.conditioning, axes),
         direction,
         optax.add_decayed_weights(decay, matrices),
         optax.scale_by_learning_rate(rate),

@@ -27,6 +27,13 @@ VARIANTS = {
     ),
     "grouped queries, narrow heads": ("model.n_heads=8", "model.n_kv_heads=2", "model.d_head=32"),
 }
+# Differ from the others in parameters only.
+NORMS = {
+    "sandwich of layer norms": ("conditioning={norm: layernorm, norm_placement: sandwich}",),
+    "peri of dyt": ("conditioning={norm: dyt, norm_placement: peri}",),
+    "post": ("conditioning.norm_placement=post",),
+    "none, but the embeddings": ("conditioning={norm_placement: none, embedding_norm: true}",),
+}
 
 
 def abstract_model(config: Config) -> tuple:
@@ -121,7 +128,7 @@ def test_the_model_has_the_parameters_we_count(name):
     assert param_count(config.model, config.conditioning, True) == sum(x.size for x in jax.tree.leaves(params))
 
 
-@pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("overrides", [*VARIANTS.values(), *NORMS.values()], ids=[*VARIANTS, *NORMS])
 def test_variants_have_the_parameters_we_count(overrides):
     config = load("laptop", [*SMALL, *overrides])
     _, params = abstract_model(config)

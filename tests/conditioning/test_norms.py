@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blobjax.conditioning.norms import LayerNorm, RMSNorm, make_norm
+from blobjax.conditioning.norms import DyT, LayerNorm, RMSNorm, make_norm, normalise
 from blobjax.config.schema import Conditioning
 
 EPSILON = 1e-5
@@ -47,6 +47,43 @@ def test_layernorm_keeps_digits_far_from_zero():
     np.testing.assert_allclose(LayerNorm(64, EPSILON)(x), wanted, atol=1e-3)
 
 
-def test_config_names_the_norm():
-    assert isinstance(make_norm(Conditioning(norm="layernorm"), 8), LayerNorm)
-    assert isinstance(make_norm(Conditioning(norm="rmsnorm"), 8), RMSNorm)
+# tanh rounds more than once in float32; in bfloat16 the output's own rounding covers it.
+@pytest.mark.parametrize(("dtype", "relative"), [(jnp.float32, 1e-5), (jnp.bfloat16, 2**-8)])
+def test_dyt_against_float64(dtype, relative, inputs):
+    x, gain, bias = inputs
+    x = x.astype(dtype)
+    norm = DyT(48, EPSILON)
+    norm.gain[...], norm.bias[...], norm.slope[...] = gain, bias, jnp.float32(0.8)
+    got = norm(x)
+    squashed = np.tanh(np.float64(np.float32(0.8)) * np.asarray(x, np.float64))
+    wanted = squashed * np.asarray(gain, np.float64) + np.asarray(bias, np.float64)
+    assert got.dtype == dtype
+    np.testing.assert_allclose(np.asarray(got, np.float64), wanted, rtol=relative, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("rmsnorm", RMSNorm), ("layernorm", LayerNorm), ("dyt", DyT)])
+def test_config_names_the_norm(name, kind):
+    assert isinstance(make_norm(Conditioning(norm=name), 8, "input"), kind)
+
+
+PLACES = {
+    "pre": "input final",
+    "post": "stream",
+    "sandwich": "input output final",
+    "peri": "embedding input output final",
+    "none": "",
+}
+
+
+@pytest.mark.parametrize("placement", PLACES)
+@pytest.mark.parametrize("embedding_norm", [False, True])
+def test_config_says_where(placement, embedding_norm):
+    conditioning = Conditioning(norm_placement=placement, embedding_norm=embedding_norm)
+    wanted = {*PLACES[placement].split(), *(["embedding"] if embedding_norm else [])}
+    places = ("embedding", "input", "output", "stream", "final")
+    assert {place for place in places if make_norm(conditioning, 8, place) is not None} == wanted
+
+
+def test_no_norm_is_the_same_array():
+    x = jnp.ones((2, 8))
+    assert normalise(None, x) is x

@@ -99,3 +99,20 @@ def test_rows_reach_the_devices_that_hold_them():
     placed = to_global({"tokens": array}, rows, sharding, (16, 32))["tokens"]
     np.testing.assert_array_equal(placed, array)
     assert {shard.data.shape for shard in placed.addressable_shards} == {(4, 16)}
+
+
+# Everything that looks at whole tensors or whole rows: norms, the norms of gradients, and their histories.
+CONDITIONED = (
+    "conditioning.norm=dyt",
+    "conditioning.norm_placement=peri",
+    "conditioning.clip=adagc",
+    "conditioning.adagc.warmup=3",
+    "optimizer.update_clipping=true",
+)
+
+
+@pytest.mark.parametrize("overrides", [CONDITIONED, ("conditioning.clip=zclip", "conditioning.zclip.warmup=3")])
+def test_conditioning_decides_the_same_when_split(overrides):
+    alone, *_ = train("{data: 1}", *overrides)
+    split, *_ = train("{data: 1, fsdp: 8}", *overrides)
+    np.testing.assert_allclose(split, alone, rtol=1e-5)

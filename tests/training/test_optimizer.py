@@ -101,3 +101,20 @@ def test_clipping_scales_the_whole_gradient_to_the_norm():
     # With a huge epsilon Adam is linear in the gradient, so that the update shows the clipping.
     ratio = first_update(clipped)[2]["wq"] / first_update(settings)[2]["wq"]
     np.testing.assert_allclose(ratio, 1e-3 / optax.tree.norm(grads), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_update_clipping_shortens_a_step_after_small_gradients(name):
+    """What AdamW updates; Muon's matrices have a length of their own."""
+    params, grads = params_and_grads()
+    lengths = {}
+    for stable in (False, True):
+        settings = config(name=name, weight_decay=0, update_clipping=stable)
+        optimizer = make_optimizer(settings, optax.constant_schedule(0.01), AXES)
+        state = optimizer.init(params)
+        for scale in (*[1e-3] * 20, 1.0):
+            updates, state = optimizer.update(jax.tree.map(lambda g, s=scale: g * s, grads), state, params)
+        lengths[stable] = {key: float(optax.tree.norm(update)) for key, update in updates.items()}
+    touched = {key for key in SHAPES if lengths[True][key] != lengths[False][key]}
+    assert touched == ({*SHAPES} if name == "adamw" else {"embedding", "gain"})
+    assert all(lengths[True][key] < 0.5 * lengths[False][key] for key in touched)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from blobjax.config.errors import BadInputError
+from blobjax.config.errors import BadInputError, HaltedError
 
 app = typer.Typer(
     name="blobjax",
@@ -179,6 +179,9 @@ def main() -> None:
         for problem in error.problems:
             print(f"blobjax: {problem}", file=sys.stderr)
         code = 2
+    except HaltedError as error:
+        print(f"blobjax: {error}", file=sys.stderr)
+        code = 1
     except typer.Exit as done:
         code = done.exit_code
     except Exception as error:

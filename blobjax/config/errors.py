@@ -1,8 +1,8 @@
-"""The one exception that means "the input is wrong": shown as clear lines on stderr, exit code 2, no traceback."""
+"""The two exceptions that are shown as clear lines on stderr, with no traceback."""
 
 
 class BadInputError(Exception):
-    """Something the user gave cannot be used.
+    """Something the user gave cannot be used; exit code 2.
 
     Args:
       problems: one clear line each; every line names the thing and the fix.
@@ -11,3 +11,7 @@ class BadInputError(Exception):
     def __init__(self, *problems: str):
         self.problems = problems
         super().__init__("\n".join(problems))
+
+
+class HaltedError(Exception):
+    """A run ended itself, because going on would waste what it costs: one line that says why; exit code 1."""

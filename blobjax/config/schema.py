@@ -211,6 +211,18 @@ class Objective(Section):
     """What is optimised."""
 
 
+class Guard(Section):
+    """Refuses steps whose numbers went bad (after the skip-step optimizer of OLMo-core, Ai2)."""
+
+    sigmas: Nonnegative = 6.0
+    """A loss or gradient norm this many standard deviations above its window's mean is a spike; 0: only numbers that
+    are not finite are refused."""
+    window: Annotated[int, Field(ge=2, le=_LARGEST)] = 128
+    """Accepted steps in that window; no step is a spike before it is full."""
+    patience: Count = 10
+    """Refused steps in a row that are put up with; one more stops the run. 0: halt at the first."""
+
+
 # Where a block and the model around it are normalised: the input of each sublayer, its output before it is added, the
 # residual stream after the sum; the embeddings, and what goes to the output projection.
 _NORMED = {
@@ -278,6 +290,8 @@ class Conditioning(Section):
     """Settings of `clip: zclip`."""
     adagc: AdaGC = AdaGC()
     """Settings of `clip: adagc`."""
+    guard: Guard | None = None
+    """Skip steps whose loss or gradients are not finite or spike; none by default."""
 
     @property
     def normed(self) -> frozenset[str]:

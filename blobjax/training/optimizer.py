@@ -15,6 +15,7 @@ import jax
 import optax
 
 from blobjax.conditioning.clipping import adagc, scale_by_stable_adam, zclip
+from blobjax.conditioning.guards import guarded
 from blobjax.config.schema import Conditioning, Config, Optimizer
 
 # Momentum and update scale as in Liu et al. 2025 (Muon is Scalable for LLM Training, section 2.2): 0.2 matches the RMS
@@ -111,12 +112,15 @@ def _clip(conditioning: Conditioning, axes: Any) -> optax.GradientTransformation
             return optax.clip_by_global_norm(conditioning.clip_norm) if conditioning.clip_norm else optax.identity()
 
 
-def make_optimizer(config: Config, rate: optax.Schedule, axes: Any) -> optax.GradientTransformation:
-    """Clip, direction, decay of matrices, learning rate.
+def make_optimizer(config: Config, rate: optax.Schedule, axes: Any) -> optax.GradientTransformationExtraArgs:
+    """Clip, direction, decay of matrices, learning rate; and a guard around it all, if asked for.
 
     Args:
       rate: learning rate by step.
       axes: tree of logical axis names, one tuple for each parameter.
+
+    Returns:
+      An optimizer whose update also takes `loss`, the step's loss.
     """
     optimizer = config.optimizer
     match optimizer.name:
@@ -130,9 +134,11 @@ def make_optimizer(config: Config, rate: optax.Schedule, axes: Any) -> optax.Gra
     if optimizer.weight_decay_mode == "independent":
         decay /= optimizer.learning_rate
     matrices = jax.tree.map(is_matrix, axes, is_leaf=lambda node: isinstance(node, tuple))
-    return optax.chain(
+    whole = optax.chain(
         _clip(config.conditioning, axes),
         direction,
         optax.add_decayed_weights(decay, matrices),
         optax.scale_by_learning_rate(rate),
     )
+    guard = config.conditioning.guard
+    return guarded(whole, guard) if guard else optax.with_extra_args_support(whole)

@@ -67,7 +67,7 @@ class Program:
     layout: Layout
     clockwork: Clockwork
     arch: Architecture
-    optimizer: optax.GradientTransformation
+    optimizer: optax.GradientTransformationExtraArgs
     rate: optax.Schedule
     state: TrainState
     batch_sharding: jax.sharding.NamedSharding

@@ -71,7 +71,7 @@ def abstract_params(arch: Architecture, layout: Layout) -> Any:
     )
 
 
-def abstract_state(arch: Architecture, optimizer: optax.GradientTransformation, layout: Layout) -> TrainState:
+def abstract_state(arch: Architecture, optimizer: optax.GradientTransformationExtraArgs, layout: Layout) -> TrainState:
     """Shape, dtype and sharding of the whole state.
 
     An optimizer leaf whose path ends in a parameter's path and which has that parameter's shape (a moment) is sharded
@@ -98,7 +98,7 @@ def shardings(abstract: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
 
-def init_state(config: Config, optimizer: optax.GradientTransformation, abstract: TrainState) -> TrainState:
+def init_state(config: Config, optimizer: optax.GradientTransformationExtraArgs, abstract: TrainState) -> TrainState:
     """The state at step 0, every array born on the devices it belongs to; the numbers depend on the seed alone."""
 
     def init() -> TrainState:

@@ -24,7 +24,7 @@ Metrics = dict[str, jax.Array]
 def make_train_step(
     config: Config,
     arch: Architecture,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     rate: optax.Schedule,
     layout: Layout,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -34,6 +34,7 @@ def make_train_step(
       A function of the state and a batch of [B, T] arrays; its metrics are float32 scalars, the same on every device.
     """
     parts_A = config.compute.gradient_accumulation
+    guarded = config.conditioning.guard is not None
 
     def loss(params: Any, batch: Batch, total: jax.Array) -> tuple[jax.Array, Metrics]:
         return next_token.loss(arch.merge(params), batch, config, total)
@@ -61,16 +62,21 @@ def make_train_step(
         with sharding.use(layout):
             total = jnp.sum(batch["mask"])
             grads, parts = gradients(state.params, batch, total)
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            whole = sum(parts.values(), jnp.float32(0))
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params, loss=whole)
             params = optax.apply_updates(state.params, updates)
         bytes_total = jnp.sum(batch["target_bytes"])
+        skipped = state.opt_state.skipped if guarded else 0
         metrics = {
-            "loss": sum(parts.values(), jnp.float32(0)),
+            "loss": whole,
             **parts,
             "bits_per_byte": parts["cross_entropy"] * total / (bytes_total * math.log(2)),
             "grad_norm": optax.tree.norm(grads),
-            "learning_rate": jnp.asarray(rate(state.step), jnp.float32),
+            # The optimizer does not count the steps that a guard refused.
+            "learning_rate": jnp.asarray(rate(state.step - skipped), jnp.float32),
         }
+        if guarded:
+            metrics["skipped"] = jnp.asarray(opt_state.skipped - skipped, jnp.float32)
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step

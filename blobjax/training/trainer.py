@@ -16,9 +16,10 @@ from blobjax.config import BadInputError, Config
 from blobjax.config.diff import changes_maths, config_diff
 from blobjax.training.batches import Position, global_batches
 from blobjax.training.checkpoints import Checkpointer
+from blobjax.training.guard_watch import GuardWatch
 from blobjax.training.hooks import EvaluateHook, ProfileHook, SaveHook, StopHook
 from blobjax.training.inference import sample
-from blobjax.training.loop import Hook, run
+from blobjax.training.loop import Hook, StepReport, run
 from blobjax.training.program import Program, make_program
 from blobjax.training.progress import PatientConsole
 from blobjax.training.recorder import Recorder
@@ -104,9 +105,16 @@ def train(config: Config, allow_config_change: bool = False) -> int:
         stop = stack.enter_context(StopHook(config.duration.wall_clock_limit, began, save))
         profile = stack.enter_context(ProfileHook(config.logging.profile_steps, start, directory.profile))
         hooks: list[Hook] = [EvaluateHook(program, stream, evaluate_every, recorder, events), save, stop, profile]
+        watch = GuardWatch(config.conditioning.guard, recorder.say, events) if config.conditioning.guard else None
+
+        def report(done: StepReport) -> None:
+            recorder.report(done)
+            if watch:
+                watch.report(done)
+
         batches = global_batches(stream, sequences, program.batch_sharding, program.shape_BT)
         try:
-            state = run(train_step, state, batches, range(start + 1, length + 1), recorder.report, hooks)
+            state = run(train_step, state, batches, range(start + 1, length + 1), report, hooks)
         except BaseException as error:
             events.write("stop", reason=f"{type(error).__name__}: {error}"[:500])
             raise

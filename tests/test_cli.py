@@ -110,6 +110,15 @@ def test_a_run_directory_of_another_config_is_refused_with_a_diff(tmp_path):
     assert "resuming at step 2" in " ".join(done.stdout.split())
 
 
+def test_a_run_that_halts_says_why_in_one_line_and_exits_1(tmp_path):
+    guard = "conditioning.guard={window: 2, sigmas: 1.0e-4, patience: 0}"
+    run_dir = f"logging.run_dir={tmp_path}/run"
+    done = blobjax("train", "laptop", *TINY, run_dir, guard, "optimizer.learning_rate=3.0", "duration.length=200 steps")
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("blobjax: halted at step")
+
+
 def test_interrupted_on_a_laptop_means_saved_and_resumable(tmp_path):
     run_dir = tmp_path / "run"
     command = ["train", "laptop", *TINY, f"logging.run_dir={run_dir}", "duration.length=100000 steps"]

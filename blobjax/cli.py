@@ -24,6 +24,23 @@ app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from blobjax import __version__
+
+        typer.echo(f"blobjax {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
 def _complete_config(incomplete: str) -> list[str]:
     from blobjax.config.load import shipped
 

@@ -1,11 +1,11 @@
 """Several processes on one machine, each with a few virtual CPU devices: how a pod is rehearsed on a laptop.
 
-    python launch/local.py -n 2 -d 4 -- blobjax train laptop-8dev
+    python launch/local.py -n 2 -d 4 -- blobjax train laptop-8dev name=two-processes
 
 Every process gets the same command and, in its environment, its place: JAX_COORDINATOR_ADDRESS on loopback,
 JAX_NUM_PROCESSES, JAX_PROCESS_ID and JAX_NUM_CPU_DEVICES. Output is prefixed with the process's number. When one
-fails, the others are ended; the exit code is that of the first to fail. Ctrl-C and SIGTERM are passed on, so that a
-trainer can save; a second one kills. Needs the standard library only.
+fails, the others are ended; the exit code is that of the first to fail. Ctrl-C and SIGTERM are passed on, so that
+the processes can end by themselves; a second one kills. Needs the standard library only.
 """
 
 import argparse

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
 import pytest
 
@@ -108,6 +109,11 @@ def test_a_run_directory_of_another_config_is_refused_with_a_diff(tmp_path):
     done = blobjax("train", "laptop", *TINY, *allowed)
     assert done.returncode == 0, done.stderr
     assert "resuming at step 2" in " ".join(done.stdout.split())
+
+
+def test_version():
+    done = blobjax("--version")
+    assert (done.returncode, done.stdout) == (0, f"blobjax {version('blobjax')}\n")
 
 
 def test_a_run_that_halts_says_why_in_one_line_and_exits_1(tmp_path):

@@ -196,7 +196,11 @@ def _check_bind(address: str) -> None:
 def _wait_for(address: str, timeout_seconds: float) -> None:
     """Waits until something listens at the coordinator's address: jaxlib aborts the process when nothing ever does."""
     deadline = time.monotonic() + timeout_seconds
+    patient = time.monotonic() + 10
     while True:
+        if time.monotonic() > patient:
+            print(f"blobjax: waiting for process 0 at {address}", file=sys.stderr, flush=True)
+            patient = deadline
         try:
             socket.create_connection(_host_and_port(address), timeout=5).close()
             return

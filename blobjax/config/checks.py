@@ -99,7 +99,8 @@ def _durations(config: "Config") -> list[str]:
     }
     for key, duration in in_progress.items():
         if duration.seconds is not None:
-            found.append(f"{key} '{duration}' is wall-clock time; give {_PROGRESS}")
+            share = "" if key == "duration.length" else ", or a percentage of the run"
+            found.append(f"{key} '{duration}' is wall-clock time; give {_PROGRESS}{share}")
     for key, duration in {**in_progress, "checkpoint.every": config.checkpoint.every}.items():
         may_be_zero = key in ("duration.warmup", "optimizer.decay")
         if not duration.amount and not may_be_zero:

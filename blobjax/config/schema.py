@@ -186,7 +186,7 @@ class Data(Section):
     mask_documents: bool = True
     """Packed documents do not attend to each other."""
     prepared_dir: str = ""
-    """Where token shards are kept; empty: the user's cache directory."""
+    """Where token shards are kept; empty: the user's cache directory, ~/.cache/blobjax."""
     prefetch: Positive = 4
     """Batches made ready ahead of the step."""
 

@@ -69,10 +69,12 @@ def _check(model: Transformer, prompt: Sequence[int], n_tokens: int, temperature
         )
     if n_tokens < 1:
         problems.append(f"cannot draw {n_tokens} tokens; ask for at least one")
-    if len(prompt) + n_tokens > shape.max_seq_len:
+    room = shape.max_seq_len - len(prompt)
+    if n_tokens > room:
         problems.append(
             f"a prompt of {len(prompt)} tokens and {n_tokens} more make {len(prompt) + n_tokens}, beyond the "
-            f"{shape.max_seq_len} of model.max_seq_len; ask for {max(shape.max_seq_len - len(prompt), 0)} or fewer"
+            f"{shape.max_seq_len} of model.max_seq_len; "
+            + (f"ask for {room} or fewer" if room > 0 else "shorten the prompt")
         )
     if not temperature >= 0:
         problems.append(f"temperature {temperature} is negative; give 0 (always the likeliest token) or more")

@@ -94,7 +94,7 @@ class EvaluateHook:
             state.params,
             self._held_out,
             self._program.batch_sharding,
-            self._program.shape_BT,
+            self._program.part_BT,
         )
         self._recorder.write(step, metrics)
         figures = "  ".join(f"{domain} {metrics[f'eval/{domain}/bits_per_byte']:.3f}" for domain in self._held_out)

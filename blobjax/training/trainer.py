@@ -63,7 +63,9 @@ def train(config: Config, allow_config_change: bool = False) -> int:
     # Also a barrier: no process may look at the directory while process 0 claims it.
     check_agreement(maths=_maths(config), data=prepared.fingerprint, checkpoints=str(saved[-1:]))
     if saved and saved[-1] >= length:
-        console.print(f"already finished: {directory.path} is at step {saved[-1]} of {length}", highlight=False)
+        console.print(
+            f"already finished: {directory.path} is at step {saved[-1]} of {length}", highlight=False, soft_wrap=True
+        )
         return FINISHED
     compile_began = time.monotonic()
     lowered = program.lower_train_step()
@@ -114,14 +116,15 @@ def train(config: Config, allow_config_change: bool = False) -> int:
 
         batches = global_batches(stream, sequences, program.batch_sharding, program.shape_BT)
         try:
-            state = run(train_step, state, batches, range(start + 1, length + 1), report, hooks)
+            try:
+                state = run(train_step, state, batches, range(start + 1, length + 1), report, hooks)
+            finally:
+                # Whatever ended the loop, a save under way is worth finishing.
+                save.finish()
+                checkpointer.close()
         except BaseException as error:
-            events.write("stop", reason=f"{type(error).__name__}: {error}"[:500])
+            events.write("stop", reason=f"{type(error).__name__}: {error}"[:500].removesuffix(": "))
             raise
-        finally:
-            # Whatever ended the loop, a save under way is worth finishing.
-            save.finish()
-            checkpointer.close()
         stopped = int(state.step)
         finished = stopped == length
         events.write("stop", step=stopped, reason="finished" if finished else stop.reason)
@@ -192,7 +195,7 @@ def _headline(program: Program, start: int) -> str:
     resumed = f", resuming at step {start}" if start else ""
     return (
         f"{config.name}: {count / 1e6:,.1f}M parameters on {where}; {program.clockwork.length:,} steps, "
-        f"{tokens / 1e6:,.1f}M tokens{resumed}"
+        f"{f'{tokens / 1e6:,.1f}M' if tokens >= 1e6 else f'{tokens / 1e3:,.0f}k'} tokens{resumed}"
     )
 
 
@@ -209,6 +212,6 @@ def _conclude(program: Program, params: Any, stream: data.Stream, console: Conso
             seed=program.config.seed,
         )
         console.rule("sampled")
-        console.print(prompt + passage, highlight=False, markup=False)
+        console.print(prompt + passage, highlight=False, markup=False, soft_wrap=True)
         console.rule()
-    console.print(f"run directory: {directory.path}", highlight=False)
+    console.print(f"run directory: {directory.path}", highlight=False, soft_wrap=True)

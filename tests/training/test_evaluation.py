@@ -11,6 +11,8 @@ from blobjax.compute.sharding import make_layout
 from blobjax.training.batches import global_batches
 from blobjax.training.evaluation import evaluate
 from blobjax.training.program import make_program
+from blobjax.training.run_directory import read_jsonl
+from blobjax.training.trainer import train
 from tests.tiny import tiny
 
 
@@ -56,3 +58,10 @@ def test_training_metrics_are_those_of_the_whole_batch(setting):
     assert float(metrics["z_loss"]) > 0
     expected = nats.sum() / math.log(2) / host["target_bytes"].sum()
     assert float(metrics["bits_per_byte"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_run_that_accumulates_gradients_evaluates_part_by_part(tmp_path):
+    settings = tiny(f"logging.run_dir={tmp_path}", "compute.gradient_accumulation=2", "duration.length=2 steps")
+    assert train(settings) == 0
+    evaluated = [line for line in read_jsonl(tmp_path / "metrics.jsonl") if "eval/bible/bits_per_byte" in line]
+    assert [line["step"] for line in evaluated] == [2]

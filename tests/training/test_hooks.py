@@ -56,6 +56,15 @@ def test_the_time_limit_counts_from_the_beginning_and_saves(save):
     assert save._checkpointer.calls == [(2, 100, "text")]
 
 
+@pytest.fixture
+def ctrl_c():
+    """Python's own handler, which is not there where the tests were started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_the_first_signal_stops_after_a_step_and_the_second_at_once(save):
     before = signal.getsignal(signal.SIGINT)
     with StopHook(None, time.monotonic(), save) as stop:

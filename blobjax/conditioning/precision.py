@@ -1,8 +1,9 @@
 """Precision policies: which number format each part of the model computes in.
 
-Parameters and optimizer state always stay in float32: an update of relative size 1e-3 is below bfloat16's resolution
-of 2^-8 and would round to nothing (Micikevicius et al. 2018, section 3.1). What reduces over many values (norm
-statistics, softmax, the loss) is computed in float32 whatever the policy.
+Parameters stay in float32 but where a policy says otherwise: an update of relative size 1e-3 is below bfloat16's
+resolution of 2^-8 and would round to nothing (Micikevicius et al. 2018, section 3.1), unless it is rounded with care
+(rounding.py). Optimizer state, and what reduces over many values (norm statistics, softmax, the loss), is float32
+whatever the policy.
 """
 
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ class Precision:
 POLICIES = {
     "float32": Precision(params=jnp.float32, compute=jnp.float32, output=jnp.float32),
     "bfloat16": Precision(params=jnp.float32, compute=jnp.bfloat16, output=jnp.float32),
+    "bfloat16_params": Precision(params=jnp.bfloat16, compute=jnp.bfloat16, output=jnp.float32),
 }
 
 

@@ -116,8 +116,15 @@ def _durations(config: "Config") -> list[str]:
 
 
 def _switches(config: "Config") -> list[str]:
+    found = []
+    rounding, precision = config.conditioning.parameter_rounding, config.conditioning.precision
+    if rounding != "nearest" and precision != "bfloat16_params":
+        found.append(
+            f"conditioning.parameter_rounding {rounding} is for parameters in bfloat16, and conditioning.precision "
+            f"{precision} keeps them in float32; set conditioning.precision=bfloat16_params, or leave it at nearest"
+        )
     if config.optimizer.update_clipping and config.optimizer.name == "lion":
-        return [
+        found.append(
             "optimizer.update_clipping measures Adam's second moment, and optimizer.name lion has none; turn it off"
-        ]
-    return []
+        )
+    return found

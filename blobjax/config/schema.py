@@ -259,8 +259,12 @@ class AdaGC(Section):
 class Conditioning(Section):
     """NORMALISATION, CONDITIONING AND NUMERICAL STABILITY."""
 
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Compute type of matmuls and activations; parameters, norms, softmax and loss stay in float32."""
+    precision: Literal["float32", "bfloat16", "bfloat16_params"] = "float32"
+    """Number format of matmuls and activations, and with bfloat16_params of parameters too; norm statistics, softmax,
+    loss and optimizer state stay in float32."""
+    parameter_rounding: Literal["nearest", "stochastic", "kahan"] = "nearest"
+    """How bfloat16_params rounds an updated parameter: to the nearest; up or down at random, right on average (Gupta et
+    al. 2015); or to the nearest, and the error added to the next update (Zamirai et al. 2020)."""
     norm: Literal["rmsnorm", "layernorm", "dyt"] = "rmsnorm"
     """How the residual stream is normalised: rmsnorm (Zhang & Sennrich 2019), layernorm (Ba et al. 2016), or dyt, a
     tanh with a learnt slope in place of statistics (Zhu et al. 2025)."""

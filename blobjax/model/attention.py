@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from blobjax.compute.sharding import current_layout
 from blobjax.conditioning import soft_cap
+from blobjax.conditioning.precision import policy
 from blobjax.config import BadInputError
 from blobjax.config.schema import Config
 
@@ -41,14 +42,14 @@ def choose(config: Config, platform: str | None = None) -> str:
 
 def _cannot(implementation: str, config: Config, platform: str) -> str | None:
     """Why an implementation cannot do what a config asks, or None."""
-    d_head, dtype = config.model.d_head, config.conditioning.precision
+    d_head, dtype = config.model.d_head, policy(config.conditioning).compute
     if implementation == "cudnn":
         if platform != "gpu":
             return f"it needs an NVIDIA GPU, and this is a {platform}"
         if jax.default_backend() == "gpu" and not _has_flash_kernel(jax.devices()[0]):
             return f"its kernel needs compute capability 8.0, and this is a {jax.devices()[0].device_kind}"
-        if dtype != "bfloat16":
-            return f"it computes in 16-bit floats only, and conditioning.precision is {dtype}"
+        if dtype != jnp.bfloat16:
+            return f"it computes in 16-bit floats only, and conditioning.precision is {config.conditioning.precision}"
         if config.conditioning.attention_soft_cap:
             return "it knows no soft cap, and conditioning.attention_soft_cap is set"
         if d_head % 8 or d_head > 128:

@@ -12,10 +12,13 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from blobjax.conditioning.clipping import adagc, scale_by_stable_adam, zclip
 from blobjax.conditioning.guards import guarded
+from blobjax.conditioning.precision import policy
+from blobjax.conditioning.rounding import in_float32, kahan_summation, stochastic_rounding
 from blobjax.config.schema import Conditioning, Config, Optimizer
 
 # Momentum and update scale as in Liu et al. 2025 (Muon is Scalable for LLM Training, section 2.2): 0.2 matches the RMS
@@ -112,6 +115,16 @@ def _clip(conditioning: Conditioning, axes: Any) -> optax.GradientTransformation
             return optax.clip_by_global_norm(conditioning.clip_norm) if conditioning.clip_norm else optax.identity()
 
 
+def _rounding(config: Config) -> optax.GradientTransformation:
+    match config.conditioning.parameter_rounding:
+        case "stochastic":
+            return stochastic_rounding(config.seed)
+        case "kahan":
+            return kahan_summation()
+        case "nearest":
+            return optax.identity()
+
+
 def make_optimizer(config: Config, rate: optax.Schedule, axes: Any) -> optax.GradientTransformationExtraArgs:
     """Clip, direction, decay of matrices, learning rate; and a guard around it all, if asked for.
 
@@ -140,5 +153,7 @@ def make_optimizer(config: Config, rate: optax.Schedule, axes: Any) -> optax.Gra
         optax.add_decayed_weights(decay, matrices),
         optax.scale_by_learning_rate(rate),
     )
+    if policy(config.conditioning).params != jnp.float32:
+        whole = optax.chain(in_float32(whole), _rounding(config))
     guard = config.conditioning.guard
     return guarded(whole, guard) if guard else optax.with_extra_args_support(whole)

@@ -12,6 +12,7 @@ import optax
 from flax import nnx
 
 from blobjax.compute.sharding import Layout
+from blobjax.conditioning.precision import policy
 from blobjax.config.schema import Config
 from blobjax.model import Transformer, logical_axes
 
@@ -23,7 +24,7 @@ class TrainState:
 
     Attributes:
       step: int32 scalar, optimizer steps taken.
-      params: nested dict of float32 arrays.
+      params: nested dict of arrays, in the precision policy's parameter format.
       opt_state: optax's state; its moments are sharded as their parameters.
     """
 
@@ -58,7 +59,8 @@ def _create(config: Config) -> Transformer:
 def architecture(config: Config) -> Architecture:
     """Traces the model's construction without computing a weight."""
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: _create(config)))
-    shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), nnx.to_pure_dict(abstract))
+    dtype = policy(config.conditioning).params
+    shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), nnx.to_pure_dict(abstract))
     return Architecture(graphdef, logical_axes(abstract), shapes)
 
 
@@ -100,9 +102,11 @@ def shardings(abstract: Any) -> Any:
 
 def init_state(config: Config, optimizer: optax.GradientTransformationExtraArgs, abstract: TrainState) -> TrainState:
     """The state at step 0, every array born on the devices it belongs to; the numbers depend on the seed alone."""
+    dtype = policy(config.conditioning).params
 
     def init() -> TrainState:
-        params = nnx.to_pure_dict(nnx.state(_create(config)))
+        # Drawn in float32, so that the same seed gives the same weights, rounded, whatever their format.
+        params = jax.tree.map(lambda p: p.astype(dtype), nnx.to_pure_dict(nnx.state(_create(config))))
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
     # Random numbers are drawn once, and LLVM takes six times longer to optimise them than to draw them (laptop config:

@@ -55,13 +55,15 @@ def make_train_step(
         parts = jax.tree.map(split, batch)
         first = jax.tree.map(lambda x_ABT: x_ABT[0], parts)
         shapes = jax.eval_shape(jax.grad(loss, has_aux=True), params, first, total)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
         return jax.lax.scan(accumulate, zeros, parts)[0]
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         with sharding.use(layout):
             total = jnp.sum(batch["mask"])
             grads, parts = gradients(state.params, batch, total)
+            # Norms and moments of them are float32 whatever the parameters are.
+            grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
             whole = sum(parts.values(), jnp.float32(0))
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params, loss=whole)
             params = optax.apply_updates(state.params, updates)

@@ -65,8 +65,8 @@ SINGLE = {
     "model.max_seq_len that the rotary embeddings are set for; lower one or raise the other",
     "model.vocab_size=255": "override, configs/laptop.yaml: model.vocab_size 255 is smaller than the byte tokenizer's "
     "256 (data.tokenizer)",
-    "conditioning.parameter_rounding=kahan": "override, configs/laptop.yaml: conditioning.parameter_rounding kahan is for "
-    "parameters in bfloat16, and conditioning.precision float32 keeps them in float32; set "
+    "conditioning.parameter_rounding=kahan": "override, configs/laptop.yaml: conditioning.parameter_rounding kahan is "
+    "for parameters in bfloat16, and conditioning.precision float32 keeps them in float32; set "
     "conditioning.precision=bfloat16_params, or leave it at nearest",
     "compute.gradient_accumulation=5": "configs/laptop.yaml, override: duration.global_batch_size 8 does not divide "
     "into compute.gradient_accumulation 5 parts (8 / 5 = 1.60)",

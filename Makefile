@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/blobjax train laptop
 
+# Two workers: starting processes and tracing keep one core busy, not two. A file stays with one worker, for its fixtures.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The subset that also runs on newer Pythons, whose jax is newer: make smoke PYTHON=python3.13 VENV=.venv-3.13
 smoke: $(VENV)/.installed-test

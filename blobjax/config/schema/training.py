@@ -1,0 +1,106 @@
+"""TRAINING LENGTH, and keeping the run alive: the keys of duration, objective, optimizer, checkpoints and records."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from blobjax.config.durations import Duration
+from blobjax.config.schema.section import Count, Fraction, FromList, Nonnegative, Positive, Section
+
+
+class Training(Section):
+    """TRAINING LENGTH. Durations: `300 steps`, `20M tokens`, `2e15 flops`, `20 tokens/param`, `3 epochs`."""
+
+    length: Duration = Duration(300, "steps")
+    """How long to train."""
+    global_batch_size: Positive = 12
+    """Sequences in one optimizer step, over all devices."""
+    warmup: Duration = Duration(2, "%")
+    """Linear warm-up of the learning rate; may also be a percentage of the length."""
+    wall_clock_limit: Duration | None = None
+    """Save and stop, resumable, after this much time in one process (`2 hours`)."""
+
+
+class Objective(Section):
+    """THE OBJECTIVE."""
+
+    kind: Literal["next_token"] = "next_token"
+    """What is optimised."""
+
+
+class Optimizer(Section):
+    """The optimizer and its schedule."""
+
+    name: Literal["adamw", "lion", "muon"] = "adamw"
+    """adamw (Loshchilov & Hutter 2019), lion (Chen et al. 2023), muon (Jordan et al. 2024, with a momentum of 0.95;
+    AdamW with the keys below for what is no hidden matrix)."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Peak learning rate."""
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """Shape of the learning rate after the warm-up; wsd: warm-up, stable, decay (Hu et al. 2024)."""
+    final_learning_rate_fraction: Fraction = 0.1
+    """Where cosine, linear and wsd end, relative to the peak."""
+    decay: Duration = Duration(20, "%")
+    """Length of wsd's decay."""
+    weight_decay: Nonnegative = 0.1
+    """Decay of matrices; vectors (norm gains) are never decayed."""
+    weight_decay_mode: Literal["coupled", "independent"] = "coupled"
+    """coupled: a step shrinks weights by learning_rate · weight_decay (PyTorch's AdamW); independent: by weight_decay ·
+    schedule, whatever the peak learning rate (Wortsman et al. 2023, section 3.2.2)."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of the first moment."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Decay of the second moment (adamw), or of the momentum (lion)."""
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """Adam's epsilon."""
+    update_clipping: bool = False
+    """StableAdamW (Wortsman et al. 2023b, algorithm 2): a tensor's step shrinks while its second moment lags behind its
+    gradients. For whatever AdamW updates: everything (adamw), or what is no hidden matrix (muon)."""
+
+
+class Checkpoint(Section):
+    """How often the whole state is saved, and which saves are kept."""
+
+    every: Duration = Duration(100, "steps")
+    """Progress or time between saves (`100 steps`, `10 minutes`, `5%`); the last step is always saved."""
+    keep: Positive = 3
+    """The newest saves kept."""
+    keep_every: Count = 0
+    """Saves at multiples of this many steps are kept for ever; 0: none."""
+
+
+class Evaluation(Section):
+    """Held-out loss of every domain in the mixture."""
+
+    every: Duration = Duration(100, "steps")
+    """Between evaluations; the last step is always evaluated."""
+    sequences: Positive = 48
+    """Held-out sequences per domain (fewer where a domain has fewer)."""
+    sample_prompt: str = ""
+    """Prompt of the passage sampled at the end of training; empty: no passage."""
+    sample_tokens: Positive = 256
+    """Length of that passage."""
+
+
+class WandB(Section):
+    """Weights & Biases; needs the extra `wandb`."""
+
+    project: str
+    """Project name."""
+    entity: str | None = None
+    """Team or user."""
+    mode: Literal["online", "offline"] = "online"
+    """offline writes into the run directory only."""
+
+
+class Logging(Section):
+    """Where the run writes, and how much."""
+
+    run_dir: str = ""
+    """The run's directory; empty: runs/NAME."""
+    every: Duration = Duration(10, "steps")
+    """Between lines of metrics.jsonl."""
+    profile_steps: Annotated[tuple[Count, Count], FromList] | None = None
+    """First and last step of a jax.profiler trace, written to RUN/profile."""
+    wandb: WandB | None = None
+    """Also log to Weights & Biases."""

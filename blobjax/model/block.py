@@ -14,6 +14,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from blobjax.compute.sharding import constrain, current_layout
+from blobjax.conditioning.flow import Flow, attention_statistics, dead_fraction, measure, rms
 from blobjax.conditioning.norms import RMSNorm, make_norm, normalise
 from blobjax.config.schema import Config
 from blobjax.model.attention import attend, choose
@@ -34,6 +35,8 @@ class Places(NamedTuple):
     cos_BTP: jax.Array
     sin_BTP: jax.Array
     """float32; the rotation of each pair of features (rope.rotation)."""
+    probing: jax.Array | None = None
+    """Bool; whether flow probes measure this pass. None: never."""
 
 
 class Stored(NamedTuple):
@@ -89,7 +92,9 @@ class Attention(nnx.Module):
         self.implementation = choose(config)
         self.recompute = config.compute.remat == "attention"
 
-    def __call__(self, x_BTD: jax.Array, places: Places, stored: Stored | None) -> tuple[jax.Array, Stored | None]:
+    def __call__(
+        self, x_BTD: jax.Array, places: Places, stored: Stored | None
+    ) -> tuple[jax.Array, Stored | None, Flow]:
         q_BTHK = project(x_BTD, self.query[...])
         k_BTGK = project(x_BTD, self.key[...])
         v_BTGK = project(x_BTD, self.value[...])
@@ -100,6 +105,8 @@ class Attention(nnx.Module):
         q_BTHK = constrain(q_BTHK, ("batch", "time", "heads", "head"))
         k_BTGK = constrain(k_BTGK, ("batch", "time", "kv_heads", "head"))
         v_BTGK = constrain(v_BTGK, ("batch", "time", "kv_heads", "head"))
+
+        flow = measure(places.probing, self._statistics, q_BTHK, k_BTGK, places.segments_BT)
 
         def run(q_BTHK, k_BSGK, v_BSGK):
             return attend(
@@ -122,7 +129,10 @@ class Attention(nnx.Module):
             stored = Stored(k_BSGK, v_BSGK)
             a_BTHK = run(q_BTHK, *stored)
         a_BTHK = constrain(a_BTHK, ("batch", "time", "heads", "head"))
-        return project(a_BTHK, self.out[...], n_in=2), stored
+        return project(a_BTHK, self.out[...], n_in=2), stored, flow
+
+    def _statistics(self, q_BTHK: jax.Array, k_BTGK: jax.Array, segments_BT: jax.Array) -> Flow:
+        return attention_statistics(q_BTHK, k_BTGK, segments_BT, q_BTHK.shape[-1] ** -0.5, self.window)
 
 
 class MLP(nnx.Module):
@@ -136,7 +146,7 @@ class MLP(nnx.Module):
         self.down = matrix(rngs, (m.d_ff, m.d_model), out_of, m.d_ff, (2 * m.n_layers) ** -0.5)
         self.activation = m.activation
 
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, probing: jax.Array | None) -> tuple[jax.Array, Flow]:
         up_BTF = project(x_BTD, self.up[...])
         # GELU in its tanh form (Hendrycks & Gimpel 2016), as GPT-2 and Gemma have it.
         if self.gate is not None:
@@ -147,7 +157,9 @@ class MLP(nnx.Module):
             hidden_BTF = jax.nn.gelu(up_BTF)
         else:
             hidden_BTF = jnp.square(jax.nn.relu(up_BTF))
-        return project(constrain(hidden_BTF, ("batch", "time", "mlp")), self.down[...])
+        hidden_BTF = constrain(hidden_BTF, ("batch", "time", "mlp"))
+        flow = measure(probing, lambda h_BTF: {"dead_fraction": dead_fraction(h_BTF)}, hidden_BTF)
+        return project(hidden_BTF, self.down[...]), flow
 
 
 class Norms(nnx.Module):
@@ -175,7 +187,7 @@ class Block(nnx.Module):
 
     def __call__(
         self, x_BTD: jax.Array, places: Places, stored: Stored | None = None
-    ) -> tuple[jax.Array, Stored | None]:
+    ) -> tuple[jax.Array, Stored | None, Flow]:
         """One block.
 
         Args:
@@ -184,10 +196,12 @@ class Block(nnx.Module):
           stored: when decoding, the keys and values of the tokens before these; when training None.
 
         Returns:
-          The residual stream, and `stored` with these tokens added (None where none was given).
+          The residual stream, `stored` with these tokens added (None where none was given), and this block's probes.
         """
         x_BTD = checkpoint_name(x_BTD, BLOCK_INPUT)
-        mixed_BTD, stored = self.attention(normalise(self.attention_norms.input, x_BTD), places, stored)
+        mixed_BTD, stored, flow = self.attention(normalise(self.attention_norms.input, x_BTD), places, stored)
         x_BTD = constrain(self.attention_norms.add(x_BTD, mixed_BTD), ("batch", "time", "embed"))
-        x_BTD = self.mlp_norms.add(x_BTD, self.mlp(normalise(self.mlp_norms.input, x_BTD)))
-        return constrain(x_BTD, ("batch", "time", "embed")), stored
+        mixed_BTD, mlp_flow = self.mlp(normalise(self.mlp_norms.input, x_BTD), places.probing)
+        x_BTD = constrain(self.mlp_norms.add(x_BTD, mixed_BTD), ("batch", "time", "embed"))
+        flow |= mlp_flow | measure(places.probing, lambda x_BTD: {"residual_rms": rms(x_BTD)}, x_BTD)
+        return x_BTD, stored, flow

@@ -11,6 +11,7 @@ from flax import nnx
 
 from blobjax.compute.sharding import constrain
 from blobjax.conditioning import soft_cap
+from blobjax.conditioning.flow import Flow, measure, rms
 from blobjax.conditioning.norms import make_norm, normalise
 from blobjax.conditioning.precision import policy
 from blobjax.config.schema import Config
@@ -56,22 +57,32 @@ class Transformer(nnx.Module):
 
     def __call__(self, tokens_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
         """[B, T, V] float32 logits; arguments as for `hidden`."""
-        logits_BTV = self.logits(self.hidden(tokens_BT, segments_BT, positions_BT))
+        logits_BTV = self.logits(self.hidden(tokens_BT, segments_BT, positions_BT)[0])
         return constrain(logits_BTV, ("batch", "time", "vocab"))
 
-    def hidden(self, tokens_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
+    def hidden(
+        self,
+        tokens_BT: jax.Array,
+        segments_BT: jax.Array,
+        positions_BT: jax.Array,
+        probing: jax.Array | None = None,
+    ) -> tuple[jax.Array, dict[str, Flow]]:
         """The residual stream after the final norm.
 
         Args:
           tokens_BT: int32 token ids.
           segments_BT: int32 document number of each token; 0: padding.
           positions_BT: int32 position of each token within its document.
+          probing: bool scalar, whether flow probes measure this pass; None: never.
 
         Returns:
-          [B, T, D] in the compute dtype.
+          [B, T, D] in the compute dtype, and probes of the `embedding` and the `blocks`, the latter arrays [L].
         """
-        places = Places(segments_BT, segments_BT, 0, *self._rotation(positions_BT))
-        return normalise(self.final_norm, self._run_blocks(self._embed(tokens_BT), places, None)[0])
+        places = Places(segments_BT, segments_BT, 0, *self._rotation(positions_BT), probing)
+        x_BTD = self._embed(tokens_BT)
+        embedded = measure(probing, lambda x_BTD: {"residual_rms": rms(x_BTD)}, x_BTD)
+        x_BTD, _, blocks = self._run_blocks(x_BTD, places, None)
+        return normalise(self.final_norm, x_BTD), {"embedding": embedded, "blocks": blocks}
 
     def decode(
         self, tokens_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array, cache: Cache
@@ -84,7 +95,7 @@ class Transformer(nnx.Module):
         length = tokens_BT.shape[1]
         key_segments_BS = jax.lax.dynamic_update_slice_in_dim(cache.segments_BS, segments_BT, cache.length, axis=1)
         places = Places(segments_BT, key_segments_BS, cache.length, *self._rotation(positions_BT))
-        x_BTD, stored = self._run_blocks(self._embed(tokens_BT), places, cache.stored)
+        x_BTD, stored, _ = self._run_blocks(self._embed(tokens_BT), places, cache.stored)
         assert stored is not None
         return normalise(self.final_norm, x_BTD), Cache(stored, key_segments_BS, cache.length + length)
 
@@ -104,7 +115,9 @@ class Transformer(nnx.Module):
     def _rotation(self, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
         return rotation(self.shape.rope, self.shape.d_head, positions_BT)
 
-    def _run_blocks(self, x_BTD: jax.Array, places: Places, stored: Stored | None) -> tuple[jax.Array, Stored | None]:
+    def _run_blocks(
+        self, x_BTD: jax.Array, places: Places, stored: Stored | None
+    ) -> tuple[jax.Array, Stored | None, Flow]:
         graphdef, params = nnx.split(self.blocks)
 
         def run_block(params, x_BTD, places, stored):
@@ -115,9 +128,11 @@ class Transformer(nnx.Module):
 
         def step(x_BTD, layer):
             params, stored = layer
-            return run_block(params, x_BTD, places, stored)
+            x_BTD, *rest = run_block(params, x_BTD, places, stored)
+            return x_BTD, rest
 
-        return jax.lax.scan(step, x_BTD, (params, stored), unroll=not self.scanned)
+        x_BTD, (stored, flow) = jax.lax.scan(step, x_BTD, (params, stored), unroll=not self.scanned)
+        return x_BTD, stored, flow
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Scores of every token of the vocabulary, soft-capped.

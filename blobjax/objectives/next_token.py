@@ -7,10 +7,14 @@ forgotten chunk by chunk, and once more in the backward pass.
 Dims: B batch, T time, C tokens of a row in one chunk, N chunks, D d_model, V vocabulary.
 """
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from blobjax.compute.sharding import constrain
+from blobjax.conditioning.flow import Flow
 from blobjax.conditioning.losses import z_loss
 from blobjax.config.schema import Config
 from blobjax.model import Transformer
@@ -18,9 +22,22 @@ from blobjax.model import Transformer
 Parts = dict[str, jax.Array]
 
 
+class Report(NamedTuple):
+    """What there is to say of a batch besides its loss."""
+
+    parts: Parts
+    """`cross_entropy` and `z_loss` (coefficient included), which sum to the loss; float32 scalars, nats."""
+    flow: dict[str, Flow]
+    """Flow probes of the `embedding`, the `blocks` (arrays [L]) and the `output`; empty where none are asked for."""
+
+
 def loss(
-    model: Transformer, batch: dict[str, jax.Array], config: Config, total: jax.Array | float
-) -> tuple[jax.Array, Parts]:
+    model: Transformer,
+    batch: dict[str, jax.Array],
+    config: Config,
+    total: jax.Array | float,
+    probing: jax.Array | None = None,
+) -> tuple[jax.Array, Report]:
     """Sum of the batch's token losses over `total`.
 
     Args:
@@ -29,29 +46,33 @@ def loss(
         counts).
       config: whose `conditioning.z_loss` and `compute.loss_chunk_tokens` are read.
       total: targets that count over the whole global batch, so that the losses and gradients of its parts add up.
+      probing: bool scalar, whether flow probes measure this batch; None: never.
 
     Returns:
-      The loss, and its parts `cross_entropy` and `z_loss` (coefficient included) that sum to it; float32 scalars, nats.
+      The loss, a float32 scalar in nats, and what it is made of.
     """
-    x_BTD = model.hidden(batch["tokens"], batch["segments"], batch["positions"])
+    x_BTD, flow = model.hidden(batch["tokens"], batch["segments"], batch["positions"], probing)
 
-    def parts_of(x_BCD: jax.Array, targets_BC: jax.Array, mask_BC: jax.Array) -> Parts:
+    def parts_of(x_BCD: jax.Array, targets_BC: jax.Array, mask_BC: jax.Array) -> tuple[Parts, Flow]:
         logits_BCV = constrain(model.logits(x_BCD), ("batch", "time", "vocab"))
         log_z_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
         # A masked sum, not a gather: a vocabulary split over devices would be gathered first.
         words_V = jnp.arange(logits_BCV.shape[-1])
         target_BC = jnp.sum(jnp.where(words_V == targets_BC[..., None], logits_BCV, 0), axis=-1)
-        return {
+        parts = {
             "cross_entropy": jnp.sum(mask_BC * (log_z_BC - target_BC)) / total,
             "z_loss": config.conditioning.z_loss * z_loss(log_z_BC, mask_BC, total),
         }
+        # One more sum is not worth a condition.
+        mean = {} if probing is None else {"log_z_mean": jnp.sum(mask_BC * jax.lax.stop_gradient(log_z_BC)) / total}
+        return parts, mean
 
     chunks = n_chunks(x_BTD.shape[0], x_BTD.shape[1], config.compute.loss_chunk_tokens)
     if chunks == 1:
-        parts = parts_of(x_BTD, batch["targets"], batch["mask"])
+        parts, output = parts_of(x_BTD, batch["targets"], batch["mask"])
     else:
-        parts = _sum_over_chunks(parts_of, (x_BTD, batch["targets"], batch["mask"]), chunks)
-    return parts["cross_entropy"] + parts["z_loss"], parts
+        parts, output = _sum_over_chunks(parts_of, (x_BTD, batch["targets"], batch["mask"]), chunks)
+    return parts["cross_entropy"] + parts["z_loss"], Report(parts, {**flow, "output": output})
 
 
 def n_chunks(rows: int, length: int, chunk_tokens: int) -> int:
@@ -67,15 +88,15 @@ def n_chunks(rows: int, length: int, chunk_tokens: int) -> int:
     )
 
 
-def _sum_over_chunks(parts_of, arrays_BT: tuple[jax.Array, ...], chunks: int) -> Parts:
+def _sum_over_chunks(sums_of: Callable[..., Any], arrays_BT: tuple[jax.Array, ...], chunks: int) -> Any:
     # Chunk n takes the tokens at n, n + N, n + 2N, …, not a run of them: a time dim split over devices stays split.
     chunks_NBC = [
         jnp.moveaxis(x.reshape(x.shape[0], x.shape[1] // chunks, chunks, *x.shape[2:]), 2, 0) for x in arrays_BT
     ]
 
     @jax.checkpoint
-    def add(sums: Parts, chunk: list[jax.Array]) -> tuple[Parts, None]:
-        return jax.tree.map(jnp.add, sums, parts_of(*chunk)), None
+    def add(sums: Any, chunk: list[jax.Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, sums, sums_of(*chunk)), None
 
-    zero = {"cross_entropy": jnp.float32(0), "z_loss": jnp.float32(0)}
-    return jax.lax.scan(add, zero, chunks_NBC)[0]
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(sums_of, *(x[0] for x in chunks_NBC)))
+    return jax.lax.scan(add, zeros, chunks_NBC)[0]

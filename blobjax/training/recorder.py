@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import Any
 
 import jax
+import numpy as np
 from rich.console import Console
 
 from blobjax.compute import accelerators
@@ -57,21 +58,28 @@ class Recorder:
 
     def report(self, done: StepReport) -> None:
         """Records a step when logging is due, and the last one always."""
-        if self._every.due(done.step) or done.step == self._program.clockwork.length:
+        if self._every.due(done.step) or done.step == self._program.clockwork.length or self._probed(done.step):
             metrics = self._derive(done)
             self.write(done.step, metrics)
             self._line.update(done.step, metrics)
 
+    def _probed(self, step: int) -> bool:
+        every = self._program.config.conditioning.probe_every
+        return bool(every) and step % every == 0
+
     def _derive(self, done: StepReport) -> dict[str, Any]:
         """A step's metrics under the names that readers of a run directory rely on."""
         # One transfer for all scalars; the step is done, so nothing waits.
-        metrics = {name: float(value) for name, value in jax.device_get(done.metrics).items()}
+        found = jax.device_get(done.metrics)
+        flow = found.pop("flow", {})
+        metrics = {name: float(value) for name, value in found.items()}
         clockwork = self._program.clockwork
         rate = clockwork.tokens_per_step / done.seconds
         peak = accelerators.peak_flops(jax.devices()[0])
         sequences = self._position.sequences(done.step)
         return {
             **metrics,
+            **(_named(flow) if self._probed(done.step) else {}),
             "perplexity": math.exp(min(metrics["cross_entropy"], 700.0)),
             "tokens": sequences * self._program.config.data.seq_len,
             "tokens_per_second": rate,
@@ -81,3 +89,15 @@ class Recorder:
             "data_wait_seconds": done.data_wait,
             **{f"data/{domain}/epochs": epochs for domain, epochs in self._stream.epochs(sequences).items()},
         }
+
+
+def _named(flow: dict[str, dict[str, np.ndarray]]) -> dict[str, float]:
+    """Probes under the names they are read by: `flow/block_00/residual_rms`."""
+    named: dict[str, float] = {}
+    for group, probes in flow.items():
+        for name, values in probes.items():
+            if group == "blocks":
+                named |= {f"flow/block_{layer:02d}/{name}": float(value) for layer, value in enumerate(values)}
+            else:
+                named[f"flow/{group}/{name}"] = float(values)
+    return named

@@ -13,12 +13,15 @@ import optax
 
 from blobjax.compute import sharding
 from blobjax.compute.sharding import Layout
+from blobjax.conditioning.flow import of_update as flow_of_update
+from blobjax.conditioning.flow import over_parts, probe_format
 from blobjax.config.schema import Config
 from blobjax.objectives import next_token
+from blobjax.objectives.next_token import Report
 from blobjax.training.state import Architecture, TrainState
 
 Batch = dict[str, jax.Array]
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, Any]
 
 
 def make_train_step(
@@ -31,42 +34,50 @@ def make_train_step(
     """Forward, objective, conditioning and optimizer in one function, to be jitted once.
 
     Returns:
-      A function of the state and a batch of [B, T] arrays; its metrics are float32 scalars, the same on every device.
+      A function of the state and a batch of [B, T] arrays. Its metrics are float32 scalars, the same on every device.
+      With probes there is `flow` too: dicts of arrays, which mean something where `probe_every` divides the step.
     """
     parts_A = config.compute.gradient_accumulation
     guarded = config.conditioning.guard is not None
+    probe_every = config.conditioning.probe_every
 
-    def loss(params: Any, batch: Batch, total: jax.Array) -> tuple[jax.Array, Metrics]:
-        return next_token.loss(arch.merge(params), batch, config, total)
+    def loss(params: Any, batch: Batch, total: jax.Array, probing: jax.Array | None) -> tuple[jax.Array, Report]:
+        return next_token.loss(arch.merge(params), batch, config, total, probing)
 
-    def gradients(params: Any, batch: Batch, total: jax.Array) -> tuple[Any, Metrics]:
+    def gradients(params: Any, batch: Batch, total: jax.Array, probing: jax.Array | None) -> tuple[Any, Report]:
+        gradient = jax.grad(loss, has_aux=True)
         if parts_A == 1:
-            return jax.grad(loss, has_aux=True)(params, batch, total)
+            return gradient(params, batch, total, probing)
 
         def split(x_BT: jax.Array) -> jax.Array:
             # Rows a, a+A, a+2A, … form part a, so that every device keeps the rows it has.
             x_ABT = x_BT.reshape(-1, parts_A, *x_BT.shape[1:]).swapaxes(0, 1)
             return sharding.constrain(x_ABT, (None, "batch", "time"))
 
-        def accumulate(carry: tuple[Any, Metrics], part: Batch) -> tuple[tuple[Any, Metrics], None]:
+        def accumulate(sums: Any, part: Batch) -> tuple[Any, Any]:
             # `total` counts the whole batch, so that parts add up to exactly the gradient of the whole.
-            return jax.tree.map(jnp.add, carry, jax.grad(loss, has_aux=True)(params, part, total)), None
+            grads, (parts, flow) = gradient(params, part, total, probing)
+            return jax.tree.map(jnp.add, sums, (grads, parts)), flow
 
         parts = jax.tree.map(split, batch)
         first = jax.tree.map(lambda x_ABT: x_ABT[0], parts)
-        shapes = jax.eval_shape(jax.grad(loss, has_aux=True), params, first, total)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
-        return jax.lax.scan(accumulate, zeros, parts)[0]
+        shapes, report = jax.eval_shape(gradient, params, first, total, probing)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), (shapes, report.parts))
+        (grads, sums), flow = jax.lax.scan(accumulate, zeros, parts)
+        return grads, Report(sums, {group: over_parts(probes) for group, probes in flow.items()})
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        # Steps are counted from 1 wherever they are read.
+        probing = (state.step + 1) % probe_every == 0 if probe_every else None
         with sharding.use(layout):
             total = jnp.sum(batch["mask"])
-            grads, parts = gradients(state.params, batch, total)
+            grads, (parts, flow) = gradients(state.params, batch, total, probing)
             # Norms and moments of them are float32 whatever the parameters are.
             grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
             whole = sum(parts.values(), jnp.float32(0))
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params, loss=whole)
             params = optax.apply_updates(state.params, updates)
+            of_update = flow_of_update(probing, state.params, grads, updates, probe_format(config.conditioning))
         bytes_total = jnp.sum(batch["target_bytes"])
         skipped = state.opt_state.skipped if guarded else 0
         metrics = {
@@ -79,6 +90,8 @@ def make_train_step(
         }
         if guarded:
             metrics["skipped"] = jnp.asarray(opt_state.skipped - skipped, jnp.float32)
+        if probing is not None:
+            metrics["flow"] = {group: flow[group] | of_update.get(group, {}) for group in flow}
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step
@@ -89,7 +102,7 @@ def make_eval_step(config: Config, arch: Architecture, layout: Layout) -> Callab
 
     def eval_step(params: Any, batch: Batch) -> Metrics:
         with sharding.use(layout):
-            _, parts = next_token.loss(arch.merge(params), batch, config, jnp.float32(1))
+            _, (parts, _) = next_token.loss(arch.merge(params), batch, config, jnp.float32(1))
         return {
             "nats": parts["cross_entropy"],
             "tokens": jnp.sum(batch["mask"]),

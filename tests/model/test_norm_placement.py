@@ -41,5 +41,5 @@ def written_out(placement, x, sublayer, norms):
 def test_a_block_is_the_formula(placement):
     block, x, places = block_and_input(placement)
     wanted = written_out(placement, x, lambda y: block.attention(y, places, None)[0], block.attention_norms)
-    wanted = written_out(placement, wanted, block.mlp, block.mlp_norms)
+    wanted = written_out(placement, wanted, lambda y: block.mlp(y, None)[0], block.mlp_norms)
     np.testing.assert_array_equal(block(x, places)[0], wanted)

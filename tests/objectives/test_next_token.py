@@ -53,7 +53,7 @@ def make(*overrides: str):
 
 def test_parts_against_float64():
     params, f, graphdef = make("conditioning.z_loss=0.01", "conditioning.final_soft_cap=20")
-    loss, parts = jax.jit(f)(params, BATCH)
+    loss, (parts, _) = jax.jit(f)(params, BATCH)
     run = jax.jit(lambda params, *args: nnx.merge(graphdef, params)(*args))
     logits = run(params, BATCH["tokens"], BATCH["segments"], BATCH["positions"])
     logits, mask = np.asarray(logits, np.float64), np.asarray(BATCH["mask"], np.float64)

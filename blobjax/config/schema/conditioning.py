@@ -6,6 +6,19 @@ from pydantic import Field
 
 from blobjax.config.schema.section import AtLeastTwo, Count, Nonnegative, Positive, Section
 
+NumberFormat = Literal[
+    "bfloat16",
+    "float16",
+    "int8",
+    "fp8_e4m3",
+    "fp8_e5m2",
+    "mxfp8",
+    "mxfp6_e2m3",
+    "mxfp6_e3m2",
+    "mxfp4",
+    "nvfp4",
+]
+
 
 class Guard(Section):
     """Refuses steps whose numbers went bad (after the skip-step optimizer of OLMo-core, Ai2)."""
@@ -90,6 +103,11 @@ class Conditioning(Section):
     """Settings of `clip: zclip`."""
     adagc: AdaGC = AdaGC()
     """Settings of `clip: adagc`."""
+    probe_every: Count = 0
+    """Steps between flow probes, a few numbers of every block under `flow/`; 0: never."""
+    probe_format: Literal["compute"] | NumberFormat = "compute"
+    """The number format that probes ask about: what gradients would be lost in it, and how exactly it holds weights.
+    compute: that of conditioning.precision; float32 is not asked about."""
     guard: Guard | None = None
     """Skip steps whose loss or gradients are not finite or spike; none by default."""
 

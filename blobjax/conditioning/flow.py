@@ -1,0 +1,208 @@
+"""Flow probes: a few scalars of every block that show where compute flows and where it explodes, collapses or drifts.
+
+They are measured inside the step, behind a condition that the device decides, so one compiled program serves the steps
+that probe and those that do not; and they are outside of differentiation, so that they change no gradient.
+
+Sources: attention logits and the output's log Z as early signs of divergence, Wortsman et al. 2023 (Small-scale proxies
+for large-scale Transformer training instabilities, sections 3.1, 3.4); attention entropy, Zhai et al. 2023.
+Dims: B batch, T time of queries, S time of keys, H query heads, G key/value heads, R = H/G, K d_head, F d_ff, L layers.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from blobjax.compute.sharding import current_layout
+from blobjax.conditioning.formats import FORMATS, Format, quantise, saturated
+from blobjax.conditioning.precision import policy
+from blobjax.config.schema import Conditioning
+
+Flow = dict[str, jax.Array]
+"""Name of a probe to its value: a scalar, or with a leading dim one for each layer."""
+
+# How a probe of the whole batch comes from those of its parts; a mean where nothing is said.
+_OVER_PARTS: dict[str, Callable[..., jax.Array]] = {
+    "attention_logit_max": jnp.max,
+    "head_logit_max": jnp.max,
+    "log_z_mean": jnp.sum,
+}
+
+# Queries whose scores against all keys are in memory at once.
+_QUERY_BLOCK = 128
+
+
+def measure(probing: jax.Array | None, statistics: Callable[..., Any], *arrays: Any) -> Any:
+    """statistics(*arrays) where `probing` is true, zeros where it is false, and nothing at all where it is None.
+
+    Args:
+      probing: bool scalar, the same on every device; None in a program that never probes.
+      statistics: returns a dict of float32 arrays; pays its price on probing steps only.
+      arrays: pytrees of arrays, taken as constants by differentiation.
+    """
+    if probing is None:
+        return {}
+    arrays = jax.lax.stop_gradient(arrays)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(statistics, *arrays))
+    return jax.lax.cond(probing, statistics, lambda *_: zeros, *arrays)
+
+
+def probe_format(conditioning: Conditioning) -> Format | None:
+    """The number format that probes ask about; None where everything is float32."""
+    if conditioning.probe_format == "compute":
+        return FORMATS.get(jnp.dtype(policy(conditioning).compute).name)  # type: ignore[call-overload]
+    return FORMATS[conditioning.probe_format]
+
+
+def over_parts(flow: Flow) -> Flow:
+    """Probes of a batch from those of its parts, which are stacked along a leading dim."""
+    return {name: _OVER_PARTS.get(name, jnp.mean)(parts, axis=0) for name, parts in flow.items()}
+
+
+def rms(x: jax.Array, axis: tuple[int, ...] | None = None) -> jax.Array:
+    """Root mean square, float32."""
+    return jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32)), axis=axis))
+
+
+def head_logit_max(
+    q_BTHK: jax.Array,
+    k_BSGK: jax.Array,
+    segments_BT: jax.Array,
+    scale: float,
+    window: int = 0,
+) -> jax.Array:
+    """The largest absolute attention logit of each query head, over all pairs that see each other; float32 [H].
+
+    Args:
+      q_BTHK, k_BSGK: as they enter attention: normalised and rotated; T = S.
+      segments_BT: int32 document numbers.
+      scale: what q · k is multiplied by.
+      window: tokens a position may look back to, itself included; 0: all.
+    """
+
+    def largest(scores_BGRQS: jax.Array, seen_BQS: jax.Array) -> jax.Array:
+        return jnp.max(jnp.where(seen_BQS[:, None, None], jnp.abs(scores_BGRQS), 0), axis=(0, 3, 4))
+
+    per_block = _over_query_blocks(largest, q_BTHK, k_BSGK, segments_BT, scale, window)
+    return jnp.max(per_block, axis=0).reshape(-1)
+
+
+def attention_statistics(
+    q_BTHK: jax.Array, k_BSGK: jax.Array, segments_BT: jax.Array, scale: float, window: int = 0
+) -> Flow:
+    """`attention_logit_max`, and `attention_entropy`: nats, the mean over heads and queries. Arguments as above.
+
+    Both are of the plain logits: without a soft cap, and whatever kernel attention itself runs in.
+    """
+
+    def both(scores_BGRQS: jax.Array, seen_BQS: jax.Array) -> tuple[jax.Array, jax.Array]:
+        seen_B11QS = seen_BQS[:, None, None]
+        log_p = jax.nn.log_softmax(jnp.where(seen_B11QS, scores_BGRQS, -1e30), axis=-1)
+        entropy = -jnp.sum(jnp.where(seen_B11QS, jnp.exp(log_p) * log_p, 0), axis=-1)
+        return jnp.max(jnp.where(seen_B11QS, jnp.abs(scores_BGRQS), 0)), jnp.mean(entropy)
+
+    largest, entropy = _over_query_blocks(both, q_BTHK, k_BSGK, segments_BT, scale, window)
+    return {"attention_logit_max": jnp.max(largest), "attention_entropy": jnp.mean(entropy)}
+
+
+def dead_fraction(hidden_BTF: jax.Array) -> jax.Array:
+    """Share of an MLP's hidden units that no token of the batch makes larger than 1% of the layer's RMS."""
+    largest_F = jnp.max(jnp.abs(hidden_BTF.astype(jnp.float32)), axis=(0, 1))
+    return jnp.mean((largest_F <= 0.01 * rms(hidden_BTF)).astype(jnp.float32))
+
+
+def parameter_statistics(params: Any, grads: Any, updates: Any, to: Format | None) -> Flow:
+    """How a group of parameters, their gradients and their updates stand to each other and to a number format.
+
+    `param_rms`, `grad_rms` and `update_ratio`, the RMS of the updates relative to that of the parameters; and where a
+    format is given `grad_flush_fraction` and `grad_saturate_fraction`, shares of the gradients that are not zero, and
+    `weight_sqnr_db`, the signal-to-quantisation-noise ratio of the matrices in decibels (infinite where none is lost).
+
+    Args:
+      params, grads, updates: trees of the same arrays, of one layer; computed in float32.
+      to: the format that is asked about. Its blocks lie along the first dim of a matrix.
+    """
+
+    def total(of: Callable[..., jax.Array], tree: Any) -> jax.Array:
+        sums = [jnp.sum(of(leaf.astype(jnp.float32)), dtype=jnp.float32) for leaf in jax.tree.leaves(tree)]
+        return sum(sums, jnp.float32(0))
+
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    param_rms, grad_rms, update_rms = (jnp.sqrt(total(jnp.square, tree) / count) for tree in (params, grads, updates))
+    found = {"param_rms": param_rms, "grad_rms": grad_rms, "update_ratio": update_rms / param_rms}
+    if to is not None:
+        nonzero = jnp.maximum(total(lambda g: g != 0, grads), 1)
+        found["grad_flush_fraction"] = total(lambda g: (g != 0) & (quantise(g, to, 0) == 0), grads) / nonzero
+        found["grad_saturate_fraction"] = total(lambda g: saturated(g, to, 0), grads) / nonzero
+        if matrices := [leaf for leaf in jax.tree.leaves(params) if leaf.ndim > 1]:
+            found["weight_sqnr_db"] = sqnr_db(matrices, [quantise(w, to, 0) for w in matrices])
+    return found
+
+
+def of_update(probing: jax.Array | None, params: Any, grads: Any, updates: Any, to: Format | None) -> dict[str, Flow]:
+    """`parameter_statistics` of the `embedding`, the `blocks` (arrays [L]) and the `output`, where it has parameters.
+
+    Args:
+      probing: as in `measure`.
+      params, grads, updates: the model's, as nested dicts.
+    """
+    if probing is None:
+        return {}
+    groups = {
+        "embedding": ("embedding", "embedding_norm"),
+        "blocks": ("blocks",),
+        "output": ("final_norm", "unembedding"),
+    }
+
+    def statistics(*trees: Any) -> Any:
+        found = {}
+        for group, names in groups.items():
+            parts = [{name: tree[name] for name in names if name in tree} for tree in trees]
+            one = functools.partial(parameter_statistics, to=to)
+            if jax.tree.leaves(parts[0]):
+                found[group] = jax.vmap(one)(*parts) if group == "blocks" else one(*parts)
+        return found
+
+    return measure(probing, statistics, params, grads, updates)
+
+
+def sqnr_db(signal: Any, rounded: Any) -> jax.Array:
+    """Signal-to-quantisation-noise ratio of a tree of arrays: 10 log10(sum of squares / sum of squared errors)."""
+
+    def power(tree: Any) -> jax.Array:
+        sums = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)]
+        return sum(sums, jnp.float32(0))
+
+    noise = power(jax.tree.map(lambda x, r: x.astype(jnp.float32) - r.astype(jnp.float32), signal, rounded))
+    return 10 * jnp.log10(power(signal) / noise)
+
+
+def _over_query_blocks(
+    statistics: Callable[[jax.Array, jax.Array], Any],
+    q_BTHK: jax.Array,
+    k_BSGK: jax.Array,
+    segments_BT: jax.Array,
+    scale: float,
+    window: int,
+) -> Any:
+    """statistics(scores, which pairs see each other) for one block of queries after the other, stacked."""
+    B, T, H, K = q_BTHK.shape
+    G = k_BSGK.shape[2]
+    layout = current_layout()
+    # A sequence that is split over devices is taken whole: blocks would cut across.
+    whole = layout is not None and layout.ways("time") > 1
+    size = T if whole or T % _QUERY_BLOCK else _QUERY_BLOCK
+    behind_S = jnp.arange(T)
+
+    def one(first: jax.Array) -> Any:
+        q_BQHK = jax.lax.dynamic_slice_in_dim(q_BTHK, first, size, axis=1)
+        segments_BQ = jax.lax.dynamic_slice_in_dim(segments_BT, first, size, axis=1)
+        q_BQGRK = q_BQHK.reshape(B, size, G, H // G, K)
+        scores_BGRQS = scale * jnp.einsum("bqgrk,bsgk->bgrqs", q_BQGRK, k_BSGK, preferred_element_type=jnp.float32)
+        behind_QS = first + jnp.arange(size)[:, None] - behind_S[None, :]
+        seen_QS = (behind_QS >= 0) & (behind_QS < window) if window else behind_QS >= 0
+        return statistics(scores_BGRQS, seen_QS & (segments_BQ[:, :, None] == segments_BT[:, None, :]))
+
+    return jax.lax.map(one, jnp.arange(0, T, size))

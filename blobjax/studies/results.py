@@ -74,21 +74,18 @@ class Result:
 
     @property
     def flow(self) -> dict[str, dict[str, float]]:
-        """Of each probe `flow/…` the largest and the newest value."""
-        found: dict[str, dict[str, float]] = {}
+        """Of each probe `flow/…` the largest and the newest value; a NaN is larger than anything."""
+        values: dict[str, list[float]] = {}
         for line in self.metrics:
-            for name, text in line.items():
+            for name in line:
                 if name.startswith("flow/"):
-                    value, before = float(text), found.get(name)
-                    # A NaN is larger than anything: it must not be lost.
-                    largest = value if before is None or math.isnan(value) else max(before["max"], value)
-                    found[name] = {"max": largest if before is None or before["max"] == before["max"] else math.nan, "last": value}
-        return found
+                    values.setdefault(name, []).append(float(line[name]))
+        return {name: {"max": _largest(those), "last": those[-1]} for name, those in values.items()}
 
     def flow_of(self, probe: str, which: Literal["max", "last"] = "max") -> float:
         """The largest over all blocks of a probe; NaN where it was not measured."""
         values = [each[which] for name, each in self.flow.items() if name.endswith(f"/{probe}")]
-        return math.nan if not values or any(math.isnan(v) for v in values) else max(values)
+        return _largest(values) if values else math.nan
 
     @property
     def wall_seconds(self) -> float:
@@ -120,6 +117,10 @@ class Result:
             "wall_seconds": round(self.wall_seconds, 2),
             "run_dir": f"cells/{self.cell.name}",
         }
+
+
+def _largest(values: list[float]) -> float:
+    return math.nan if any(math.isnan(value) for value in values) else max(values)
 
 
 def read(cell: Cell) -> Result:

@@ -62,7 +62,9 @@ class Progress:
                 return
             self._done += 1
             why = f" ({result.reason})" if result.reason else f", loss {result.final_loss:.3f}"
-            self.say(f"{self._done}/{self._total}  {result.cell.name}: {result.status}{why}, {result.wall_seconds:.0f} s")
+            self.say(
+                f"{self._done}/{self._total}  {result.cell.name}: {result.status}{why}, {result.wall_seconds:.0f} s"
+            )
 
     def update(self) -> None:
         """Redraws the live line."""
@@ -72,7 +74,9 @@ class Progress:
             steps = {name: _step(Path(cell.config.logging.run_dir)) for name, cell in self._running.items()}
             done = self._done
         parts = sum(step / length for step, length in steps.values() if length)
-        shown = "  ".join(f"{name} {step}/{length}" if length else f"{name} …" for name, (step, length) in steps.items())
+        shown = "  ".join(
+            f"{name} {step}/{length}" if length else f"{name} …" for name, (step, length) in steps.items()
+        )
         self._live.update(self._task, completed=done + parts, description=shown, cells=f"{done}/{self._total}")
 
     def say(self, line: str) -> None:

@@ -65,7 +65,9 @@ class Result:
     def capped_loss(self) -> float:
         """The final loss, but no worse than the initial one; that also where it is not finite or the run broke off."""
         final = self.final_loss
-        return min(final, self.initial_loss) if self.status == "finished" and math.isfinite(final) else self.initial_loss
+        return (
+            min(final, self.initial_loss) if self.status == "finished" and math.isfinite(final) else self.initial_loss
+        )
 
     @property
     def held_out(self) -> dict[str, float]:

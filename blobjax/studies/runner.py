@@ -82,11 +82,11 @@ class Crew:
       progress: is told of every cell that begins and ends.
     """
 
-    def __init__(self, plan: Plan, cells: list[Cell], jobs: int, lock: IO[str], directory: Path, progress: Progress):
+    def __init__(self, plan: Plan, cells: list[Cell], jobs: int, lock: IO[str], progress: Progress):
         self._waiting = deque(cells)
         self._lock = lock
         self._progress = progress
-        self._environment = _environment(jobs, directory)
+        self._environment = _environment(jobs, plan.directory)
         self._stopping = threading.Event()
         self._workers: dict[int, Worker] = {}
         self._bad_input: list[str] = []
@@ -201,12 +201,13 @@ def _note_failure(cell: Cell, error: str) -> None:
             events.write("stop", reason=error[:500])
 
 
-def check(plan: Plan, directory: Path) -> None:
+def check(plan: Plan) -> None:
     """Refuses a directory of something else, and cells that were run with another config.
 
     Raises:
       BadInputError: with what differs, and what to do.
     """
+    directory = plan.directory
     if directory.exists() and not directory.is_dir():
         raise BadInputError(f"study directory {directory} is a file; give another with --dir")
     if directory.is_dir() and any(directory.iterdir()) and not (directory / "study.yaml").is_file():
@@ -234,7 +235,9 @@ def locked(directory: Path, patience: float = _PATIENCE) -> Iterator[IO[str]]:
         deadline = time.monotonic() + patience
         while not _try(lock):
             if time.monotonic() > deadline:
-                raise BadInputError(f"study directory {directory} is in use by another study; wait for it, or give --dir")
+                raise BadInputError(
+                    f"study directory {directory} is in use by another study; wait for it, or give --dir"
+                )
             time.sleep(0.2)
         yield lock
 

@@ -69,8 +69,10 @@ class Axis(Section):
         if self.key:
             return Axis.model_validate({"key": self.key, "values": values})
         if unknown := [value for value in values if label(value) not in self.values]:
-            raise ValueError(f"labels of this axis; {label(unknown[0])} is none, {suggest(label(unknown[0]), self.values)}")
-        return Axis(values={label(value): self.values[label(value)] for value in values})
+            raise ValueError(
+                f"labels of this axis; {label(unknown[0])} is none, {suggest(label(unknown[0]), self.values)}"
+            )
+        return self.model_copy(update={"values": {label(value): self.values[label(value)] for value in values}})
 
 
 class Study(Section):
@@ -133,12 +135,14 @@ class Plan:
       study: what the file says.
       overrides: as given on the command line.
       base: the config without any axis.
+      directory: where its cells and results go.
       cells: in the order of the grid.
     """
 
     name: str
     study: Study
     overrides: tuple[str, ...]
+    directory: Path
     base: Config
     cells: tuple[Cell, ...]
 
@@ -174,15 +178,17 @@ def load_study(name: str, overrides: Sequence[str], directory: Path | None = Non
     try:
         study = Study.model_validate(content)
     except ValidationError as error:
-        raise BadInputError(*problems, *explain(error, content, dict.fromkeys(['', *content], shown(path)), Study)) from None
+        raise BadInputError(
+            *problems, *explain(error, content, dict.fromkeys(["", *content], shown(path)), Study)
+        ) from None
     study, settings, found = _override_grid(study, settings)
     problems += found + _check_exclusions(study, shown(path)) + _check_overrides(study, settings)
     if problems:
         raise BadInputError(*problems)
     short = _NOT_IN_NAMES.sub("-", path.stem)
-    cells_dir = (directory or Path("studies") / short) / "cells"
-    base, cells = _resolve(study, path, settings, short, cells_dir)
-    return Plan(short, study, tuple(overrides), base, cells)
+    directory = directory or Path("studies") / short
+    base, cells = _resolve(study, path, settings, short, directory / "cells")
+    return Plan(short, study, tuple(overrides), directory, base, cells)
 
 
 def _override_grid(study: Study, settings: list[Setting]) -> tuple[Study, list[Setting], list[str]]:

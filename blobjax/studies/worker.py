@@ -1,8 +1,8 @@
 """A process that runs cells one after another, so that Python and jax are imported once and not for every cell.
 
-It reads run directories from its input, one a line, each holding the config.yaml of the run to do, and answers each with
-a line of JSON. What the run prints goes to log.txt in its directory. When the input ends the process ends; a run under
-way then is first saved, and this holds too when the study's own process was killed.
+It reads run directories from its input, one a line, each holding the config.yaml of the run to do, and answers each
+with a line of JSON. What the run prints goes to log.txt in its directory. When the input ends the process ends; a run
+under way is saved first. So it is too when the study's own process was killed.
 """
 
 import contextlib
@@ -39,8 +39,8 @@ def main() -> None:
     configured = False
     while directory := orders.get():
         with (Path(directory) / "log.txt").open("a", encoding="utf-8") as log:
-            for stream in (1, 2):
-                os.dup2(log.fileno(), stream)
+            for descriptor in (1, 2):
+                os.dup2(log.fileno(), descriptor)
         answer = _run(Path(directory), configured)
         configured = True
         for stream in (sys.stdout, sys.stderr):

@@ -22,8 +22,6 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.color": "#dddddd",
-    "legend.frameon": False,
-    "legend.fontsize": 11,
     "lines.linewidth": 1.8,
     "lines.markersize": 6,
 }
@@ -79,7 +77,14 @@ def draw(
     if title:
         axes.set_title(title)
     if legend and len(lines) > 1:
-        axes.legend()
+        axes.legend(frameon=False, fontsize=11)
+
+
+def smooth(line: tuple[Sequence[float], Sequence[float]], width: int = 10) -> Line:
+    """Each y the mean of the last `width`; before there are as many, of those there are."""
+    xs, ys = line
+    means = [sum(ys[max(i - width + 1, 0) : i + 1]) / min(i + 1, width) for i in range(len(ys))]
+    return xs, means
 
 
 def level(axes: "Axes", value: float, text: str) -> None:
@@ -107,7 +112,7 @@ def bars(axes: "Axes", groups: Mapping[str, Mapping[str, float]], y: str, *, log
     if log_y:
         axes.set_yscale("log")
     if len(names) > 1:
-        axes.legend()
+        axes.legend(frameon=False, fontsize=11)
 
 
 def to_png(figure: "Figure") -> bytes:

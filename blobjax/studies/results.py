@@ -84,6 +84,11 @@ class Result:
                     values.setdefault(name, []).append(float(line[name]))
         return {name: {"max": _largest(those), "last": those[-1]} for name, those in values.items()}
 
+    def by_block(self, probe: str) -> list[float]:
+        """The newest value of a probe in each block, from the first."""
+        named = {name: each["last"] for name, each in self.flow.items() if name.startswith("flow/block_")}
+        return [named[name] for name in sorted(named) if name.endswith(f"/{probe}")]
+
     def flow_of(self, probe: str, which: Literal["max", "last"] = "max") -> float:
         """The largest over all blocks of a probe; NaN where it was not measured."""
         values = [each[which] for name, each in self.flow.items() if name.endswith(f"/{probe}")]
@@ -119,6 +124,14 @@ class Result:
             "wall_seconds": round(self.wall_seconds, 2),
             "run_dir": f"cells/{self.cell.name}",
         }
+
+
+def grouped(results: list[Result], axis: str) -> dict[str, list[Result]]:
+    """The results of each label of an axis, both in the order of the grid."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.label(axis), []).append(result)
+    return groups
 
 
 def _largest(values: list[float]) -> float:

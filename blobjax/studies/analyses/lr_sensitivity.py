@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from blobjax.studies import plots
 from blobjax.studies.finding import Finding, Picture, verdict
-from blobjax.studies.results import Result
+from blobjax.studies.results import Result, grouped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,9 +33,7 @@ def sensitivity(results: list[Result]) -> float:
 
 def analyse(results: list[Result]) -> Finding:
     """Sensitivity, largest attention logit and log Z of each kind of conditioning."""
-    groups: dict[str, list[Result]] = {}
-    for result in sorted(results, key=_rate):
-        groups.setdefault(result.label(CONDITIONING), []).append(result)
+    groups = grouped(sorted(results, key=_rate), CONDITIONING)
     found = {name: sensitivity(group) for name, group in groups.items()}
     best = {name: min(group, key=lambda result: result.capped_loss) for name, group in groups.items()}
     logits = {name: max(result.flow_of("attention_logit_max") for result in group) for name, group in groups.items()}

@@ -1,4 +1,4 @@
-"""The same run in fewer and fewer bits: what it costs in loss, and what is left of each block's weights and gradients."""
+"""The same run in fewer and fewer bits: what it costs in loss, and what is left of weights and gradients, by block."""
 
 import itertools
 from collections.abc import Callable

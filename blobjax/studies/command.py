@@ -52,11 +52,11 @@ def study(name: str, overrides: Sequence[str] = (), directory: str = "", jobs: i
         write_atomically(plan.directory / "study.yaml", _record(plan))
         cells = runner.unfinished(plan)
         done = len(plan.cells) - len(cells)
-        jobs = min(jobs, len(cells)) if jobs else runner.default_jobs(len(cells))
         known = f", {done} of them done before" if done else ""
-        console.print(f"{plan.name}: {len(plan.cells)} cells{known}; {jobs} at a time", highlight=False, soft_wrap=True)
+        console.print(f"{plan.name}: {len(plan.cells)} cells{known}", highlight=False, soft_wrap=True)
         try:
             if cells:
+                jobs = min(jobs or runner.default_jobs(), len(cells))
                 with Progress(len(plan.cells), done, console) as progress:
                     runner.Crew(plan, cells, jobs, lock, progress).run()
         except KeyboardInterrupt:

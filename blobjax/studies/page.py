@@ -28,10 +28,11 @@ th, td { text-align: left; vertical-align: top; padding: .25rem .9rem .25rem 0; 
 th { color: #444; font-weight: 600; white-space: nowrap; } td.n, th.n { text-align: right; }
 code, pre { font: .88em/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 pre { background: #f5f5f5; padding: .7rem .9rem; overflow-x: auto; white-space: pre-wrap; }
-td code { display: block; white-space: nowrap; }
+td code { display: block; overflow-wrap: anywhere; padding-left: 1em; text-indent: -1em; }
+td:last-child:has(code) { min-width: 16rem; }
 @media (max-width: 40rem) { body { font-size: 1rem; } h1 { font-size: 1.4rem; } }
 @media print { body { max-width: none; padding: 0; font-size: 10pt; } figure, tr { break-inside: avoid; }
-  h2 { break-after: avoid; } .wide { overflow: visible; } td code { white-space: normal; } }
+  h2 { break-after: avoid; } .wide { overflow: visible; } }
 """
 
 _VERDICTS = {True: "reproduced", "partly": "partly reproduced", False: "did not reproduce", None: "no verdict"}
@@ -147,8 +148,8 @@ def _cells(plan: Plan, results: list[Result]) -> str:
             [
                 *(escape(result.label(axis)) for axis in axes),
                 status,
-                number(result.final_loss),
-                number(sum(held_out) / len(held_out)) if held_out else "",
+                f"{result.final_loss:.3f}",
+                f"{sum(held_out) / len(held_out):.3f}" if held_out else "",
                 f"{result.wall_seconds:.1f}",
                 "".join(f"<code>{escape(line)}</code>" for line in diff) or "the base itself",
             ]

@@ -103,11 +103,11 @@ def table(results: list[Result], running: bool) -> Table:
       running: whether the study runs now: what was begun and has not ended is under way.
     """
     shown = Table(box=None, pad_edge=False)
-    for column in ("cell", "status"):
-        shown.add_column(column)
+    shown.add_column("cell", no_wrap=True, min_width=max(len(result.cell.name) for result in results))
+    shown.add_column("status", no_wrap=True, min_width=len("finished"))
     for column in ("steps", "final loss", "seconds"):
-        shown.add_column(column, justify="right")
-    shown.add_column("why")
+        shown.add_column(column, justify="right", no_wrap=True, min_width=len(column))
+    shown.add_column("why", no_wrap=True, overflow="ellipsis")
     for result in results:
         status = "running" if running and result.status == "stopped" else result.status
         done = result.status not in ("waiting", "stopped")

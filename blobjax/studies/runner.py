@@ -168,11 +168,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def default_jobs(cells: int) -> int:
+def default_jobs() -> int:
     """One cell a core, at most eight; one at a time where an accelerator would have to be shared."""
     from blobjax.compute import runtime
 
-    return min(cells, cores(), 8) if runtime.platform() == "cpu" else 1
+    return min(cores(), 8) if runtime.platform() == "cpu" else 1
 
 
 def _environment(jobs: int, directory: Path) -> dict[str, str]:

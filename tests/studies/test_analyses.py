@@ -99,6 +99,7 @@ def test_precision_ladder():
 
 def placed(placement: str, depth: int, warmup: str, final: float, stream: tuple[float, float], gradient: float = 1e-3):
     probes = {f"flow/block_{n:02d}/residual_rms": stream[n > 0] for n in range(depth)}
+    probes |= {"flow/embedding/residual_rms": 0.5}
     probes |= {f"flow/block_{n:02d}/grad_rms": gradient for n in range(depth)}
     config = {"model": {"n_layers": depth}, "duration": {"warmup": f"{warmup} steps"}}
     labels = {"placement": placement, "depth": str(depth), "warmup": warmup}
@@ -114,7 +115,7 @@ def test_norm_placement():
     ]
     finding = norm_placement.analyse(cells)
     assert finding.reproduced is True
-    assert finding.numbers["growth_over_4_blocks"] == {"pre": 4.0, "post": 1.0}
+    assert finding.numbers["growth of the residual stream, 4 blocks"] == {"pre": 8.0, "post": 2.0}
     assert "1 of 8 cells did not train" in finding.words[0]
     assert "post_4_0" in finding.words[0]
     assert "vanished" in " ".join(finding.words)

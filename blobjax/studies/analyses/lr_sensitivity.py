@@ -87,7 +87,8 @@ def _pictures(groups: dict[str, list[Result]]) -> tuple[Picture, ...]:
     losses, (axes,) = plots.charts()
     against_rate(axes, lambda result: result.capped_loss, "final loss, nats per token")
     initial = max(result.initial_loss for group in groups.values() for result in group)
-    plots.level(axes, initial, "at initialisation")
+    if any(result.capped_loss > 0.8 * initial for group in groups.values() for result in group):
+        plots.level(axes, initial, "at initialisation")
     probes, (left, right) = plots.charts(2)
     against_rate(left, lambda result: result.flow_of("attention_logit_max"), "largest attention logit", log_y=True)
     plots.level(left, LOGIT_THRESHOLD, "diverged beyond (paper)")

@@ -14,9 +14,11 @@ from blobjax.studies.results import Result, grouped
 PLACEMENT, DEPTH, WARMUP = "placement", "depth", "warmup"
 PRE, POST, NONE = "pre", "post", "none"
 
-# Nats behind the best cell of the same depth and warm-up from which a cell counts as not trained. A model of nothing
-# but letter frequencies is further behind.
-BEHIND = 0.5
+# Nats behind the best cell from which a cell counts as not trained; a model of nothing but letter frequencies is 0.8 or
+# more behind after 200 steps.
+BEHIND = 0.7
+# Nats that a warm-up must be worth to be needed.
+NEEDED = 0.1
 # RMS of the gradients of the first block below which none reaches it.
 VANISHED = 1e-9
 
@@ -29,30 +31,42 @@ def trained(result: Result, best: float) -> bool:
 def analyse(results: list[Result]) -> Finding:
     """Which cells train, the growth of the residual stream, and whether gradients reach the first block."""
     best = min(result.capped_loss for result in results)
-    failed = [result for result in results if not trained(result, best)]
+    failed = [result.cell.name for result in results if not trained(result, best)]
     deepest = max(results, key=lambda result: result.cell.config.model.n_layers).label(DEPTH)
-    deep = grouped([result for result in results if result.label(DEPTH) == deepest], PLACEMENT)
-    growth = {name: max(_growth(result) for result in group) for name, group in deep.items()}
-    largest = {name: max(result.flow_of("residual_rms") for result in group) for name, group in deep.items()}
+    deep = {
+        placement: sorted(cells, key=lambda result: result.cell.config.duration.warmup.amount)
+        for placement, cells in grouped([r for r in results if r.label(DEPTH) == deepest], PLACEMENT).items()
+    }
+    growth = {placement: max(map(_growth, cells)) for placement, cells in deep.items()}
+    largest = {placement: max(r.flow_of("residual_rms") for r in cells) for placement, cells in deep.items()}
     words = [
         f"{len(failed)} of {len(results)} cells did not train (no finite loss, or over {BEHIND} nats behind the best)"
-        + (f": {', '.join(result.cell.name for result in failed)}." if failed else ".")
+        + (f": {', '.join(failed)}." if failed else ".")
     ]
     claims = []
     if PRE in deep:
         claims.append(all(trained(result, best) for result in results if result.label(PLACEMENT) == PRE))
-        words.append(f"pre {'trains' if claims[-1] else 'does not train'} at every depth, with and without warm-up.")
+        always = "trains at every depth, with and without warm-up" if claims[-1] else "does not always train"
+        words.append(f"pre {always}.")
+    for placement, (without, *_, with_it) in ((name, cells) for name, cells in deep.items() if len(cells) > 1):
+        needs = trained(with_it, best) and not without.final_loss < with_it.final_loss + NEEDED
+        words.append(
+            f"{placement} with {deepest} blocks ends at {without.final_loss:.3f} nats without warm-up and at "
+            f"{with_it.final_loss:.3f} with it{': it needs it' if needs else ''}."
+        )
+        if placement == POST:
+            claims.append(needs)
+            if not needs:
+                words[-1] += " That warm-up rescues post did not reproduce at this size."
     if {PRE, POST} <= deep.keys():
         claims.append(growth[PRE] > growth[POST])
         words.append(
-            f"Over the {deepest} blocks the RMS of the residual stream grows {growth[PRE]:.2g}-fold with pre, "
-            f"{growth[POST]:.2g}-fold with post."
+            f"From the embedding to the last of {deepest} blocks the RMS of the residual stream grows "
+            f"{growth[PRE]:.3g}-fold with pre and {growth[POST]:.3g}-fold with post."
         )
-        claims.append(_needs_warmup(deep[POST], best, words))
-    vanished = [result.cell.name for result in results if _first_gradient(result) < VANISHED]
-    if vanished:
+    if vanished := [result.cell.name for result in results if _first_gradient(result) < VANISHED]:
         words.append(
-            f"In {', '.join(vanished)} the gradients that reach the first block have vanished (RMS under "
+            f"In {', '.join(vanished)} the gradients have vanished on their way to the first block (RMS under "
             f"{VANISHED:g}): what is behind it learns letter frequencies and no more."
         )
     if NONE in largest:
@@ -61,31 +75,23 @@ def analyse(results: list[Result]) -> Finding:
         reproduced=verdict(*claims) if claims else None,
         words=tuple(words),
         numbers={
-            f"growth_over_{deepest}_blocks": growth,
-            f"largest_residual_rms_at_{deepest}_blocks": largest,
-            "final_loss": {result.cell.name: result.final_loss for result in results},
-            "first_block_gradient_rms": {result.cell.name: _first_gradient(result) for result in results},
+            f"{name}, {deepest} blocks": values
+            for name, values in {
+                "growth of the residual stream": growth,
+                "its largest RMS": largest,
+                "final loss without warm-up": {placement: cells[0].final_loss for placement, cells in deep.items()},
+                "final loss with warm-up": {placement: cells[-1].final_loss for placement, cells in deep.items()},
+                "first block's gradient RMS at the end": {p: _first_gradient(cells[-1]) for p, cells in deep.items()},
+            }.items()
         },
         pictures=(_losses(results), _growths(deep)),
     )
 
 
-def _needs_warmup(post: list[Result], best: float, words: list[str]) -> bool:
-    """Whether post trains with the longest warm-up and is worse without any; appends what was found."""
-    first, *_, last = sorted(post, key=lambda result: result.cell.config.duration.warmup.amount)
-    without, with_it = first.final_loss, last.final_loss
-    helps = trained(last, best) and not without < with_it + 0.1
-    words.append(
-        f"post ends at {without:.3f} nats without warm-up and at {with_it:.3f} with it: "
-        + ("it needs the warm-up." if helps else "that warm-up rescues it did not reproduce here.")
-    )
-    return helps
-
-
 def _growth(result: Result) -> float:
-    """RMS of the residual stream after the last block over that after the first."""
-    stream = result.by_block("residual_rms")
-    return stream[-1] / stream[0] if stream and stream[0] else math.nan
+    """RMS of the residual stream after the last block over that of the embedding, at the end."""
+    stream, embedded = result.by_block("residual_rms"), result.flow.get("flow/embedding/residual_rms")
+    return stream[-1] / embedded["last"] if stream and embedded else math.nan
 
 
 def _first_gradient(result: Result) -> float:

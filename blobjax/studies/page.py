@@ -30,7 +30,8 @@ code, pre { font: .88em/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monos
 pre { background: #f5f5f5; padding: .7rem .9rem; overflow-x: auto; white-space: pre-wrap; }
 td code { display: block; overflow-wrap: anywhere; padding-left: 1em; text-indent: -1em; }
 td:last-child:has(code) { min-width: 16rem; }
-@media (max-width: 40rem) { body { font-size: 1rem; } h1 { font-size: 1.4rem; } }
+@media (max-width: 40rem) { body { font-size: 1rem; } h1 { font-size: 1.4rem; }
+  td code { white-space: nowrap; } }
 @media print { body { max-width: none; padding: 0; font-size: 10pt; } figure, tr { break-inside: avoid; }
   h2 { break-after: avoid; } .wide { overflow: visible; } }
 """

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # Okabe & Ito's palette, told apart by colour-blind readers; the markers tell lines apart in black and white too.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_STYLES = ("-", "--", "-.", ":")
 # Legible when a page is read on a phone, where a plot is some 9 cm wide.
 _STYLE: dict[Any, Any] = {
     "font.size": 12,
@@ -64,7 +65,9 @@ def draw(
     for n, (name, (xs, ys)) in enumerate(lines.items()):
         finite = [value if math.isfinite(value) and (value > 0 or not log_y) else math.nan for value in ys]
         marker = _MARKERS[n % len(_MARKERS)] if marked else None
-        axes.plot(xs, finite, label=name, color=_COLOURS[n % len(_COLOURS)], marker=marker)
+        # Where lines lie on each other, the ones below show through the gaps of those above.
+        style = "-" if marked else _STYLES[n % len(_STYLES)]
+        axes.plot(xs, finite, label=name, color=_COLOURS[n % len(_COLOURS)], marker=marker, linestyle=style)
     if log_x:
         axes.set_xscale("log")
     if log_y:

@@ -174,6 +174,11 @@ def check_batch(config: Config, layout: Layout) -> None:
             f"duration.global_batch_size {batch} does not divide over {ways} devices ({split}){accumulated}: "
             f"{batch} / {parts * ways} = {batch / parts / ways:.2f}; the next that does is {up}"
         )
+    elif config.conditioning.noise_scale_every and batch == ways:
+        problems.append(
+            f"conditioning.noise_scale_every compares parts of the batch with the whole, and {batch} sequences over "
+            f"{ways} devices have none; give duration.global_batch_size {2 * batch}"
+        )
     length, pieces = config.data.seq_len, layout.ways("time")
     if length % pieces:
         problems.append(

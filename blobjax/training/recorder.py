@@ -79,7 +79,7 @@ class Recorder:
         sequences = self._position.sequences(done.step)
         return {
             **metrics,
-            **(_named(flow) if self._probed(done.step) else {}),
+            **(named(flow) if self._probed(done.step) else {}),
             "perplexity": math.exp(min(metrics["cross_entropy"], 700.0)),
             "tokens": sequences * self._program.config.data.seq_len,
             "tokens_per_second": rate,
@@ -91,7 +91,7 @@ class Recorder:
         }
 
 
-def _named(flow: dict[str, dict[str, np.ndarray]]) -> dict[str, float]:
+def named(flow: dict[str, dict[str, np.ndarray]]) -> dict[str, float]:
     """Probes under the names they are read by: `flow/block_00/residual_rms`."""
     named: dict[str, float] = {}
     for group, probes in flow.items():

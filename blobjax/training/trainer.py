@@ -19,6 +19,7 @@ from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.guard_watch import GuardWatch
 from blobjax.training.hooks import EvaluateHook, ProfileHook, SaveHook, StopHook
 from blobjax.training.inference import sample
+from blobjax.training.landscape import LandscapeHook
 from blobjax.training.loop import Hook, StepReport, run
 from blobjax.training.program import Program, make_program
 from blobjax.training.progress import PatientConsole
@@ -107,6 +108,8 @@ def train(config: Config, allow_config_change: bool = False) -> int:
         stop = stack.enter_context(StopHook(config.duration.wall_clock_limit, began, save))
         profile = stack.enter_context(ProfileHook(config.logging.profile_steps, start, directory.profile))
         hooks: list[Hook] = [EvaluateHook(program, stream, evaluate_every, recorder, events), save, stop, profile]
+        if config.conditioning.noise_scale_every or config.conditioning.curvature_every:
+            hooks.append(LandscapeHook(program, stream, position, directory, recorder, events))
         watch = GuardWatch(config.conditioning.guard, recorder.say, events) if config.conditioning.guard else None
 
         def report(done: StepReport) -> None:

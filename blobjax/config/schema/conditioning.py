@@ -108,6 +108,12 @@ class Conditioning(Section):
     probe_format: Literal["compute"] | NumberFormat = "compute"
     """The number format that probes ask about: what gradients would be lost in it, and how exactly it holds weights.
     compute: that of conditioning.precision; float32 is not asked about."""
+    noise_scale_every: Count = 0
+    """Steps between estimates of the gradient noise scale (McCandlish et al. 2018), each a gradient's work; 0: off."""
+    curvature_every: Count = 0
+    """Steps between estimates of the Hessian's largest eigenvalue, each twenty or more gradients' work; 0: never."""
+    curvature_iterations: AtLeastTwo = 10
+    """Hessian-vector products in each of those."""
     guard: Guard | None = None
     """Skip steps whose loss or gradients are not finite or spike; none by default."""
 

@@ -56,7 +56,7 @@ class LandscapeHook:
         settings = program.config.conditioning
         self._noise_every, self._curvature_every = settings.noise_scale_every, settings.curvature_every
         self._parts = noise_parts(program) if self._noise_every else 0
-        self._average = _averages(directory, position.start) if self._noise_every else (0.0, 0.0)
+        self._average = _averages(directory, position.start)
         self._noise: Any = None
         self._curvature: Any = None
 
@@ -84,22 +84,23 @@ class LandscapeHook:
         return False
 
     def _averaged(self, new: NoiseEstimate) -> dict[str, float]:
-        old = self._average
-        squared, noise = (_DECAY * a + (1 - _DECAY) * float(b) for a, b in zip(old, new, strict=True))
+        newest = float(new.squared_gradient), float(new.noise)
+        old = self._average or newest
+        squared, noise = (_DECAY * a + (1 - _DECAY) * b for a, b in zip(old, newest, strict=True))
         self._average = squared, noise
         # Before there is enough of an average the squared gradient may come out negative: no ratio is better than that.
         ratio = {"flow/run/noise_scale": noise / squared} if squared > 0 else {}
         return {"flow/run/squared_gradient": squared, "flow/run/gradient_noise": noise, **ratio}
 
 
-def _averages(directory: RunDirectory, start: int) -> tuple[float, float]:
-    """The running averages as an earlier attempt left them, so that a resumed run goes on with them."""
+def _averages(directory: RunDirectory, start: int) -> tuple[float, float] | None:
+    """The running averages as an earlier attempt left them, if one did, so that a resumed run goes on with them."""
     found = [
         (float(line["flow/run/squared_gradient"]), float(line["flow/run/gradient_noise"]))
         for line in read_jsonl(directory.metrics)
         if "flow/run/gradient_noise" in line and line["step"] <= start
     ]
-    return found[-1] if found else (0.0, 0.0)
+    return found[-1] if found else None
 
 
 def noise_parts(program: Program) -> int:

@@ -1,6 +1,6 @@
 """A run's directory: whose it is, what it holds, and that it can be written, all found out before anything is computed.
 
-config.yaml (resolved, reloadable) · metrics.jsonl · events.jsonl · checkpoints/ · tensorboard/
+config.yaml (resolved, reloadable) · metrics.jsonl · events.jsonl · flow.json (of probes) · checkpoints/ · tensorboard/
 """
 
 import fcntl
@@ -31,6 +31,7 @@ class RunDirectory:
         self.tensorboard = self.path / "tensorboard"
         self.profile = self.path / "profile"
         self.tokenizer = self.path / "tokenizer.json"
+        self.flow = self.path / "flow.json"
 
     def previous_config(self) -> Config | None:
         """The config of the run that lives here, or None in a new directory.

@@ -14,6 +14,7 @@ from blobjax.compute.flops import param_count
 from blobjax.compute.sharding import make_layout, unsharded
 from blobjax.config import BadInputError, Config
 from blobjax.config.diff import changes_maths, config_diff
+from blobjax.training import flow_summary
 from blobjax.training.batches import Position, global_batches
 from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.guard_watch import GuardWatch
@@ -101,6 +102,9 @@ def train(config: Config, allow_config_change: bool = False) -> int:
         for name in _unsharded(program):
             console.print(f"warning: {name} is whole on every device of a mesh that could split it", highlight=False)
 
+        if writes and config.conditioning.probes:
+            # Behind the recorder, so after it has written its last, however the run ends.
+            stack.callback(_summarise_flow, directory, config, console)
         recorder = stack.enter_context(Recorder(program, stream, position, directory if writes else None, console))
         save_every = Every(config.checkpoint.every, program.clockwork)
         evaluate_every = Every(config.evaluation.every, program.clockwork)
@@ -108,7 +112,7 @@ def train(config: Config, allow_config_change: bool = False) -> int:
         stop = stack.enter_context(StopHook(config.duration.wall_clock_limit, began, save))
         profile = stack.enter_context(ProfileHook(config.logging.profile_steps, start, directory.profile))
         hooks: list[Hook] = [EvaluateHook(program, stream, evaluate_every, recorder, events), save, stop, profile]
-        if config.conditioning.noise_scale_every or config.conditioning.curvature_every:
+        if config.conditioning.surveyed:
             hooks.append(LandscapeHook(program, stream, position, directory, recorder, events))
         watch = GuardWatch(config.conditioning.guard, recorder.say, events) if config.conditioning.guard else None
 
@@ -200,6 +204,12 @@ def _headline(program: Program, start: int) -> str:
         f"{config.name}: {count / 1e6:,.1f}M parameters on {where}; {program.clockwork.length:,} steps, "
         f"{f'{tokens / 1e6:,.1f}M' if tokens >= 1e6 else f'{tokens / 1e3:,.0f}k'} tokens{resumed}"
     )
+
+
+def _summarise_flow(directory: RunDirectory, config: Config, console: Console) -> None:
+    found = flow_summary.conclude(directory, config.model.vocab_size)
+    if found is not None:
+        flow_summary.show(found, console)
 
 
 def _conclude(program: Program, params: Any, stream: data.Stream, console: Console, directory: RunDirectory) -> None:

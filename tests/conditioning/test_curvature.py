@@ -68,7 +68,7 @@ def test_top_eigenvalue_of_the_preconditioned_hessian():
 
 
 def test_adam_overshoots_beyond_its_edge_and_not_below():
-    """In one dimension, preconditioned to a curvature of 1, momentum as Adam has it diverges from the edge's rate on."""
+    """Where the preconditioned curvature is 1, momentum as Adam has it diverges from the edge's rate on."""
     beta1, reached = 0.9, {}
     for factor in (0.95, 1.05):
         x, momentum = 1.0, 0.0

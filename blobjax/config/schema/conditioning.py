@@ -111,7 +111,8 @@ class Conditioning(Section):
     noise_scale_every: Count = 0
     """Steps between estimates of the gradient noise scale (McCandlish et al. 2018), each a gradient's work; 0: off."""
     curvature_every: Count = 0
-    """Steps between estimates of the Hessian's largest eigenvalue, each twenty or more gradients' work; 0: never."""
+    """Steps between estimates of the Hessian's largest eigenvalue, as it is and preconditioned (adamw); 0: never. Each
+    product with the Hessian costs two or three gradients."""
     curvature_iterations: AtLeastTwo = 10
     """Hessian-vector products in each of those."""
     guard: Guard | None = None
@@ -121,3 +122,13 @@ class Conditioning(Section):
     def normed(self) -> frozenset[str]:
         """The places that are normalised: of `embedding`, `input`, `output`, `stream` and `final`."""
         return frozenset(_NORMED[self.norm_placement] | ({"embedding"} if self.embedding_norm else set()))
+
+    @property
+    def surveyed(self) -> bool:
+        """Whether gradient noise or curvature is measured between steps."""
+        return bool(self.noise_scale_every or self.curvature_every)
+
+    @property
+    def probes(self) -> bool:
+        """Whether anything is written under `flow/`."""
+        return bool(self.probe_every) or self.surveyed

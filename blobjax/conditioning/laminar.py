@@ -133,8 +133,8 @@ def _growth(values: list[float], _: int) -> Finding:
     if values[0] > 0 and values[-1] > 30 * values[0]:
         return Finding(
             WATCH,
-            f"residual_rms grew {values[-1] / values[0]:.0f}-fold, from {values[0]:.3g} to {values[-1]:.3g} (ours; such "
-            "growth, Kim et al. 2025)",
+            f"residual_rms grew {values[-1] / values[0]:.0f}-fold, from {values[0]:.3g} to {values[-1]:.3g} (ours; "
+            "such growth, Kim et al. 2025)",
         )
     return Finding(LAMINAR, "")
 

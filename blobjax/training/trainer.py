@@ -99,6 +99,9 @@ def train(config: Config, allow_config_change: bool = False) -> int:
         console.print(_headline(program, start), highlight=False, soft_wrap=True)
         for name in _unsharded(program):
             console.print(f"warning: {name} is whole on every device of a mesh that could split it", highlight=False)
+        if config.conditioning.precision == "float16" and config.conditioning.loss_scaling.kind == "none":
+            line = "warning: float16 without loss scaling: small gradients become 0; set conditioning.loss_scaling.kind"
+            console.print(f"{line}=dynamic, unless that is what you study", highlight=False, soft_wrap=True)
 
         recorder = stack.enter_context(Recorder(program, stream, position, directory if writes else None, console))
         save_every = Every(config.checkpoint.every, program.clockwork)

@@ -97,11 +97,8 @@ def train(config: Config, allow_config_change: bool = False) -> int:
             events.write("resume", step=start)
         events.write("compile", seconds=compile_seconds)
         console.print(_headline(program, start), highlight=False, soft_wrap=True)
-        for name in _unsharded(program):
-            console.print(f"warning: {name} is whole on every device of a mesh that could split it", highlight=False)
-        if config.conditioning.precision == "float16" and config.conditioning.loss_scaling.kind == "none":
-            line = "warning: float16 without loss scaling: small gradients become 0; set conditioning.loss_scaling.kind"
-            console.print(f"{line}=dynamic, unless that is what you study", highlight=False, soft_wrap=True)
+        for line in _warnings(program):
+            console.print(f"warning: {line}", highlight=False, soft_wrap=True)
 
         recorder = stack.enter_context(Recorder(program, stream, position, directory if writes else None, console))
         save_every = Every(config.checkpoint.every, program.clockwork)
@@ -176,6 +173,18 @@ def _facts(program: Program) -> dict[str, Any]:
         "tokens_per_step": program.clockwork.tokens_per_step,
         "flops_per_token": program.clockwork.flops_per_token,
     }
+
+
+def _warnings(program: Program) -> list[str]:
+    """What works, but may not be what is wanted."""
+    found = [f"{name} is whole on every device of a mesh that could split it" for name in _unsharded(program)]
+    conditioning = program.config.conditioning
+    if conditioning.precision == "float16" and conditioning.loss_scaling.kind == "none":
+        found.append(
+            "float16 without loss scaling: small gradients become 0; unless that is what you study, set "
+            "conditioning.loss_scaling.kind=dynamic"
+        )
+    return found
 
 
 def _unsharded(program: Program) -> list[str]:

@@ -100,13 +100,14 @@ def make_train_step(
             of_update = flow_of_update(probing, state.params, grads, updates, probe_format(config.conditioning))
         bytes_total = jnp.sum(batch["target_bytes"])
         by_scaling, by_guard = skipped(state.opt_state)
+        refused = by_scaling + by_guard if scaled else by_guard
         metrics = {
             "loss": whole,
             **parts,
             "bits_per_byte": parts["cross_entropy"] * total / (bytes_total * math.log(2)),
             "grad_norm": optax.tree.norm(grads),
             # The optimizer does not count the steps that were refused.
-            "learning_rate": jnp.asarray(rate(state.step - (by_scaling + by_guard)), jnp.float32),
+            "learning_rate": jnp.asarray(rate(state.step - refused), jnp.float32),
         }
         if scaled:
             metrics["loss_scale"] = state.opt_state.scale

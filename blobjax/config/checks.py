@@ -123,6 +123,18 @@ def _switches(config: "Config") -> list[str]:
             f"conditioning.parameter_rounding {rounding} is for parameters in bfloat16, and conditioning.precision "
             f"{precision} keeps them in float32; set conditioning.precision=bfloat16_params, or leave it at nearest"
         )
+    scaling = config.conditioning.loss_scaling
+    if scaling.kind != "none" and precision != "float16":
+        found.append(
+            f"conditioning.loss_scaling.kind {scaling.kind} brings gradients into float16's range, and those of "
+            f"conditioning.precision {precision} have float32's; set conditioning.precision=float16, or "
+            "conditioning.loss_scaling.kind=none"
+        )
+    if scaling.kind == "dynamic" and scaling.floor > scaling.initial:
+        found.append(
+            f"conditioning.loss_scaling.floor {scaling.floor} is above conditioning.loss_scaling.initial "
+            f"{scaling.initial}; lower one or raise the other"
+        )
     if config.optimizer.update_clipping and config.optimizer.name == "lion":
         found.append(
             "optimizer.update_clipping measures Adam's second moment, and optimizer.name lion has none; turn it off"

@@ -17,6 +17,7 @@ import optax
 
 from blobjax.conditioning.clipping import adagc, scale_by_stable_adam, zclip
 from blobjax.conditioning.guards import guarded
+from blobjax.conditioning.loss_scaling import loss_scaled
 from blobjax.conditioning.precision import policy
 from blobjax.conditioning.rounding import in_float32, kahan_summation, stochastic_rounding
 from blobjax.config.schema import Conditioning, Config, Optimizer
@@ -126,14 +127,15 @@ def _rounding(config: Config) -> optax.GradientTransformation:
 
 
 def make_optimizer(config: Config, rate: optax.Schedule, axes: Any) -> optax.GradientTransformationExtraArgs:
-    """Clip, direction, decay of matrices, learning rate; and a guard around it all, if asked for.
+    """Clip, direction, decay of matrices, learning rate; around it all, if asked for, a guard and then loss scaling.
 
     Args:
       rate: learning rate by step.
       axes: tree of logical axis names, one tuple for each parameter.
 
     Returns:
-      An optimizer whose update also takes `loss`, the step's loss.
+      An optimizer whose update also takes `loss`, the step's loss. With loss scaling its state has the `scale` that the
+      step multiplies by before it differentiates, and the gradients are divided by it already.
     """
     optimizer = config.optimizer
     match optimizer.name:
@@ -155,5 +157,9 @@ def make_optimizer(config: Config, rate: optax.Schedule, axes: Any) -> optax.Gra
     )
     if policy(config.conditioning).params != jnp.float32:
         whole = optax.chain(in_float32(whole), _rounding(config))
-    guard = config.conditioning.guard
-    return guarded(whole, guard) if guard else optax.with_extra_args_support(whole)
+    guard, scaling = config.conditioning.guard, config.conditioning.loss_scaling
+    if guard:
+        whole = guarded(whole, guard)
+    if scaling.kind != "none":
+        whole = loss_scaled(whole, scaling, guarded=guard is not None)
+    return optax.with_extra_args_support(whole)

@@ -99,8 +99,8 @@ def train(config: Config, allow_config_change: bool = False) -> int:
             events.write("resume", step=start)
         events.write("compile", seconds=compile_seconds)
         console.print(_headline(program, start), highlight=False, soft_wrap=True)
-        for name in _unsharded(program):
-            console.print(f"warning: {name} is whole on every device of a mesh that could split it", highlight=False)
+        for line in _warnings(program):
+            console.print(f"warning: {line}", highlight=False, soft_wrap=True)
 
         if writes and config.conditioning.probes:
             # Behind the recorder, so after it has written its last, however the run ends.
@@ -180,6 +180,18 @@ def _facts(program: Program) -> dict[str, Any]:
         "tokens_per_step": program.clockwork.tokens_per_step,
         "flops_per_token": program.clockwork.flops_per_token,
     }
+
+
+def _warnings(program: Program) -> list[str]:
+    """What works, but may not be what is wanted."""
+    found = [f"{name} is whole on every device of a mesh that could split it" for name in _unsharded(program)]
+    conditioning = program.config.conditioning
+    if conditioning.precision == "float16" and conditioning.loss_scaling.kind == "none":
+        found.append(
+            "float16 without loss scaling: small gradients become 0; unless that is what you study, set "
+            "conditioning.loss_scaling.kind=dynamic"
+        )
+    return found
 
 
 def _unsharded(program: Program) -> list[str]:

@@ -50,8 +50,8 @@ SINGLE = {
     "optimizer.learning_rate=1e999": "override: optimizer.learning_rate: expected a finite number, not inf",
     "data.mixture.bible=-1": "override: data.mixture.bible: expected at least 0.0, not -1",
     "compute.mesh.data=-2": "override: compute.mesh.data: expected at least -1, not -2",
-    "conditioning.precision=bfloat61": "override: conditioning.precision: expected 'float32', 'bfloat16' or "
-    "'bfloat16_params', not 'bfloat61'; did you mean 'bfloat16'?",
+    "conditioning.precision=bfloat61": "override: conditioning.precision: expected 'float32', 'bfloat16', "
+    "'bfloat16_params' or 'float16', not 'bfloat61'; did you mean 'bfloat16'?",
     "name=a b": "override: name: expected letters, digits, '.', '_' and '-' only, a letter or digit first, not 'a b'",
     "duration.length=300": "override: duration.length: expected a duration such as '300 steps', '20M tokens', "
     "'2e15 flops', '20 tokens/param', '3 epochs', '5%' or '10 minutes', not 300",
@@ -68,6 +68,12 @@ SINGLE = {
     "conditioning.parameter_rounding=kahan": "override, configs/laptop.yaml: conditioning.parameter_rounding kahan is "
     "for parameters in bfloat16, and conditioning.precision float32 keeps them in float32; set "
     "conditioning.precision=bfloat16_params, or leave it at nearest",
+    "conditioning.loss_scaling.kind=dynamic": "override, configs/laptop.yaml: conditioning.loss_scaling.kind dynamic "
+    "brings gradients into float16's range, and those of conditioning.precision float32 have float32's; set "
+    "conditioning.precision=float16, or conditioning.loss_scaling.kind=none",
+    "conditioning={precision: float16, loss_scaling: {kind: dynamic, floor: 1.0e+6}}": "override: "
+    "conditioning.loss_scaling.floor 1000000.0 is above conditioning.loss_scaling.initial 65536.0; lower one or raise "
+    "the other",
     "compute.gradient_accumulation=5": "configs/laptop.yaml, override: duration.global_batch_size 8 does not divide "
     "into compute.gradient_accumulation 5 parts (8 / 5 = 1.60)",
     "compute.mesh={data: -1, fsdp: -1}": "override: only one mesh axis may be -1 (the devices that are left), not "
@@ -121,12 +127,12 @@ def test_percentages_and_times_where_they_mean_something():
 def test_all_problems_at_once_with_their_places(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base.yaml").write_text("model: {n_heads: 3}\nconditioning: {precision: fp8}\n")
-    (tmp_path / "top.yaml").write_text("include: base.yaml\nfoo: 1\nduration: {length: 0 steps}\n")
+    (tmp_path / "top.yaml").write_text("include: base.yaml\nzzz: 1\nduration: {length: 0 steps}\n")
     assert problems("seed=x", "bar", "data.seq_len=4096", name="top.yaml") == (
         "override 'bar' is not of the form dotted.key=value, such as model.d_model=512",
         "override: seed: expected an integer, not 'x'",
-        "base.yaml: conditioning.precision: expected 'float32', 'bfloat16' or 'bfloat16_params', not 'fp8'",
-        "top.yaml: foo: unknown key; known: name, seed, model, compute, data, duration, objective, conditioning, "
+        "base.yaml: conditioning.precision: expected 'float32', 'bfloat16', 'bfloat16_params' or 'float16', not 'fp8'",
+        "top.yaml: zzz: unknown key; known: name, seed, model, compute, data, duration, objective, conditioning, "
         "optimizer, checkpoint, evaluation, logging",
         "base.yaml: model.d_model 256 is not a multiple of model.n_heads 3 (256 / 3 = 85.33); change one, or give "
         "model.d_head",

@@ -65,15 +65,35 @@ class AdaGC(Section):
     """Steps clipped by conditioning.clip_norm, during which each tensor's smallest norm is found."""
 
 
+class LossScaling(Section):
+    """Keeps float16's gradients in its range (Micikevicius et al. 2018, section 3.2)."""
+
+    kind: Literal["none", "static", "dynamic"] = "none"
+    """static: one scale; dynamic: it doubles after growth_every steps without overflow and halves at each overflow.
+    Either skips a step that overflows."""
+    initial: Annotated[float, Field(gt=0, le=2.0**126)] = 65536.0
+    """The loss is multiplied by this before it is differentiated, at first or always; a power of two rounds nothing."""
+    growth_every: Positive = 2000
+    """Steps in a row without overflow after which a dynamic scale doubles."""
+    floor: Annotated[float, Field(gt=0)] = 1.0
+    """Smallest dynamic scale."""
+
+
 class Conditioning(Section):
     """NORMALISATION, CONDITIONING AND NUMERICAL STABILITY."""
 
-    precision: Literal["float32", "bfloat16", "bfloat16_params"] = "float32"
+    precision: Literal["float32", "bfloat16", "bfloat16_params", "float16"] = "float32"
     """Number format of matmuls and activations, and with bfloat16_params of parameters too; norm statistics, softmax,
     loss and optimizer state stay in float32."""
     parameter_rounding: Literal["nearest", "stochastic", "kahan"] = "nearest"
     """How bfloat16_params rounds an updated parameter: to the nearest; up or down at random, right on average (Gupta et
     al. 2015); or to the nearest, and the error added to the next update (Zamirai et al. 2020)."""
+    loss_scaling: LossScaling = LossScaling()
+    """For precision float16."""
+    loss_multiplier: Annotated[float, Field(gt=0)] = 1.0
+    """The loss is multiplied by this before it is differentiated, for studies: a small model's gradients are brought to
+    where a large one's are. Unlike a loss scale it is never divided out: grad_norm, clip_norm and the guard are about
+    the multiplied gradients, and Adam weighs its epsilon against them. The reported losses are not multiplied."""
     norm: Literal["rmsnorm", "layernorm", "dyt"] = "rmsnorm"
     """How the residual stream is normalised: rmsnorm (Zhang & Sennrich 2019), layernorm (Ba et al. 2016), or dyt, a
     tanh with a learnt slope in place of statistics (Zhu et al. 2025)."""

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from blobjax.conditioning.clipping import adagc, scale_by_stable_adam, zclip
+from blobjax.conditioning.clipping import adagc, agc, fan_in, scale_by_stable_adam, zclip
 from blobjax.conditioning.guards import guarded
 from blobjax.conditioning.precision import policy
 from blobjax.conditioning.rounding import in_float32, kahan_summation, stochastic_rounding
@@ -70,10 +70,9 @@ def _muon_dims(axes: tuple[str | None, ...]) -> optax.contrib.MuonDimensionNumbe
     """Which dims of a hidden matrix are its input and output; None for what AdamW takes (vectors, embedding, head)."""
     if not is_matrix(axes) or "vocab" in axes:
         return None
-    dims = [dim for dim, axis in enumerate(axes) if axis != "layers"]
-    # Projections out of the residual stream have "embed" first; those back into it, last.
-    split = 1 if axes[dims[0]] == "embed" else len(dims) - 1
-    return optax.contrib.MuonDimensionNumbers(tuple(dims[:split]), tuple(dims[split:]))
+    inputs = fan_in(axes)
+    outputs = tuple(dim for dim, axis in enumerate(axes) if axis != "layers" and dim not in inputs)
+    return optax.contrib.MuonDimensionNumbers(inputs, outputs)
 
 
 def _muon(config: Optimizer, axes: Any) -> optax.GradientTransformation:
@@ -111,6 +110,8 @@ def _clip(conditioning: Conditioning, axes: Any) -> optax.GradientTransformation
             return zclip(conditioning.zclip)
         case "adagc":
             return adagc(conditioning.adagc, conditioning.clip_norm, axes)
+        case "agc":
+            return agc(conditioning.agc, axes)
         case "global_norm":
             return optax.clip_by_global_norm(conditioning.clip_norm) if conditioning.clip_norm else optax.identity()
 

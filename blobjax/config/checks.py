@@ -123,6 +123,17 @@ def _switches(config: "Config") -> list[str]:
             f"conditioning.parameter_rounding {rounding} is for parameters in bfloat16, and conditioning.precision "
             f"{precision} keeps them in float32; set conditioning.precision=bfloat16_params, or leave it at nearest"
         )
+    clip = config.conditioning.qk_clip
+    if clip and not config.conditioning.probe_every:
+        found.append(
+            f"conditioning.qk_clip {clip:g} acts on attention logits that conditioning.probe_every 0 never measures; "
+            "set conditioning.probe_every=1 to act at every step, as in the paper"
+        )
+    if clip and config.conditioning.qk_norm:
+        found.append(
+            f"conditioning.qk_clip {clip:g} scales query and key weights, which conditioning.qk_norm undoes; turn one "
+            "of them off"
+        )
     if config.optimizer.update_clipping and config.optimizer.name == "lion":
         found.append(
             "optimizer.update_clipping measures Adam's second moment, and optimizer.name lion has none; turn it off"

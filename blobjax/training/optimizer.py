@@ -18,6 +18,7 @@ import optax
 from blobjax.conditioning.clipping import adagc, agc, fan_in, scale_by_stable_adam, zclip
 from blobjax.conditioning.guards import guarded
 from blobjax.conditioning.precision import policy
+from blobjax.conditioning.qk_clip import qk_clip
 from blobjax.conditioning.rounding import in_float32, kahan_summation, stochastic_rounding
 from blobjax.config.schema import Conditioning, Config, Optimizer
 
@@ -127,14 +128,14 @@ def _rounding(config: Config) -> optax.GradientTransformation:
 
 
 def make_optimizer(config: Config, rate: optax.Schedule, axes: Any) -> optax.GradientTransformationExtraArgs:
-    """Clip, direction, decay of matrices, learning rate; and a guard around it all, if asked for.
+    """Clip, direction, decay of matrices, learning rate, QK-clip; and a guard around it all, if asked for.
 
     Args:
       rate: learning rate by step.
       axes: tree of logical axis names, one tuple for each parameter.
 
     Returns:
-      An optimizer whose update also takes `loss`, the step's loss.
+      An optimizer whose update also takes `loss`, the step's loss, and with QK-clip `logits_LH`.
     """
     optimizer = config.optimizer
     match optimizer.name:
@@ -154,6 +155,8 @@ def make_optimizer(config: Config, rate: optax.Schedule, axes: Any) -> optax.Gra
         optax.add_decayed_weights(decay, matrices),
         optax.scale_by_learning_rate(rate),
     )
+    if config.conditioning.qk_clip:
+        whole = optax.chain(whole, qk_clip(config.conditioning.qk_clip))
     if policy(config.conditioning).params != jnp.float32:
         whole = optax.chain(in_float32(whole), _rounding(config))
     guard = config.conditioning.guard

@@ -97,7 +97,8 @@ def _named(flow: dict[str, dict[str, np.ndarray]]) -> dict[str, float]:
     for group, probes in flow.items():
         for name, values in probes.items():
             if group == "blocks":
-                named |= {f"flow/block_{layer:02d}/{name}": float(value) for layer, value in enumerate(values)}
+                # What is known of each head is read as that of the worst.
+                named |= {f"flow/block_{layer:02d}/{name}": float(np.max(value)) for layer, value in enumerate(values)}
             else:
                 named[f"flow/{group}/{name}"] = float(values)
     return named

@@ -40,6 +40,7 @@ def make_train_step(
     parts_A = config.compute.gradient_accumulation
     guarded = config.conditioning.guard is not None
     probe_every = config.conditioning.probe_every
+    qk_clipping = config.conditioning.qk_clip > 0
 
     def loss(params: Any, batch: Batch, total: jax.Array, probing: jax.Array | None) -> tuple[jax.Array, Report]:
         return next_token.loss(arch.merge(params), batch, config, total, probing)
@@ -75,7 +76,8 @@ def make_train_step(
             # Norms and moments of them are float32 whatever the parameters are.
             grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
             whole = sum(parts.values(), jnp.float32(0))
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params, loss=whole)
+            measured = {"logits_LH": flow["blocks"]["attention_logit_max"]} if qk_clipping else {}
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params, loss=whole, **measured)
             params = optax.apply_updates(state.params, updates)
             of_update = flow_of_update(probing, state.params, grads, updates, probe_format(config.conditioning))
         bytes_total = jnp.sum(batch["target_bytes"])
@@ -90,6 +92,10 @@ def make_train_step(
         }
         if guarded:
             metrics["skipped"] = jnp.asarray(opt_state.skipped - skipped, jnp.float32)
+        if qk_clipping:
+            # Of the states, so that a refused step counts as what it is.
+            before, now = (optax.tree.get(s, "clipped_heads") for s in (state.opt_state, opt_state))
+            metrics["qk_clipped"] = jnp.asarray(now - before, jnp.float32)
         if probing is not None:
             metrics["flow"] = {group: flow[group] | of_update.get(group, {}) for group in flow}
         return TrainState(state.step + 1, params, opt_state), metrics

@@ -97,6 +97,9 @@ class Conditioning(Section):
     """Added to the mean square or variance (rmsnorm, layernorm)."""
     qk_norm: bool = False
     """RMS-normalise queries and keys per head (Dehghani et al. 2023)."""
+    qk_clip: Nonnegative = 0.0
+    """Where a head's largest attention logit exceeded this, its query and key weights are scaled back after the update
+    (Kimi Team 2025, section 2.1; 100 there); 0: not. At the steps of probe_every, which measures the logits."""
     attention_soft_cap: Nonnegative = 0.0
     """Attention logits are squashed to ± this by tanh (Gemma 2, 2024); 0: not."""
     final_soft_cap: Nonnegative = 0.0

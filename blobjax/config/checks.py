@@ -93,6 +93,7 @@ def _durations(config: "Config") -> list[str]:
     in_progress = {
         "duration.length": length,
         "duration.warmup": config.duration.warmup,
+        "duration.seq_len_warmup": config.duration.seq_len_warmup,
         "optimizer.decay": config.optimizer.decay,
         "evaluation.every": config.evaluation.every,
         "logging.every": config.logging.every,
@@ -102,13 +103,19 @@ def _durations(config: "Config") -> list[str]:
             share = "" if key == "duration.length" else ", or a percentage of the run"
             found.append(f"{key} '{duration}' is wall-clock time; give {_PROGRESS}{share}")
     for key, duration in {**in_progress, "checkpoint.every": config.checkpoint.every}.items():
-        may_be_zero = key in ("duration.warmup", "optimizer.decay")
+        may_be_zero = key in ("duration.warmup", "duration.seq_len_warmup", "optimizer.decay")
         if not duration.amount and not may_be_zero:
             found.append(f"{key} '{duration}' must be more than 0")
         if duration.unit == "%" and duration.amount > 100:
             found.append(f"{key} '{duration}' is more than the whole run")
     if length.unit == "%":
         found.append(f"duration.length cannot be a percentage of itself; give {_PROGRESS}")
+    start, longest = config.duration.seq_len_start, config.data.seq_len
+    if config.duration.seq_len_warmup.amount and start >= longest:
+        found.append(
+            f"duration.seq_len_start {start} is not below data.seq_len {longest}, so there is nothing to warm up; "
+            "lower it, or set duration.seq_len_warmup='0 steps'"
+        )
     first, last = config.logging.profile_steps or (0, 0)
     if config.logging.profile_steps and first >= last:
         found.append(f"logging.profile_steps: the last step {last} must come after the first {first}")

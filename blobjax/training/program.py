@@ -9,7 +9,7 @@ import optax
 
 from blobjax.compute.flops import flops_per_token, param_count
 from blobjax.compute.sharding import Layout
-from blobjax.config import BadInputError, Clockwork, Config
+from blobjax.config import BadInputError, Clockwork, Config, Duration
 from blobjax.training.optimizer import make_optimizer, schedule
 from blobjax.training.state import (
     Architecture,
@@ -48,6 +48,18 @@ def make_clockwork(config: Config, tokens_per_epoch: int) -> Clockwork:
     return Clockwork(tokens_per_step, flops, params, tokens_per_epoch, length)
 
 
+def _warmup(name: str, config: Config, clockwork: Clockwork) -> int:
+    """Steps of a warm-up, which must fit into the run."""
+    duration: Duration = getattr(config.duration, name)
+    steps = duration.steps(clockwork)
+    if steps > clockwork.length:
+        raise BadInputError(
+            f"duration.{name} '{duration}' is {steps} steps, more than the {clockwork.length} of "
+            f"duration.length '{config.duration.length}'"
+        )
+    return steps
+
+
 @dataclass(frozen=True)
 class Program:
     """A config bound to a mesh: nothing computed yet, everything known.
@@ -59,6 +71,7 @@ class Program:
       arch: the model without its numbers.
       optimizer: the whole optax chain.
       rate: learning rate by step.
+      seq_len: tokens that attention stays within, by step; None: those of the whole sequence.
       state: shape, dtype and sharding of the state.
       batch_sharding: of every [B, T] array of a batch.
     """
@@ -69,6 +82,7 @@ class Program:
     arch: Architecture
     optimizer: optax.GradientTransformationExtraArgs
     rate: optax.Schedule
+    seq_len: optax.Schedule | None
     state: TrainState
     batch_sharding: jax.sharding.NamedSharding
 
@@ -95,7 +109,7 @@ class Program:
 
     def lower_train_step(self) -> Any:
         """The train step lowered for this mesh; `.compile()` it to run it, or look at its HLO."""
-        step = make_train_step(self.config, self.arch, self.optimizer, self.rate, self.layout)
+        step = make_train_step(self.config, self.arch, self.optimizer, self.rate, self.layout, self.seq_len)
         out = (shardings(self.state), None)
         # The old state's memory becomes the new state's: a step needs one copy of it, not two.
         return jax.jit(step, donate_argnums=0, out_shardings=out).lower(self.state, self._abstract_batch(self.shape_BT))
@@ -113,21 +127,20 @@ def make_program(config: Config, layout: Layout, tokens_per_epoch: int) -> Progr
       tokens_per_epoch: of the training data, for lengths given in epochs.
 
     Raises:
-      BadInputError: the length comes to no step, or the warm-up is longer.
+      BadInputError: the length comes to no step, or a warm-up is longer.
     """
     clockwork = make_clockwork(config, tokens_per_epoch)
-    warmup = config.duration.warmup.steps(clockwork)
-    if warmup > clockwork.length:
-        raise BadInputError(
-            f"duration.warmup '{config.duration.warmup}' is {warmup} steps, more than the {clockwork.length} of "
-            f"duration.length '{config.duration.length}'"
-        )
+    warmup = _warmup("warmup", config, clockwork)
+    seq_len_warmup = _warmup("seq_len_warmup", config, clockwork)
     rate = schedule(
         config.optimizer,
         clockwork.length,
         warmup,
         config.optimizer.decay.steps(clockwork),
     )
+    seq_len = None
+    if seq_len_warmup:
+        seq_len = optax.linear_schedule(config.duration.seq_len_start, config.data.seq_len, seq_len_warmup)
     arch = architecture(config)
     optimizer = make_optimizer(config, rate, arch.axes)
     return Program(
@@ -137,6 +150,7 @@ def make_program(config: Config, layout: Layout, tokens_per_epoch: int) -> Progr
         arch=arch,
         optimizer=optimizer,
         rate=rate,
+        seq_len=seq_len,
         state=abstract_state(arch, optimizer, layout),
         batch_sharding=layout.sharding(("batch", "time"), (config.duration.global_batch_size, config.data.seq_len)),
     )

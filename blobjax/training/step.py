@@ -15,6 +15,7 @@ from blobjax.compute import sharding
 from blobjax.compute.sharding import Layout
 from blobjax.conditioning.flow import of_update as flow_of_update
 from blobjax.conditioning.flow import over_parts, probe_format
+from blobjax.conditioning.sequence_warmup import in_pieces
 from blobjax.config.schema import Config
 from blobjax.objectives import next_token
 from blobjax.objectives.next_token import Report
@@ -30,8 +31,13 @@ def make_train_step(
     optimizer: optax.GradientTransformationExtraArgs,
     rate: optax.Schedule,
     layout: Layout,
+    seq_len: optax.Schedule | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Forward, objective, conditioning and optimizer in one function, to be jitted once.
+
+    Args:
+      rate: learning rate by step, counted from 0.
+      seq_len: tokens of the pieces that sequences are cut into, by step; None: never cut.
 
     Returns:
       A function of the state and a batch of [B, T] arrays. Its metrics are float32 scalars, the same on every device.
@@ -70,6 +76,9 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         # Steps are counted from 1 wherever they are read.
         probing = (state.step + 1) % probe_every == 0 if probe_every else None
+        if seq_len is not None:
+            length = jnp.round(seq_len(state.step)).astype(jnp.int32)
+            batch = {**batch, "segments": in_pieces(batch["segments"], length)}
         with sharding.use(layout):
             total = jnp.sum(batch["mask"])
             grads, (parts, flow) = gradients(state.params, batch, total, probing)
@@ -92,6 +101,8 @@ def make_train_step(
         }
         if guarded:
             metrics["skipped"] = jnp.asarray(opt_state.skipped - skipped, jnp.float32)
+        if seq_len is not None:
+            metrics["seq_len"] = length.astype(jnp.float32)
         if qk_clipping:
             # Of the states, so that a refused step counts as what it is.
             before, now = (optax.tree.get(s, "clipped_heads") for s in (state.opt_state, opt_state))

@@ -17,6 +17,11 @@ class Training(Section):
     """Sequences in one optimizer step, over all devices."""
     warmup: Duration = Duration(2, "%")
     """Linear warm-up of the learning rate; may also be a percentage of the length."""
+    seq_len_warmup: Duration = Duration(0, "steps")
+    """Sequence length warm-up (Li et al. 2022): for this long sequences are cut into pieces, within which attention stays
+    and which grow linearly from seq_len_start to data.seq_len; may also be a percentage. 0: not."""
+    seq_len_start: Positive = 64
+    """Tokens; the length of the pieces at the first step of that warm-up."""
     wall_clock_limit: Duration | None = None
     """Save and stop, resumable, after this much time in one process (`2 hours`)."""
 

@@ -165,13 +165,18 @@ def check_batch(config: Config, layout: Layout) -> None:
     """
     problems = []
     parts, ways = config.compute.gradient_accumulation, layout.ways("batch")
-    batch = config.duration.global_batch_size
-    if batch % (parts * ways):
+    # Where the smallest batch divides, so do those it doubles to.
+    batches = {"duration.global_batch_size": config.duration.global_batch_size}
+    if config.duration.smaller_batches:
+        batches["duration.batch_start"] = config.duration.batch_start
+    for key, batch in batches.items():
+        if batch % (parts * ways) == 0:
+            continue
         split = " x ".join(f"{axis} {layout.mesh.shape[axis]}" for axis in layout._mesh_axes("batch", None, set()))
         accumulated = f" in each of compute.gradient_accumulation {parts} parts" if parts > 1 else ""
         up = -(-batch // (parts * ways)) * parts * ways
         problems.append(
-            f"duration.global_batch_size {batch} does not divide over {ways} devices ({split}){accumulated}: "
+            f"{key} {batch} does not divide over {ways} devices ({split}){accumulated}: "
             f"{batch} / {parts * ways} = {batch / parts / ways:.2f}; the next that does is {up}"
         )
     length, pieces = config.data.seq_len, layout.ways("time")

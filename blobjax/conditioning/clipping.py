@@ -119,7 +119,7 @@ def agc(settings: schema.AGC, axes: Any) -> optax.GradientTransformation:
     def one(g: jax.Array, p: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
         if "vocab" in axes:
             return g
-        clip = optax.adaptive_grad_clip(settings.ratio, settings.floor, fan_in(axes))
+        clip = optax.adaptive_grad_clip(settings.ratio, settings.epsilon, fan_in(axes))
         return clip.update(g, optax.EmptyState(), p)[0]
 
     return optax.stateless(lambda grads, params: jax.tree.map(one, grads, params, axes))

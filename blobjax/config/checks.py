@@ -88,17 +88,17 @@ def _batch(config: "Config") -> list[str]:
     start, halves = config.duration.batch_start, [batch]
     while halves[-1] % 2 == 0:
         halves.append(halves[-1] // 2)
+    usable = " or ".join(str(half) for half in reversed(halves[1:]) if half % parts == 0)
+    instead = f"start with {usable}" if usable else "set duration.batch_warmup='0 steps'"
     if start not in halves[1:]:
-        usable = " or ".join(str(half) for half in reversed(halves[1:]) if half % parts == 0)
         found.append(
             f"duration.batch_start {start} is not duration.global_batch_size {batch} halved some times "
-            f"({batch} / {start} = {batch / start:.2f}), and duration.batch_warmup doubles it; "
-            + (f"start with {usable}" if usable else "set duration.batch_warmup='0 steps'")
+            f"({batch} / {start} = {batch / start:.2f}), and duration.batch_warmup doubles it; {instead}"
         )
     elif start % parts:
         found.append(
             f"duration.batch_start {start} does not divide into compute.gradient_accumulation {parts} parts "
-            f"({start} / {parts} = {start / parts:.2f})"
+            f"({start} / {parts} = {start / parts:.2f}); {instead}"
         )
     return found
 

@@ -151,7 +151,7 @@ def units(name: str) -> list[tuple]:
 def test_agc_bounds_each_output_unit_by_its_weights():
     rng = np.random.default_rng(0)
     params = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in AGC_SHAPES.items()}
-    params["gain"][0] = 0.0  # can grow: its norm counts as the floor
+    params["gain"][0] = 0.0  # can grow: its norm counts as epsilon
     scales = {name: np.exp(rng.uniform(-3, 0, shape)) for name, shape in AGC_SHAPES.items()}
     grads = {name: (0.3 * scales[name] * rng.standard_normal(s)).astype(np.float32) for name, s in AGC_SHAPES.items()}
     grads["final"] *= 1e-3
@@ -163,7 +163,7 @@ def test_agc_bounds_each_output_unit_by_its_weights():
         wanted = np.float64(grads[name])
         for unit in units(name):
             norm = np.sqrt(np.sum(np.square(wanted[unit])))
-            most = settings.ratio * max(np.sqrt(np.sum(np.float64(params[name][unit]) ** 2)), settings.floor)
+            most = settings.ratio * max(np.sqrt(np.sum(np.float64(params[name][unit]) ** 2)), settings.epsilon)
             wanted[unit] *= min(1, most / norm)
             clipped += norm > most
         np.testing.assert_allclose(got[name], wanted, rtol=1e-6)

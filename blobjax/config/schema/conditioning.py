@@ -71,7 +71,7 @@ class AGC(Section):
     ratio: Annotated[float, Field(gt=0)] = 0.01
     """Largest norm of a unit's gradient, relative to the norm of its weights (the paper's λ, at batches of 4096; larger
     for smaller batches)."""
-    floor: Annotated[float, Field(gt=0)] = 1e-3
+    epsilon: Annotated[float, Field(gt=0)] = 1e-3
     """Weights of a smaller norm count as of this one, so that what starts at zero can grow (the paper's ε)."""
 
 

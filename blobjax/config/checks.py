@@ -76,13 +76,31 @@ def _data(config: "Config") -> list[str]:
 
 
 def _batch(config: "Config") -> list[str]:
+    found = []
     batch, parts = config.duration.global_batch_size, config.compute.gradient_accumulation
-    if batch % parts == 0:
-        return []
-    return [
-        f"duration.global_batch_size {batch} does not divide into compute.gradient_accumulation {parts} parts "
-        f"({batch} / {parts} = {batch / parts:.2f})"
-    ]
+    if batch % parts:
+        found.append(
+            f"duration.global_batch_size {batch} does not divide into compute.gradient_accumulation {parts} parts "
+            f"({batch} / {parts} = {batch / parts:.2f})"
+        )
+    if not config.duration.batch_warmup.amount:
+        return found
+    start, halves = config.duration.batch_start, [batch]
+    while halves[-1] % 2 == 0:
+        halves.append(halves[-1] // 2)
+    usable = " or ".join(str(half) for half in reversed(halves[1:]) if half % parts == 0)
+    instead = f"start with {usable}" if usable else "set duration.batch_warmup='0 steps'"
+    if start not in halves[1:]:
+        found.append(
+            f"duration.batch_start {start} is not duration.global_batch_size {batch} halved some times "
+            f"({batch} / {start} = {batch / start:.2f}), and duration.batch_warmup doubles it; {instead}"
+        )
+    elif start % parts:
+        found.append(
+            f"duration.batch_start {start} does not divide into compute.gradient_accumulation {parts} parts "
+            f"({start} / {parts} = {start / parts:.2f}); {instead}"
+        )
+    return found
 
 
 def _durations(config: "Config") -> list[str]:
@@ -93,22 +111,35 @@ def _durations(config: "Config") -> list[str]:
     in_progress = {
         "duration.length": length,
         "duration.warmup": config.duration.warmup,
+        "duration.seq_len_warmup": config.duration.seq_len_warmup,
+        "duration.batch_warmup": config.duration.batch_warmup,
         "optimizer.decay": config.optimizer.decay,
         "evaluation.every": config.evaluation.every,
         "logging.every": config.logging.every,
     }
     for key, duration in in_progress.items():
         if duration.seconds is not None:
-            share = "" if key == "duration.length" else ", or a percentage of the run"
+            share = "" if key in ("duration.length", "duration.batch_warmup") else ", or a percentage of the run"
             found.append(f"{key} '{duration}' is wall-clock time; give {_PROGRESS}{share}")
     for key, duration in {**in_progress, "checkpoint.every": config.checkpoint.every}.items():
-        may_be_zero = key in ("duration.warmup", "optimizer.decay")
+        may_be_zero = key.endswith("warmup") or key == "optimizer.decay"
         if not duration.amount and not may_be_zero:
             found.append(f"{key} '{duration}' must be more than 0")
         if duration.unit == "%" and duration.amount > 100:
             found.append(f"{key} '{duration}' is more than the whole run")
     if length.unit == "%":
         found.append(f"duration.length cannot be a percentage of itself; give {_PROGRESS}")
+    if config.duration.batch_warmup.unit == "%":
+        found.append(
+            "duration.batch_warmup cannot be a percentage of the steps in duration.length, which depend on it; give "
+            + _PROGRESS
+        )
+    start, longest = config.duration.seq_len_start, config.data.seq_len
+    if config.duration.seq_len_warmup.amount and start >= longest:
+        found.append(
+            f"duration.seq_len_start {start} is not below data.seq_len {longest}, so there is nothing to warm up; "
+            "lower it, or set duration.seq_len_warmup='0 steps'"
+        )
     first, last = config.logging.profile_steps or (0, 0)
     if config.logging.profile_steps and first >= last:
         found.append(f"logging.profile_steps: the last step {last} must come after the first {first}")
@@ -134,6 +165,17 @@ def _switches(config: "Config") -> list[str]:
         found.append(
             f"conditioning.loss_scaling.floor {scaling.floor} is above conditioning.loss_scaling.initial "
             f"{scaling.initial}; lower one or raise the other"
+        )
+    clip = config.conditioning.qk_clip
+    if clip and not config.conditioning.probe_every:
+        found.append(
+            f"conditioning.qk_clip {clip:g} acts on attention logits that conditioning.probe_every 0 never measures; "
+            "set conditioning.probe_every=1 to act at every step, as in the paper"
+        )
+    if clip and config.conditioning.qk_norm:
+        found.append(
+            f"conditioning.qk_clip {clip:g} scales query and key weights, which conditioning.qk_norm undoes; turn one "
+            "of them off"
         )
     if config.optimizer.update_clipping and config.optimizer.name == "lion":
         found.append(

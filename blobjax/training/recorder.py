@@ -34,7 +34,7 @@ class Recorder:
         self._position = position
         self._every = Every(program.config.logging.every, program.clockwork)
         self._writers: list[Writer] = make_writers(program.config, directory, position.start) if directory else []
-        self._line = ProgressLine(program.clockwork.length, position.start, console)
+        self._line = ProgressLine(program.clockwork.length, position.start, program.clockwork.batches, console)
 
     def __enter__(self) -> "Recorder":
         self._line.open()
@@ -74,12 +74,14 @@ class Recorder:
         flow = found.pop("flow", {})
         metrics = {name: float(value) for name, value in found.items()}
         clockwork = self._program.clockwork
-        rate = clockwork.tokens_per_step / done.seconds
+        batch_size = self._position.sizes.at(done.step)
+        rate = batch_size * self._program.config.data.seq_len / done.seconds
         peak = accelerators.peak_flops(jax.devices()[0])
         sequences = self._position.sequences(done.step)
         return {
             **metrics,
             **(named(flow) if self._probed(done.step) else {}),
+            **({"batch_size": batch_size} if clockwork.batches.smaller else {}),
             "perplexity": math.exp(min(metrics["cross_entropy"], 700.0)),
             "tokens": sequences * self._program.config.data.seq_len,
             "tokens_per_second": rate,
@@ -97,7 +99,8 @@ def named(flow: dict[str, dict[str, np.ndarray]]) -> dict[str, float]:
     for group, probes in flow.items():
         for name, values in probes.items():
             if group == "blocks":
-                named |= {f"flow/block_{layer:02d}/{name}": float(value) for layer, value in enumerate(values)}
+                # What is known of each head is read as that of the worst.
+                named |= {f"flow/block_{layer:02d}/{name}": float(np.max(value)) for layer, value in enumerate(values)}
             else:
                 named[f"flow/{group}/{name}"] = float(values)
     return named

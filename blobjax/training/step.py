@@ -15,6 +15,7 @@ from blobjax.compute import sharding
 from blobjax.compute.sharding import Layout
 from blobjax.conditioning.flow import of_update as flow_of_update
 from blobjax.conditioning.flow import over_parts, probe_format
+from blobjax.conditioning.sequence_warmup import in_pieces
 from blobjax.config.schema import Config
 from blobjax.objectives import next_token
 from blobjax.objectives.next_token import Report
@@ -30,8 +31,13 @@ def make_train_step(
     optimizer: optax.GradientTransformationExtraArgs,
     rate: optax.Schedule,
     layout: Layout,
+    seq_len: optax.Schedule | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Forward, objective, conditioning and optimizer in one function, to be jitted once.
+
+    Args:
+      rate: learning rate by step, counted from 0.
+      seq_len: tokens of the pieces that sequences are cut into, by step; None: never cut.
 
     Returns:
       A function of the state and a batch of [B, T] arrays. Its metrics are float32 scalars, the same on every device.
@@ -41,6 +47,7 @@ def make_train_step(
     guarded = config.conditioning.guard is not None
     scaled = config.conditioning.loss_scaling.kind != "none"
     probe_every = config.conditioning.probe_every
+    qk_clipping = config.conditioning.qk_clip > 0
 
     def factor(opt_state: Any) -> Any:
         """What the loss is multiplied by before it is differentiated; None where by nothing."""
@@ -87,6 +94,9 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         # Steps are counted from 1 wherever they are read.
         probing = (state.step + 1) % probe_every == 0 if probe_every else None
+        if seq_len is not None:
+            length = jnp.round(seq_len(state.step)).astype(jnp.int32)
+            batch = {**batch, "segments": in_pieces(batch["segments"], length)}
         with sharding.use(layout):
             total = jnp.sum(batch["mask"])
             grads, (parts, flow) = gradients(state.params, batch, total, probing, factor(state.opt_state))
@@ -95,7 +105,8 @@ def make_train_step(
             if scaled:
                 grads = jax.tree.map(lambda g: g / state.opt_state.scale, grads)
             whole = sum(parts.values(), jnp.float32(0))
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params, loss=whole)
+            measured = {"logits_LH": flow["blocks"]["attention_logit_max"]} if qk_clipping else {}
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params, loss=whole, **measured)
             params = optax.apply_updates(state.params, updates)
             of_update = flow_of_update(probing, state.params, grads, updates, probe_format(config.conditioning))
         bytes_total = jnp.sum(batch["target_bytes"])
@@ -115,6 +126,12 @@ def make_train_step(
         if guarded:
             # Of the guard alone: what loss scaling refuses is no event to it.
             metrics["skipped"] = jnp.asarray(skipped(opt_state)[1] - by_guard, jnp.float32)
+        if seq_len is not None:
+            metrics["seq_len"] = length.astype(jnp.float32)
+        if qk_clipping:
+            # Of the states, so that a refused step counts as what it is.
+            before, now = (optax.tree.get(s, "clipped_heads") for s in (state.opt_state, opt_state))
+            metrics["qk_clipped"] = jnp.asarray(now - before, jnp.float32)
         if probing is not None:
             metrics["flow"] = {group: flow[group] | of_update.get(group, {}) for group in flow}
         return TrainState(state.step + 1, params, opt_state), metrics

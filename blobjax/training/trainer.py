@@ -15,7 +15,7 @@ from blobjax.compute.sharding import make_layout, unsharded
 from blobjax.config import BadInputError, Config
 from blobjax.config.diff import changes_maths, config_diff
 from blobjax.training import flow_summary
-from blobjax.training.batches import Position, global_batches
+from blobjax.training.batches import Position, training_batches
 from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.guard_watch import GuardWatch
 from blobjax.training.hooks import EvaluateHook, ProfileHook, SaveHook, StopHook
@@ -26,6 +26,7 @@ from blobjax.training.program import Program, make_program
 from blobjax.training.progress import PatientConsole
 from blobjax.training.recorder import Recorder
 from blobjax.training.run_directory import EventLog, RunDirectory
+from blobjax.training.stages import Stages
 from blobjax.training.timers import Every, check_agreement
 
 FINISHED = 0
@@ -70,7 +71,9 @@ def train(config: Config, allow_config_change: bool = False) -> int:
         )
         return FINISHED
     compile_began = time.monotonic()
-    lowered = program.lower_train_step()
+    sizes = program.clockwork.batches
+    batch_size = sizes.at(saved[-1] + 1 if saved else 1)
+    lowered = program.lower_train_step(batch_size)
     restoring = time.monotonic()
     with ThreadPoolExecutor(1) as compiler:
         # XLA compiles without Python's lock, so the state is made or read meanwhile.
@@ -81,9 +84,9 @@ def train(config: Config, allow_config_change: bool = False) -> int:
         else:
             state, sequences = program.init(), 0
         ready = time.monotonic()
-        train_step, compile_seconds = compiling.result()
+        compiled, compile_seconds = compiling.result()
     start = int(state.step)
-    position = Position(start, sequences, config.duration.global_batch_size)
+    position = Position(start, sequences, sizes)
 
     with ExitStack() as stack:
         if writes:
@@ -97,7 +100,8 @@ def train(config: Config, allow_config_change: bool = False) -> int:
         if saved:
             events.write("restore", step=start, seconds=ready - restoring)
             events.write("resume", step=start)
-        events.write("compile", seconds=compile_seconds)
+        events.write("compile", seconds=compile_seconds, batch_size=batch_size)
+        train_step = Stages(program, {batch_size: compiled}, events)
         console.print(_headline(program, start), highlight=False, soft_wrap=True)
         for line in _warnings(program):
             console.print(f"warning: {line}", highlight=False, soft_wrap=True)
@@ -111,7 +115,8 @@ def train(config: Config, allow_config_change: bool = False) -> int:
         save = SaveHook(checkpointer, save_every, length, position, prepared.fingerprint, events)
         stop = stack.enter_context(StopHook(config.duration.wall_clock_limit, began, save))
         profile = stack.enter_context(ProfileHook(config.logging.profile_steps, start, directory.profile))
-        hooks: list[Hook] = [EvaluateHook(program, stream, evaluate_every, recorder, events), save, stop, profile]
+        evaluation = EvaluateHook(program, stream, evaluate_every, recorder, events)
+        hooks: list[Hook] = [evaluation, save, stop, profile, train_step]
         if config.conditioning.surveyed:
             hooks.append(LandscapeHook(program, stream, position, directory, recorder, events))
         watch = GuardWatch(config.conditioning.guard, recorder.say, events) if config.conditioning.guard else None
@@ -121,10 +126,11 @@ def train(config: Config, allow_config_change: bool = False) -> int:
             if watch:
                 watch.report(done)
 
-        batches = global_batches(stream, sequences, program.batch_sharding, program.shape_BT)
+        steps = range(start + 1, length + 1)
+        batches = training_batches(stream, position, steps, program.batch_sharding, config.data.seq_len)
         try:
             try:
-                state = run(train_step, state, batches, range(start + 1, length + 1), report, hooks)
+                state = run(train_step, state, batches, steps, report, hooks)
             finally:
                 # Whatever ended the loop, a save under way is worth finishing.
                 save.finish()
@@ -210,7 +216,7 @@ def _headline(program: Program, start: int) -> str:
     count = param_count(config.model, config.conditioning, embeddings=True)
     mesh = " ".join(f"{axis}={size}" for axis, size in program.layout.mesh.shape.items() if size > 1)
     where = f"{len(jax.devices())} × {jax.devices()[0].device_kind}" + (f" ({mesh})" if mesh else "")
-    tokens = program.clockwork.length * program.clockwork.tokens_per_step
+    tokens = program.clockwork.batches.sequences(program.clockwork.length) * config.data.seq_len
     resumed = f", resuming at step {start}" if start else ""
     return (
         f"{config.name}: {count / 1e6:,.1f}M parameters on {where}; {program.clockwork.length:,} steps, "

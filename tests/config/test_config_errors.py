@@ -76,6 +76,26 @@ SINGLE = {
     "the other",
     "compute.gradient_accumulation=5": "configs/laptop.yaml, override: duration.global_batch_size 8 does not divide "
     "into compute.gradient_accumulation 5 parts (8 / 5 = 1.60)",
+    "conditioning={qk_clip: 100}": "override: conditioning.qk_clip 100 acts on attention logits that "
+    "conditioning.probe_every 0 never measures; set conditioning.probe_every=1 to act at every step, as in the paper",
+    "conditioning={qk_clip: 100, probe_every: 1, qk_norm: true}": "override: conditioning.qk_clip 100 scales query and "
+    "key weights, which conditioning.qk_norm undoes; turn one of them off",
+    "duration={global_batch_size: 8, batch_warmup: 5 steps, batch_start: 3}": "override: duration.batch_start 3 is not "
+    "duration.global_batch_size 8 halved some times (8 / 3 = 2.67), and duration.batch_warmup doubles it; start with 1 "
+    "or 2 or 4",
+    "duration={global_batch_size: 8, batch_warmup: 5 steps, batch_start: 8}": "override: duration.batch_start 8 is not "
+    "duration.global_batch_size 8 halved some times (8 / 8 = 1.00), and duration.batch_warmup doubles it; start with 1 "
+    "or 2 or 4",
+    "duration={global_batch_size: 9, batch_warmup: 5 steps}": "override: duration.batch_start 1 is not "
+    "duration.global_batch_size 9 halved some times (9 / 1 = 9.00), and duration.batch_warmup doubles it; set "
+    "duration.batch_warmup='0 steps'",
+    "duration={batch_warmup: 5%, batch_start: 3}": "override: duration.batch_warmup cannot be a percentage of the "
+    "steps in duration.length, which depend on it; give steps, tokens, flops, tokens/param or epochs",
+    "duration={batch_warmup: 5 minutes, batch_start: 3}": "override: duration.batch_warmup '5 minutes' is wall-clock "
+    "time; give steps, tokens, flops, tokens/param or epochs",
+    "duration={seq_len_warmup: 5 steps, seq_len_start: 256}": "override, configs/laptop.yaml: duration.seq_len_start "
+    "256 is not below data.seq_len 256, so there is nothing to warm up; lower it, or set duration.seq_len_warmup="
+    "'0 steps'",
     "compute.mesh={data: -1, fsdp: -1}": "override: only one mesh axis may be -1 (the devices that are left), not "
     "compute.mesh.data and compute.mesh.fsdp",
     "compute.mesh.fsdp=0": "override: compute.mesh.fsdp is a positive number, or -1 for the devices that are left; "
@@ -112,6 +132,16 @@ def in_repository(request, monkeypatch):
 def test_one_line(override, line, in_repository):
     (problem,) = problems(override)
     assert problem == line
+
+
+def test_the_first_batch_in_parts():
+    lines = problems(
+        "duration={global_batch_size: 8, batch_warmup: 5 steps, batch_start: 1}", "compute.gradient_accumulation=2"
+    )
+    assert lines == (
+        "override: duration.batch_start 1 does not divide into compute.gradient_accumulation 2 parts (1 / 2 = 0.50); "
+        "start with 2 or 4",
+    )
 
 
 def test_zero_warmup_and_decay_are_fine():

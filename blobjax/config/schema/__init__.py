@@ -10,13 +10,14 @@ from pydantic import Field, model_validator
 
 from blobjax.config import checks
 from blobjax.config.schema.compute import Compute, Mesh
-from blobjax.config.schema.conditioning import AdaGC, Conditioning, Guard, LossScaling, ZClip
+from blobjax.config.schema.conditioning import AGC, AdaGC, Conditioning, Guard, LossScaling, ZClip
 from blobjax.config.schema.data import Data, Source
 from blobjax.config.schema.model import Model, Rope, RopeScaling
 from blobjax.config.schema.section import Section
 from blobjax.config.schema.training import Checkpoint, Evaluation, Logging, Objective, Optimizer, Training
 
 __all__ = [
+    "AGC",
     "AdaGC",
     "Checkpoint",
     "Compute",

@@ -79,6 +79,16 @@ class LossScaling(Section):
     """Smallest dynamic scale."""
 
 
+class AGC(Section):
+    """Clipping of each output unit's gradient by the norm of its weights (Brock et al. 2021)."""
+
+    ratio: Annotated[float, Field(gt=0)] = 0.01
+    """Largest norm of a unit's gradient, relative to the norm of its weights (the paper's λ, at batches of 4096; larger
+    for smaller batches)."""
+    epsilon: Annotated[float, Field(gt=0)] = 1e-3
+    """Weights of a smaller norm count as of this one, so that what starts at zero can grow (the paper's ε)."""
+
+
 class Conditioning(Section):
     """NORMALISATION, CONDITIONING AND NUMERICAL STABILITY."""
 
@@ -107,6 +117,9 @@ class Conditioning(Section):
     """Added to the mean square or variance (rmsnorm, layernorm)."""
     qk_norm: bool = False
     """RMS-normalise queries and keys per head (Dehghani et al. 2023)."""
+    qk_clip: Nonnegative = 0.0
+    """Where a head's largest attention logit exceeded this, its query and key weights are scaled back after the update
+    (Kimi Team 2025, section 2.1; 100 there); 0: not. At the steps of probe_every, which measures the logits."""
     attention_soft_cap: Nonnegative = 0.0
     """Attention logits are squashed to ± this by tanh (Gemma 2, 2024); 0: not."""
     final_soft_cap: Nonnegative = 0.0
@@ -115,14 +128,17 @@ class Conditioning(Section):
     """Multiply with the output projection in float32 whatever the precision; its sum is float32 either way."""
     z_loss: Nonnegative = 0.0
     """Coefficient of the z-loss (Chowdhery et al. 2022, section 5); 1e-4 when on."""
-    clip: Literal["global_norm", "zclip", "adagc"] = "global_norm"
-    """How gradients are bounded: their norm by clip_norm, outliers of that norm, or each tensor by its own history."""
+    clip: Literal["global_norm", "zclip", "adagc", "agc"] = "global_norm"
+    """How gradients are bounded: their norm by clip_norm, outliers of that norm, each tensor by its own history, each
+    output unit by its weights."""
     clip_norm: Nonnegative = 1.0
     """Largest global gradient norm (global_norm always, adagc during its warm-up); 0: not clipped."""
     zclip: ZClip = ZClip()
     """Settings of `clip: zclip`."""
     adagc: AdaGC = AdaGC()
     """Settings of `clip: adagc`."""
+    agc: AGC = AGC()
+    """Settings of `clip: agc`."""
     probe_every: Count = 0
     """Steps between flow probes, a few numbers of every block under `flow/`; 0: never."""
     probe_format: Literal["compute"] | NumberFormat = "compute"

@@ -111,7 +111,10 @@ CONDITIONED = (
 )
 
 
-@pytest.mark.parametrize("overrides", [CONDITIONED, ("conditioning.clip=zclip", "conditioning.zclip.warmup=3")])
+CLIPPED = [("conditioning.clip=zclip", "conditioning.zclip.warmup=3"), ("conditioning.clip=agc",)]
+
+
+@pytest.mark.parametrize("overrides", [CONDITIONED, *CLIPPED])
 def test_conditioning_decides_the_same_when_split(overrides):
     alone, *_ = train("{data: 1}", *overrides)
     split, *_ = train("{data: 1, fsdp: 8}", *overrides)

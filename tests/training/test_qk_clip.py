@@ -104,3 +104,18 @@ def test_it_decides_the_same_when_split(grouped):
     assert clipped(split) == clipped(found)
     # Float32 sums in another order.
     np.testing.assert_allclose(logits_LH(split[6]), logits_LH(found[6]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "lion"])
+def test_any_optimizer_and_format_of_parameters_has_it(optimizer):
+    settings = tiny(
+        *SETTINGS,
+        f"optimizer.name={optimizer}",
+        "conditioning.precision=bfloat16_params",
+        "conditioning.parameter_rounding=stochastic",
+        "conditioning.guard=null",
+    )
+    program = make_program(settings, make_layout(settings, jax.devices()[:1]), 10_000)
+    state, metrics = program.lower_train_step().out_info
+    assert metrics["qk_clipped"].shape == ()
+    assert {str(p.dtype) for p in jax.tree.leaves(state.params)} == {"bfloat16"}

@@ -15,6 +15,7 @@ from blobjax.compute import sharding
 from blobjax.compute.sharding import Layout
 from blobjax.conditioning.flow import of_update as flow_of_update
 from blobjax.conditioning.flow import over_parts, probe_format
+from blobjax.conditioning.guards import streaks
 from blobjax.config.schema import Config
 from blobjax.objectives import next_token
 from blobjax.objectives.next_token import Report
@@ -89,7 +90,7 @@ def make_train_step(
             "learning_rate": jnp.asarray(rate(state.step - skipped), jnp.float32),
         }
         if guarded:
-            metrics["skipped"] = jnp.asarray(opt_state.skipped - skipped, jnp.float32)
+            metrics |= {"skipped": jnp.asarray(opt_state.skipped - skipped, jnp.float32), **streaks(opt_state)}
         if probing is not None:
             metrics["flow"] = {group: flow[group] | of_update.get(group, {}) for group in flow}
         return TrainState(state.step + 1, params, opt_state), metrics

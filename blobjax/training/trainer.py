@@ -1,5 +1,6 @@
 """A whole training run: checks first, then state (new or restored), the loop with its hooks, and what came of it."""
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -14,16 +15,18 @@ from blobjax.compute.flops import param_count
 from blobjax.compute.sharding import make_layout, unsharded
 from blobjax.config import BadInputError, Config
 from blobjax.config.diff import changes_maths, config_diff
-from blobjax.training.batches import Position, global_batches
+from blobjax.training.batches import Position
 from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.guard_watch import GuardWatch
 from blobjax.training.hooks import EvaluateHook, ProfileHook, SaveHook, StopHook
 from blobjax.training.inference import sample
-from blobjax.training.loop import Hook, StepReport, run
+from blobjax.training.loop import Hook, StepReport
 from blobjax.training.program import Program, make_program
 from blobjax.training.progress import PatientConsole
 from blobjax.training.recorder import Recorder
+from blobjax.training.recovery import Recovery, read_passages, windows
 from blobjax.training.run_directory import EventLog, RunDirectory
+from blobjax.training.snapshots import SnapshotRing
 from blobjax.training.timers import Every, check_agreement
 
 FINISHED = 0
@@ -54,6 +57,8 @@ def train(config: Config, allow_config_change: bool = False) -> int:
     with data.show_progress() as progress:
         prepared = data.prepare(config, progress)
     stream = data.open_stream(config, prepared)
+    passages = read_passages(directory.passed_over)
+    stream.passed_over = windows(passages)
     _check_sample(config, stream.tokenizer)
     program = make_program(config, layout, stream.tokens_per_epoch)
     length = program.clockwork.length
@@ -61,7 +66,12 @@ def train(config: Config, allow_config_change: bool = False) -> int:
     reader = Checkpointer(directory.checkpoints) if resuming else None
     saved = reader.steps() if reader else []
     # Also a barrier: no process may look at the directory while process 0 claims it.
-    check_agreement(maths=_maths(config), data=prepared.fingerprint, checkpoints=str(saved[-1:]))
+    check_agreement(
+        maths=_maths(config),
+        data=prepared.fingerprint,
+        checkpoints=str(saved[-1:]),
+        **{"data passed over": json.dumps(passages)},
+    )
     if saved and saved[-1] >= length:
         console.print(
             f"already finished: {directory.path} is at step {saved[-1]} of {length}", highlight=False, soft_wrap=True
@@ -107,17 +117,22 @@ def train(config: Config, allow_config_change: bool = False) -> int:
         stop = stack.enter_context(StopHook(config.duration.wall_clock_limit, began, save))
         profile = stack.enter_context(ProfileHook(config.logging.profile_steps, start, directory.profile))
         hooks: list[Hook] = [EvaluateHook(program, stream, evaluate_every, recorder, events), save, stop, profile]
-        watch = GuardWatch(config.conditioning.guard, recorder.say, events) if config.conditioning.guard else None
+        guard = config.conditioning.guard
+        watch = GuardWatch(guard, recorder.say, events) if guard else None
+        ring = None
+        if watch and guard and guard.rollback:
+            ring = SnapshotRing(guard.rollback.snapshots, guard.rollback.snapshot_every, watch)
+            hooks.append(ring)
+        recovery = Recovery(program, stream, position, passages, ring, checkpointer, save, recorder, events, directory)
 
         def report(done: StepReport) -> None:
             recorder.report(done)
             if watch:
                 watch.report(done)
 
-        batches = global_batches(stream, sequences, program.batch_sharding, program.shape_BT)
         try:
             try:
-                state = run(train_step, state, batches, range(start + 1, length + 1), report, hooks)
+                state = recovery.run(train_step, state, report, hooks)
             finally:
                 # Whatever ended the loop, a save under way is worth finishing.
                 save.finish()

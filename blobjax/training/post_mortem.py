@@ -5,18 +5,19 @@ come from; where the forward pass is sound, gradients are followed from the outp
 place that grew most against a good step is named, which is a hint and no proof.
 """
 
+import dataclasses
 import json
 import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from blobjax.data import Stream
-from blobjax.training.batches import Position, global_batches
-from blobjax.training.program import Program, make_program
+from blobjax.training.program import Program
 from blobjax.training.state import TrainState
+from blobjax.training.step import Batch
 
 Probes = dict[str, dict[str, float]]
 """Place (`embedding`, `block_00`, …, `output`), in forward order, to its probes by name."""
@@ -29,21 +30,21 @@ _GROW = ("attention_logit_max", "residual_rms", "grad_rms")
 
 
 class Examiner:
-    """The run's train step, compiled once more with every probe on."""
+    """The run's train step, compiled once more with every probe on.
 
-    def __init__(self, program: Program, stream: Stream, position: Position):
+    Args:
+      batches: the batches of these steps, which count from 1.
+    """
+
+    def __init__(self, program: Program, batches: Callable[[range], Iterator[Batch]]):
         conditioning = program.config.conditioning.model_copy(update={"probe_every": 1})
         config = program.config.model_copy(update={"conditioning": conditioning})
-        self._program = make_program(config, program.layout, stream.tokens_per_epoch)
-        self._step = self._program.lower_train_step().compile()
-        self._stream = stream
-        self._position = position
+        self._step = dataclasses.replace(program, config=config).lower_train_step().compile()
+        self._batches = batches
 
     def probe(self, state: TrainState, step: int) -> tuple[Probes, bool]:
         """The probes of a state, which is used up, with the batch of a step; and whether that batch is finite."""
-        program = self._program
-        first = self._position.sequences(step - 1)
-        batch = next(global_batches(self._stream, first, program.batch_sharding, program.shape_BT))
+        batch = next(self._batches(range(step, step + 1)))
         finite = bool(jax.jit(lambda mask_BT: jnp.all(jnp.isfinite(mask_BT)))(batch["mask"]))
         _, metrics = self._step(state, batch)
         return _by_place(jax.device_get(metrics["flow"])), finite
@@ -55,7 +56,9 @@ def _by_place(flow: dict[str, dict[str, np.ndarray]]) -> Probes:
     whole = {group: {name: float(value) for name, value in flow[group].items()} for group in ("embedding", "output")}
     return {
         "embedding": whole["embedding"],
-        **{f"block_{i:02d}": {name: float(values[i]) for name, values in blocks.items()} for i in range(layers)},
+        **{
+            f"block_{i:02d}": {name: float(np.max(values[i])) for name, values in blocks.items()} for i in range(layers)
+        },
         "output": whole["output"],
     }
 

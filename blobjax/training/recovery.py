@@ -7,7 +7,7 @@ why the windows, written down before training goes on, are all that a restart ne
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,7 +15,7 @@ import jax
 
 from blobjax.config import BadInputError, HaltedError
 from blobjax.data import PassedOver, Stream
-from blobjax.training.batches import Position, global_batches
+from blobjax.training.batches import Position
 from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.guard_watch import Trouble
 from blobjax.training.hooks import SaveHook
@@ -92,6 +92,7 @@ class Recovery:
     """Decides what follows on trouble, the same on every process.
 
     Args:
+      batches: the batches of these steps, which count from 1, from the stream as it is then.
       passages: what earlier rollbacks of this run passed over.
       directory: the run's; process 0 writes there.
     """
@@ -101,6 +102,7 @@ class Recovery:
         program: Program,
         stream: Stream,
         position: Position,
+        batches: Callable[[range], Iterator[Batch]],
         passages: list[Passage],
         ring: SnapshotRing | None,
         checkpointer: Checkpointer,
@@ -114,6 +116,7 @@ class Recovery:
         self._program = program
         self._stream = stream
         self._position = position
+        self._batches = batches
         self._passages = list(passages)
         self._ring = ring
         self._checkpointer = checkpointer
@@ -134,15 +137,10 @@ class Recovery:
         Raises:
           HaltedError: on trouble, where there is no rollback, or no more of them.
         """
-        program = self._program
         step = _Watched(train_step)
         while True:
-            taken = int(state.step)
-            batches = global_batches(
-                self._stream, self._position.sequences(taken), program.batch_sharding, program.shape_BT
-            )
-            steps = range(taken + 1, program.clockwork.length + 1)
-            outcome = _run_until_trouble(step, state, batches, steps, report, hooks)
+            steps = range(int(state.step) + 1, self._program.clockwork.length + 1)
+            outcome = _run_until_trouble(step, state, self._batches(steps), steps, report, hooks)
             if not isinstance(outcome, Trouble):
                 return outcome
             state = self._after(outcome, step)
@@ -196,9 +194,9 @@ class Recovery:
         )
 
     def _halt(self, trouble: Trouble, good: int, newest: TrainState | None) -> NoReturn:
-        used = (
-            f", after {len(self._passages)} rollbacks (conditioning.guard.rollback.at_most)" if self._rollback else ""
-        )
+        count = len(self._passages)
+        rollbacks = f"{count} rollback{'s' if count > 1 else ''}"
+        used = f", after {rollbacks} (conditioning.guard.rollback.at_most)" if self._rollback else ""
         try:
             found = self._examine(trouble, good, newest)
         except Exception as error:  # whatever goes wrong here must not hide why the run halts
@@ -212,7 +210,7 @@ class Recovery:
         """Writes halt.json and returns the first place whose numbers went bad."""
         assert newest is not None
         self._save.finish()
-        examiner = Examiner(self._program, self._stream, self._position)
+        examiner = Examiner(self._program, self._batches)
         # Refused steps have changed nothing, so the newest parameters are those the last bad step was computed with.
         bad, finite = examiner.probe(newest, trouble.step)
         state = self._state(good)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -15,7 +16,7 @@ from blobjax.compute.flops import param_count
 from blobjax.compute.sharding import make_layout, unsharded
 from blobjax.config import BadInputError, Config
 from blobjax.config.diff import changes_maths, config_diff
-from blobjax.training.batches import Position
+from blobjax.training.batches import Position, global_batches
 from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.guard_watch import GuardWatch
 from blobjax.training.hooks import EvaluateHook, ProfileHook, SaveHook, StopHook
@@ -27,6 +28,7 @@ from blobjax.training.recorder import Recorder
 from blobjax.training.recovery import Recovery, read_passages, windows
 from blobjax.training.run_directory import EventLog, RunDirectory
 from blobjax.training.snapshots import SnapshotRing
+from blobjax.training.step import Batch
 from blobjax.training.timers import Every, check_agreement
 
 FINISHED = 0
@@ -123,7 +125,14 @@ def train(config: Config, allow_config_change: bool = False) -> int:
         if watch and guard and guard.rollback:
             ring = SnapshotRing(guard.rollback.snapshots, guard.rollback.snapshot_every, watch)
             hooks.append(ring)
-        recovery = Recovery(program, stream, position, passages, ring, checkpointer, save, recorder, events, directory)
+
+        def batches(steps: range) -> Iterator[Batch]:
+            first = position.sequences(steps.start - 1)
+            return global_batches(stream, first, program.batch_sharding, program.shape_BT)
+
+        recovery = Recovery(
+            program, stream, position, batches, passages, ring, checkpointer, save, recorder, events, directory
+        )
 
         def report(done: StepReport) -> None:
             recorder.report(done)

@@ -6,7 +6,7 @@ import pytest
 
 from blobjax import data
 from blobjax.compute.sharding import make_layout
-from blobjax.training.batches import Position
+from blobjax.training.batches import global_batches
 from blobjax.training.post_mortem import Examiner, first_bad
 from blobjax.training.program import make_program
 from tests.tiny import tiny
@@ -56,7 +56,11 @@ def examined():
     settings = tiny("conditioning.guard={}", "faults.nan=[40, 41]", "model.n_layers=3")
     stream = data.open_stream(settings, data.prepare(settings))
     program = make_program(settings, make_layout(settings, jax.devices()[:1]), stream.tokens_per_epoch)
-    return program, Examiner(program, stream, Position(0, 0, 16))
+
+    def batches(steps: range):
+        return global_batches(stream, 16 * (steps.start - 1), program.batch_sharding, program.shape_BT)
+
+    return program, Examiner(program, batches)
 
 
 def test_a_weight_that_overflows_is_found_in_its_block(examined):

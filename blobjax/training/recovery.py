@@ -211,7 +211,7 @@ class Recovery:
         assert newest is not None
         self._save.finish()
         examiner = Examiner(self._program, self._batches)
-        # Refused steps have changed nothing, so the newest parameters are those the last bad step was computed with.
+        # Refused steps have changed nothing: these are the parameters of the bad step, or those one good step on.
         bad, finite = examiner.probe(newest, trouble.step)
         state = self._state(good)
         step = int(state.step)

@@ -20,6 +20,7 @@ def problems(config: "Config") -> list[str]:
         *_batch(config),
         *_durations(config),
         *_switches(config),
+        *_faults(config),
     ]
 
 
@@ -182,3 +183,11 @@ def _switches(config: "Config") -> list[str]:
             "optimizer.update_clipping measures Adam's second moment, and optimizer.name lion has none; turn it off"
         )
     return found
+
+
+def _faults(config: "Config") -> list[str]:
+    return [
+        f"faults.{kind}: the last sequence {window[1]} is excluded, so it must come after the first {window[0]}"
+        for kind in ("nan", "poison")
+        if (window := getattr(config.faults, kind)) is not None and window[0] >= window[1]
+    ]

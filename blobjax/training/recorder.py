@@ -52,6 +52,11 @@ class Recorder:
         for writer in self._writers:
             writer.write(step, metrics)
 
+    def undo(self, step: int) -> None:
+        """Takes back what was recorded of the steps after this one."""
+        for writer in self._writers:
+            writer.undo(step)
+
     def say(self, line: str) -> None:
         """Prints a line for the person watching."""
         self._line.say(line)

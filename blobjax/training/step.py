@@ -15,6 +15,7 @@ from blobjax.compute import sharding
 from blobjax.compute.sharding import Layout
 from blobjax.conditioning.flow import of_update as flow_of_update
 from blobjax.conditioning.flow import over_parts, probe_format
+from blobjax.conditioning.guards import streaks
 from blobjax.conditioning.sequence_warmup import in_pieces
 from blobjax.config.schema import Config
 from blobjax.objectives import next_token
@@ -126,6 +127,7 @@ def make_train_step(
         if guarded:
             # Of the guard alone: what loss scaling refuses is no event to it.
             metrics["skipped"] = jnp.asarray(skipped(opt_state)[1] - by_guard, jnp.float32)
+            metrics |= streaks(opt_state.inner if scaled else opt_state)
         if seq_len is not None:
             metrics["seq_len"] = length.astype(jnp.float32)
         if qk_clipping:

@@ -1,6 +1,8 @@
 """A whole training run: checks first, then state (new or restored), the loop with its hooks, and what came of it."""
 
+import json
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -21,12 +23,15 @@ from blobjax.training.guard_watch import GuardWatch
 from blobjax.training.hooks import EvaluateHook, ProfileHook, SaveHook, StopHook
 from blobjax.training.inference import sample
 from blobjax.training.landscape import LandscapeHook
-from blobjax.training.loop import Hook, StepReport, run
+from blobjax.training.loop import Hook, StepReport
 from blobjax.training.program import Program, make_program
 from blobjax.training.progress import PatientConsole
 from blobjax.training.recorder import Recorder
+from blobjax.training.recovery import Recovery, read_passages, windows
 from blobjax.training.run_directory import EventLog, RunDirectory
+from blobjax.training.snapshots import SnapshotRing
 from blobjax.training.stages import Stages
+from blobjax.training.step import Batch
 from blobjax.training.timers import Every, check_agreement
 
 FINISHED = 0
@@ -57,6 +62,8 @@ def train(config: Config, allow_config_change: bool = False) -> int:
     with data.show_progress() as progress:
         prepared = data.prepare(config, progress)
     stream = data.open_stream(config, prepared)
+    passages = read_passages(directory.passed_over)
+    stream.passed_over = windows(passages)
     _check_sample(config, stream.tokenizer)
     program = make_program(config, layout, stream.tokens_per_epoch)
     length = program.clockwork.length
@@ -64,7 +71,12 @@ def train(config: Config, allow_config_change: bool = False) -> int:
     reader = Checkpointer(directory.checkpoints) if resuming else None
     saved = reader.steps() if reader else []
     # Also a barrier: no process may look at the directory while process 0 claims it.
-    check_agreement(maths=_maths(config), data=prepared.fingerprint, checkpoints=str(saved[-1:]))
+    check_agreement(
+        maths=_maths(config),
+        data=prepared.fingerprint,
+        checkpoints=str(saved[-1:]),
+        **{"data passed over": json.dumps(passages)},
+    )
     if saved and saved[-1] >= length:
         console.print(
             f"already finished: {directory.path} is at step {saved[-1]} of {length}", highlight=False, soft_wrap=True
@@ -119,18 +131,28 @@ def train(config: Config, allow_config_change: bool = False) -> int:
         hooks: list[Hook] = [evaluation, save, stop, profile, train_step]
         if config.conditioning.surveyed:
             hooks.append(LandscapeHook(program, stream, position, directory, recorder, events))
-        watch = GuardWatch(config.conditioning.guard, recorder.say, events) if config.conditioning.guard else None
+        guard = config.conditioning.guard
+        watch = GuardWatch(guard, recorder.say, events) if guard else None
+        ring = None
+        if watch and guard and guard.rollback:
+            ring = SnapshotRing(guard.rollback.snapshots, guard.rollback.snapshot_every, watch)
+            hooks.append(ring)
+
+        def batches(steps: range) -> Iterator[Batch]:
+            return training_batches(stream, position, steps, program.batch_sharding, config.data.seq_len)
+
+        recovery = Recovery(
+            program, stream, position, batches, passages, ring, checkpointer, save, recorder, events, directory
+        )
 
         def report(done: StepReport) -> None:
             recorder.report(done)
             if watch:
                 watch.report(done)
 
-        steps = range(start + 1, length + 1)
-        batches = training_batches(stream, position, steps, program.batch_sharding, config.data.seq_len)
         try:
             try:
-                state = run(train_step, state, batches, steps, report, hooks)
+                state = recovery.run(train_step, state, report, hooks)
             finally:
                 # Whatever ended the loop, a save under way is worth finishing.
                 save.finish()

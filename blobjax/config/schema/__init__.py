@@ -10,11 +10,20 @@ from pydantic import Field, model_validator
 
 from blobjax.config import checks
 from blobjax.config.schema.compute import Compute, Mesh
-from blobjax.config.schema.conditioning import AGC, AdaGC, Conditioning, Guard, LossScaling, ZClip
+from blobjax.config.schema.conditioning import (
+    AGC,
+    AdaGC,
+    Conditioning,
+    Guard,
+    LossScaling,
+    Rollback,
+    Sustained,
+    ZClip,
+)
 from blobjax.config.schema.data import Data, Source
 from blobjax.config.schema.model import Model, Rope, RopeScaling
 from blobjax.config.schema.section import Section
-from blobjax.config.schema.training import Checkpoint, Evaluation, Logging, Objective, Optimizer, Training
+from blobjax.config.schema.training import Checkpoint, Evaluation, Faults, Logging, Objective, Optimizer, Training
 
 __all__ = [
     "AGC",
@@ -25,6 +34,7 @@ __all__ = [
     "Config",
     "Data",
     "Evaluation",
+    "Faults",
     "Guard",
     "Logging",
     "LossScaling",
@@ -32,10 +42,12 @@ __all__ = [
     "Model",
     "Objective",
     "Optimizer",
+    "Rollback",
     "Rope",
     "RopeScaling",
     "Section",
     "Source",
+    "Sustained",
     "Training",
     "ZClip",
 ]
@@ -58,6 +70,7 @@ class Config(Section):
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
     logging: Logging = Logging()
+    faults: Faults = Faults()
 
     @model_validator(mode="after")
     def _cross_check(self) -> Self:

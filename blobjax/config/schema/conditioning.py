@@ -20,6 +20,36 @@ NumberFormat = Literal[
 ]
 
 
+class Sustained(Section):
+    """A slow blow-up, which a guard that only looks for spikes lets pass: the loss stays above what it has been."""
+
+    sigmas: Annotated[float, Field(gt=0)] = 4.0
+    """Standard deviations of the best window's losses above their mean from which a loss is too high. The best window
+    of accepted steps (conditioning.guard.window long) is the one with the lowest mean so far."""
+    steps: Positive = 20
+    """Steps in a row, refused or too high, that make trouble of it."""
+
+
+class Rollback(Section):
+    """Goes back to a good state and passes over the data since (Chowdhery et al. 2022, section 5.1: restarted about 100
+    steps before a spike, and 200 to 500 batches passed over)."""
+
+    snapshots: Count = 2
+    """States kept in host memory; beyond them a rollback takes the newest good checkpoint, or the initial state. Any of
+    them leads to the same run; an older one only computes more of it again."""
+    snapshot_every: Positive = 50
+    """Steps between snapshots. Those kept reach back (snapshots - 1) · snapshot_every steps or more, which should be no
+    less than patience + margin, and sustained.steps + margin."""
+    margin: Count = 20
+    """Steps before the first bad one that count as bad too: what shows in the loss may have begun before."""
+    skip: Count = 200
+    """Batches passed over beyond those seen since the trouble began, in steps."""
+    at_most: Positive = 3
+    """Rollbacks in one run, restarts included; trouble after that halts it."""
+    sustained: Sustained | None = Sustained()
+    """Which slow blow-ups are trouble too; null: only refused steps are."""
+
+
 class Guard(Section):
     """Refuses steps whose numbers went bad (after the skip-step optimizer of OLMo-core, Ai2)."""
 
@@ -29,7 +59,9 @@ class Guard(Section):
     window: AtLeastTwo = 128
     """Accepted steps in that window; no step is a spike before it is full."""
     patience: Count = 10
-    """Refused steps in a row that are put up with; one more stops the run. 0: halt at the first."""
+    """Refused steps in a row that are put up with; one more is trouble. 0: the first is."""
+    rollback: Rollback | None = None
+    """What is done about trouble: go back to a good state and pass over the data; null: the run halts."""
 
 
 # Where a block and the model around it are normalised: the input of each sublayer, its output before it is added, the

@@ -101,6 +101,19 @@ class Evaluation(Section):
     """Length of that passage."""
 
 
+SequenceRange = Annotated[tuple[Count, Count], FromList]
+
+
+class Faults(Section):
+    """Faults put in on purpose, to see what the guard does. They stand in the data, at sequences of the training stream
+    (numbered from 0; the last is excluded), so that passing over the data passes over them."""
+
+    nan: SequenceRange | None = None
+    """First and last sequence whose loss and gradients are not a number."""
+    poison: SequenceRange | None = None
+    """First and last sequence whose tokens are noise: uniform over the vocabulary, by seed and sequence."""
+
+
 class WandB(Section):
     """Weights & Biases; needs the extra `wandb`."""
 

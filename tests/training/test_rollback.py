@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from blobjax.compute.sharding import make_layout
@@ -15,8 +16,9 @@ from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.recovery import read_passages
 from blobjax.training.run_directory import read_jsonl
 from tests.tiny import TINY, tiny
+from tests.training.test_processes import losses
 from tests.training.test_processes import train as train_processes
-from tests.training.test_resume import arrays, assert_same_bits, trajectory
+from tests.training.test_resume import assert_same_bits, trajectory
 
 ROLLBACK = "{snapshots: 2, snapshot_every: 3, margin: 1, skip: 2, at_most: 2, sustained: {sigmas: 1000, steps: 3}}"
 # Batches of 16: steps 14 and 15 are bad. The second is one too many, step 12 is the last that is trusted.
@@ -102,7 +104,8 @@ def test_two_processes_decide_as_one(tmp_path, rolled_back):
     given = ("compute.mesh={data: 2, fsdp: 4}", *SETTINGS[1:])
     train_processes(tmp_path / "run", *given, processes=2, devices=4)
     assert rollbacks(tmp_path / "run") == rollbacks(rolled_back)
-    assert arrays(tmp_path / "run").keys() == arrays(rolled_back).keys()
+    # Float32 sums in another order, as in test_processes.
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(rolled_back), rtol=1e-5)
 
 
 KILLED = """

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from blobjax.config import checks
 from blobjax.config.schema.compute import Compute, Mesh
-from blobjax.config.schema.conditioning import AdaGC, Conditioning, Guard, ZClip
+from blobjax.config.schema.conditioning import AdaGC, Conditioning, Guard, Parametrisation, ZClip
 from blobjax.config.schema.data import Data, Source
 from blobjax.config.schema.model import Model, Rope, RopeScaling
 from blobjax.config.schema.section import Section
@@ -30,6 +30,7 @@ __all__ = [
     "Model",
     "Objective",
     "Optimizer",
+    "Parametrisation",
     "Rope",
     "RopeScaling",
     "Section",

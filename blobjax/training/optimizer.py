@@ -1,6 +1,7 @@
 """The optimizer: a direction from optax, decoupled decay of the matrices, a schedule. One shape for all three choices.
 
-A step is  p <- p - s(t) * lr * (direction + decay * p),  with s(t) the schedule between 0 and 1:
+A step is  p <- p - s(t) * lr * (c * direction + decay * p),  with s(t) the schedule between 0 and 1, and c 1 unless a
+parametrisation says otherwise (conditioning/parametrisation.py):
 
 * `weight_decay_mode: coupled` takes decay = weight_decay, so that doubling the learning rate doubles the shrinkage (as
   PyTorch's AdamW and optax do; Loshchilov & Hutter 2019 call it decoupled because it bypasses Adam's normaliser).

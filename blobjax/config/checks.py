@@ -21,6 +21,7 @@ def problems(config: "Config") -> list[str]:
         *_durations(config),
         *_switches(config),
         *_faults(config),
+        *_parametrisation(config),
     ]
 
 
@@ -191,3 +192,39 @@ def _faults(config: "Config") -> list[str]:
         for kind in ("nan", "poison")
         if (window := getattr(config.faults, kind)) is not None and window[0] >= window[1]
     ]
+
+
+def _parametrisation(config: "Config") -> list[str]:
+    found = []
+    p, model = config.conditioning.parametrisation, config.model
+    section = "conditioning.parametrisation"
+    if p.kind == "standard":
+        keys = ("base_width", "base_depth", "base_d_head", "base_d_ff")
+        given = [f"{section}.{key}" for key in keys if getattr(p, key)]
+        if given:
+            found.append(
+                f"{' and '.join(given)} {'say' if len(given) > 1 else 'says'} what to scale from, and {section}.kind "
+                f"standard scales nothing; set {section}.kind=mup or completep, or leave it out"
+            )
+        return found
+    if not p.base_width:
+        found.append(
+            f"{section}.kind {p.kind} needs {section}.base_width, the model.d_model that optimizer.learning_rate was "
+            f"found at (model.d_model {model.d_model} itself if it was this one)"
+        )
+    if p.kind == "completep" and not p.base_depth:
+        found.append(
+            f"{section}.kind completep needs {section}.base_depth, the model.n_layers that optimizer.learning_rate was "
+            f"found at (model.n_layers {model.n_layers} itself if it was this one)"
+        )
+    if p.kind == "mup" and p.base_depth:
+        found.append(
+            f"{section}.base_depth {p.base_depth} is given, and {section}.kind mup knows no depth; set "
+            f"{section}.kind=completep, or leave it out"
+        )
+    if p.kind == "completep" and config.conditioning.norm_placement == "post":
+        found.append(
+            f"{section}.kind completep is for residual streams that are not normalised on their way, and "
+            "conditioning.norm_placement post does so after each sum; set conditioning.norm_placement=pre"
+        )
+    return found

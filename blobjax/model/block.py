@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from blobjax.compute.sharding import constrain, current_layout
 from blobjax.conditioning.flow import Flow, attention_statistics, dead_fraction, measure, rms
 from blobjax.conditioning.norms import RMSNorm, make_norm, normalise
+from blobjax.conditioning.parametrisation import attention_scale, into_stream, residual
 from blobjax.config.schema import Config
 from blobjax.model.attention import attend, choose
 from blobjax.model.initialisers import matrix
@@ -83,10 +84,11 @@ class Attention(nnx.Module):
             (m.n_heads, m.d_head, m.d_model),
             ("heads", "head", "embed"),
             m.n_heads * m.d_head,
-            (2 * m.n_layers) ** -0.5,
+            into_stream(config),
         )
         self.query_norm = RMSNorm(m.d_head, c.norm_epsilon) if c.qk_norm else None
         self.key_norm = RMSNorm(m.d_head, c.norm_epsilon) if c.qk_norm else None
+        self.scale = attention_scale(config)
         self.window = m.sliding_window
         self.cap = c.attention_soft_cap
         self.implementation = choose(config)
@@ -115,6 +117,7 @@ class Attention(nnx.Module):
                 v_BSGK,
                 places.segments_BT,
                 places.key_segments_BS,
+                scale=self.scale,
                 start=places.start,
                 window=self.window,
                 cap=self.cap,
@@ -132,7 +135,7 @@ class Attention(nnx.Module):
         return project(a_BTHK, self.out[...], n_in=2), stored, flow
 
     def _statistics(self, q_BTHK: jax.Array, k_BTGK: jax.Array, segments_BT: jax.Array) -> Flow:
-        return attention_statistics(q_BTHK, k_BTGK, segments_BT, q_BTHK.shape[-1] ** -0.5, self.window)
+        return attention_statistics(q_BTHK, k_BTGK, segments_BT, self.scale, self.window)
 
 
 class MLP(nnx.Module):
@@ -143,7 +146,7 @@ class MLP(nnx.Module):
         into, out_of = ("embed", "mlp"), ("mlp", "embed")
         self.gate = matrix(rngs, (m.d_model, m.d_ff), into, m.d_model) if m.gated else None
         self.up = matrix(rngs, (m.d_model, m.d_ff), into, m.d_model)
-        self.down = matrix(rngs, (m.d_ff, m.d_model), out_of, m.d_ff, (2 * m.n_layers) ** -0.5)
+        self.down = matrix(rngs, (m.d_ff, m.d_model), out_of, m.d_ff, into_stream(config))
         self.activation = m.activation
 
     def __call__(self, x_BTD: jax.Array, probing: jax.Array | None) -> tuple[jax.Array, Flow]:
@@ -170,10 +173,11 @@ class Norms(nnx.Module):
         self.input = make_norm(config.conditioning, features, "input")
         self.output = make_norm(config.conditioning, features, "output")
         self.stream = make_norm(config.conditioning, features, "stream")
+        self.residual = residual(config)
 
     def add(self, x_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
         """The residual stream with a sublayer's output added."""
-        return normalise(self.stream, x_BTD + normalise(self.output, y_BTD))
+        return normalise(self.stream, x_BTD + self.residual * normalise(self.output, y_BTD))
 
 
 class Block(nnx.Module):

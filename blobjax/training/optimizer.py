@@ -1,6 +1,7 @@
 """The optimizer: a direction from optax, decoupled decay of the matrices, a schedule. One shape for all three choices.
 
-A step is  p <- p - s(t) * lr * (direction + decay * p),  with s(t) the schedule between 0 and 1:
+A step is  p <- p - s(t) * lr * (c * direction + decay * p),  with s(t) the schedule between 0 and 1, and c 1 unless a
+parametrisation says otherwise (conditioning/parametrisation.py):
 
 * `weight_decay_mode: coupled` takes decay = weight_decay, so that doubling the learning rate doubles the shrinkage (as
   PyTorch's AdamW and optax do; Loshchilov & Hutter 2019 call it decoupled because it bypasses Adam's normaliser).
@@ -18,6 +19,7 @@ import optax
 from blobjax.conditioning.clipping import adagc, agc, fan_in, scale_by_stable_adam, zclip
 from blobjax.conditioning.guards import guarded
 from blobjax.conditioning.loss_scaling import loss_scaled
+from blobjax.conditioning.parametrisation import epsilons, is_hidden, is_matrix, learning_rates
 from blobjax.conditioning.precision import policy
 from blobjax.conditioning.qk_clip import qk_clip
 from blobjax.conditioning.rounding import in_float32, kahan_summation, stochastic_rounding
@@ -58,19 +60,9 @@ def schedule(optimizer: Optimizer, length: int, warmup: int, decay: int) -> opta
     return optax.join_schedules([rise, tail], [warmup])
 
 
-def _hidden_dims(axes: tuple[str | None, ...]) -> int:
-    """Dims of one layer's tensor: a stacked norm gain is a vector, whatever its rank."""
-    return len([axis for axis in axes if axis != "layers"])
-
-
-def is_matrix(axes: tuple[str | None, ...]) -> bool:
-    """Whether a parameter with these logical axes maps vectors to vectors, and so is decayed."""
-    return _hidden_dims(axes) >= 2
-
-
 def _muon_dims(axes: tuple[str | None, ...]) -> optax.contrib.MuonDimensionNumbers | None:
     """Which dims of a hidden matrix are its input and output; None for what AdamW takes (vectors, embedding, head)."""
-    if not is_matrix(axes) or "vocab" in axes:
+    if not is_hidden(axes):
         return None
     inputs = fan_in(axes)
     outputs = tuple(dim for dim, axis in enumerate(axes) if axis != "layers" and dim not in inputs)
@@ -104,6 +96,23 @@ def _adam(config: Optimizer, axes: Any) -> optax.GradientTransformation:
     if config.update_clipping:
         return scale_by_stable_adam(config.beta1, config.beta2, config.epsilon, axes)
     return optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
+
+
+def _parametrised(config: Config, direction: optax.GradientTransformation, axes: Any) -> optax.GradientTransformation:
+    """The direction, each parameter's at a learning rate and an epsilon of its own."""
+    # Adam's step m / (sqrt(v) + c ε) from gradients g is m / (sqrt(v) + ε) from gradients g / c. The steps of Lion and
+    # Muon depend on no gradient's size.
+    sizes = jax.tree.map(lambda c: 1 / c, epsilons(config, axes))
+    rates = learning_rates(config, axes)
+
+    def times(updates: Any, factors: Any) -> Any:
+        return jax.tree.map(lambda u, factor: u if factor == 1 else factor * u, updates, factors)
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = direction.update(times(grads, sizes), state, params)
+        return times(updates, rates), state
+
+    return optax.GradientTransformation(direction.init, update)
 
 
 def _clip(conditioning: Conditioning, axes: Any) -> optax.GradientTransformation:
@@ -154,7 +163,8 @@ def make_optimizer(config: Config, rate: optax.Schedule, axes: Any) -> optax.Gra
     matrices = jax.tree.map(is_matrix, axes, is_leaf=lambda node: isinstance(node, tuple))
     whole = optax.chain(
         _clip(config.conditioning, axes),
-        direction,
+        # Ahead of the decay, which so shrinks a matrix by the same at any width.
+        _parametrised(config, direction, axes),
         optax.add_decayed_weights(decay, matrices),
         optax.scale_by_learning_rate(rate),
     )

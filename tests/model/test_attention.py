@@ -89,7 +89,7 @@ def test_scores_and_softmax_of_16_bit_operands_are_float32(dtype):
 def test_splash_in_interpret_mode_equals_xla(options, kv_heads):
     q, k, v, segments = inputs(rows=1, length=128, kv_heads=kv_heads, d_head=128)
     options = {"window": 0, "cap": 0.0, **options}
-    got = attention._splash(q, k, v, segments, segments, *options.values(), interpret=True)
+    got = attention._splash(q, k, v, segments, segments, 128**-0.5, *options.values(), interpret=True)
     np.testing.assert_allclose(got, attend(q, k, v, segments, segments, **options), atol=2e-4)
 
 

@@ -121,6 +121,26 @@ class AGC(Section):
     """Weights of a smaller norm count as of this one, so that what starts at zero can grow (the paper's ε)."""
 
 
+class Parametrisation(Section):
+    """How initial variance, learning rate, Adam's epsilon and multipliers follow width and depth."""
+
+    kind: Literal["standard", "mup", "completep"] = "standard"
+    """standard: they do not, but for variances of 1 / fan-in. mup: optimizer.learning_rate is quoted at base_width and
+    holds at any width (Yang et al. 2022). completep: quoted at base_width and base_depth, and holds at any depth too
+    (Dey et al. 2025)."""
+    base_width: Count = 0
+    """model.d_model of the model that the learning rate was found on; must be given (mup, completep)."""
+    base_depth: Count = 0
+    """model.n_layers of that model; must be given (completep)."""
+    base_d_head: Count = 0
+    """model.d_head of that model, where heads grow with the width; 0: the same, the width grows by more of them."""
+    base_d_ff: Count = 0
+    """model.d_ff of that model; 0: in proportion to the widths."""
+    depth_scaled_init: bool = True
+    """Divide the initial deviation of matrices that write to the residual stream by sqrt(2 n_layers) (GPT-2, Radford et
+    al. 2019, section 2.3); completep: by sqrt(2 base_depth)."""
+
+
 class Conditioning(Section):
     """NORMALISATION, CONDITIONING AND NUMERICAL STABILITY."""
 
@@ -136,6 +156,8 @@ class Conditioning(Section):
     """The loss is multiplied by this before it is differentiated, for studies: a small model's gradients are brought to
     where a large one's are. Unlike a loss scale it is never divided out: grad_norm, clip_norm and the guard are about
     the multiplied gradients, and Adam weighs its epsilon against them. The reported losses are not multiplied."""
+    parametrisation: Parametrisation = Parametrisation()
+    """How the numbers that training starts from and steps by follow the model's size."""
     norm: Literal["rmsnorm", "layernorm", "dyt"] = "rmsnorm"
     """How the residual stream is normalised: rmsnorm (Zhang & Sennrich 2019), layernorm (Ba et al. 2016), or dyt, a
     tanh with a learnt slope in place of statistics (Zhu et al. 2025)."""

@@ -14,6 +14,7 @@ from blobjax.conditioning import soft_cap
 from blobjax.conditioning.flow import Flow, measure, rms
 from blobjax.conditioning.norms import make_norm, normalise
 from blobjax.conditioning.precision import policy
+from blobjax.conditioning.products import make_products
 from blobjax.config.schema import Config
 from blobjax.model.block import Block, Places, Stored
 from blobjax.model.initialisers import embedding, matrix
@@ -44,7 +45,7 @@ class Transformer(nnx.Module):
         self.shape = m
         self.precision = policy(config.conditioning)
         self.final_soft_cap = config.conditioning.final_soft_cap
-        self.float32_head = config.conditioning.float32_head
+        self.products = make_products(config)
         self.remat = config.compute.remat
         self.scanned = scans(config)
         self.embedding = embedding(rngs, m.vocab_size, m.d_model)
@@ -144,9 +145,7 @@ class Transformer(nnx.Module):
           [..., V] float32.
         """
         w_DV = self.embedding[...].T if self.unembedding is None else self.unembedding[...]
-        if self.float32_head:
-            x_BTD = x_BTD.astype(jnp.float32)
-        logits_BTV = jnp.matmul(x_BTD, w_DV.astype(x_BTD.dtype), preferred_element_type=self.precision.output)
+        logits_BTV = self.products["output"](x_BTD, w_DV, result=self.precision.output)
         return soft_cap(logits_BTV, self.final_soft_cap)
 
 

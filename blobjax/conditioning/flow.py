@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from blobjax.compute.sharding import current_layout
 from blobjax.conditioning.formats import FORMATS, Format, quantise, saturated
-from blobjax.conditioning.precision import policy
+from blobjax.conditioning.precision import operand_format, policy
 from blobjax.config.schema import Conditioning
 
 Flow = dict[str, jax.Array]
@@ -51,6 +51,8 @@ def measure(probing: jax.Array | None, statistics: Callable[..., Any], *arrays: 
 def probe_format(conditioning: Conditioning) -> Format | None:
     """The number format that probes ask about; None where everything is float32."""
     if conditioning.probe_format == "compute":
+        if (matmul := policy(conditioning).matmul) is not None:
+            return operand_format(matmul.forward, conditioning.matmul_scaling)
         return FORMATS.get(jnp.dtype(policy(conditioning).compute).name)  # type: ignore[call-overload]
     return FORMATS[conditioning.probe_format]
 

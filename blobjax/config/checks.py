@@ -3,7 +3,10 @@
 They live outside the sections' own validation so that all of them are found at once, whatever else is wrong.
 """
 
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
+
+from blobjax.config.schema.conditioning import MATMUL_FORMATS
 
 if TYPE_CHECKING:
     from blobjax.config.schema import Config, Mesh, Model
@@ -22,6 +25,7 @@ def problems(config: "Config") -> list[str]:
         *_switches(config),
         *_faults(config),
         *_parametrisation(config),
+        *_matmul_formats(config),
     ]
 
 
@@ -227,4 +231,54 @@ def _parametrisation(config: "Config") -> list[str]:
             f"{section}.kind completep is for residual streams that are not normalised on their way, and "
             "conditioning.norm_placement post does so after each sum; set conditioning.norm_placement=pre"
         )
+    return found
+
+
+def _matmul_formats(config: "Config") -> list[str]:
+    conditioning, paths = config.conditioning, config.model.products
+    found = [
+        f"conditioning.precision_overrides: '{pattern}' matches no product with weights; there are {', '.join(paths)}"
+        for pattern in conditioning.precision_overrides
+        if not any(fnmatchcase(path, pattern) for path in paths)
+    ]
+    if conditioning.float32_head and "output" in conditioning.precision_overrides:
+        found.append("conditioning.float32_head and conditioning.precision_overrides both name output; leave one")
+    formats = {path: conditioning.precision_of(path) for path in paths}
+    formats = {path: name for path, name in formats.items() if name in MATMUL_FORMATS}
+    names = [name for name in MATMUL_FORMATS if name in formats.values()]
+    scaling = conditioning.matmul_scaling
+    if not names:
+        switches = {"simulate": conditioning.simulate, f"matmul_scaling {scaling}": scaling != "current"}
+        return found + [
+            f"conditioning.{switch} is for products in {', '.join(MATMUL_FORMATS)}, and conditioning.precision "
+            f"{conditioning.precision} has none; choose one of these or leave conditioning.{switch.split()[0]} out"
+            for switch, on in switches.items()
+            if on
+        ]
+    if not conditioning.simulate:
+        found += [
+            f"conditioning.precision {name} exists in simulation only; set conditioning.simulate=true"
+            for name in names
+            if name not in ("int8", "fp8")
+        ]
+    can_scale = {"current": MATMUL_FORMATS, "blocks": ("int8", "fp8"), "delayed": ("fp8",)}[scaling]
+    found += [
+        f"conditioning.matmul_scaling {scaling} is for {' and '.join(can_scale)}, and {name} "
+        f"{'is scaled by the current largest magnitude' if name == 'int8' else 'has scales of its own'}; "
+        "set conditioning.matmul_scaling=current"
+        for name in names
+        if name not in can_scale
+    ]
+    if scaling == "delayed":
+        if config.compute.loss_chunk_tokens and "output" in formats:
+            found.append(
+                "conditioning.matmul_scaling delayed records one largest magnitude a step, and "
+                "compute.loss_chunk_tokens makes many output products of it; set compute.loss_chunk_tokens=0 or "
+                "conditioning.precision_overrides.output=bfloat16"
+            )
+        if conditioning.precision == "bfloat16_params":
+            found.append(
+                "conditioning.matmul_scaling delayed keeps its scales among the parameters, which "
+                "conditioning.precision bfloat16_params rounds; set conditioning.precision=bfloat16 or matmul_scaling=current"
+            )
     return found

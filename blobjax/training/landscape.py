@@ -17,6 +17,8 @@ import optax
 
 from blobjax.compute import sharding
 from blobjax.conditioning.curvature import NoiseEstimate, adam_edge, adam_scale, noise_estimate, top_eigenvalue
+from blobjax.conditioning.precision import policy
+from blobjax.conditioning.products import split_records
 from blobjax.data import Stream
 from blobjax.objectives import next_token
 from blobjax.training.batches import Position, local_rows, to_global
@@ -121,11 +123,12 @@ def make_noise(program: Program, parts_P: int) -> Any:
             return sharding.constrain(x_PBT, (None, "batch", "time"))
 
         def add(total: Any, part: Batch) -> tuple[Any, jax.Array]:
-            grads = jax.tree.map(lambda g: g.astype(jnp.float32), jax.grad(loss)(params, part))
+            grads, _ = split_records(jax.grad(loss)(params, part))
+            grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
             return jax.tree.map(jnp.add, total, grads), optax.tree.norm(grads, squared=True)
 
         with sharding.use(program.layout):
-            zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+            zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), split_records(params)[0])
             total, small_P = jax.lax.scan(add, zeros, jax.tree.map(split, batch))
         big = optax.tree.norm(total, squared=True) / parts_P**2
         sequences = program.shape_BT[0]
@@ -137,14 +140,19 @@ def make_noise(program: Program, parts_P: int) -> Any:
 def make_curvature(program: Program) -> Any:
     """A function of state and batch that returns eigenvalues by name, float32 scalars."""
     config = program.config
-    # Flash attention kernels have a first derivative only.
+    # Flash attention and products in a number format of their own have a first derivative only.
     compute = config.compute.model_copy(update={"attention": "xla"})
-    loss = _loss(program, architecture(config.model_copy(update={"compute": compute})))
+    conditioning = config.conditioning
+    if policy(conditioning).matmul or conditioning.precision_overrides:
+        conditioning = conditioning.model_copy(
+            update={"precision": "bfloat16", "precision_overrides": {}, "matmul_scaling": "current"}
+        )
+    loss = _loss(program, architecture(config.model_copy(update={"compute": compute, "conditioning": conditioning})))
     adam = config.optimizer
     key = jax.random.key(config.seed)
 
     def curvature(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
-        params = jax.tree.map(lambda p: p.astype(jnp.float32), state.params)
+        params = jax.tree.map(lambda p: p.astype(jnp.float32), split_records(state.params)[0])
         iterations = config.conditioning.curvature_iterations
         with sharding.use(program.layout):
             top, residual = top_eigenvalue(lambda p: loss(p, batch), params, key, iterations)

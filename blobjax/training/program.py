@@ -10,6 +10,7 @@ import optax
 
 from blobjax.compute.flops import flops_per_token, param_count
 from blobjax.compute.sharding import Layout
+from blobjax.conditioning.products import split_records
 from blobjax.config import BadInputError, BatchSizes, Clockwork, Config
 from blobjax.training.optimizer import make_optimizer, schedule
 from blobjax.training.state import (
@@ -162,7 +163,7 @@ def make_program(config: Config, layout: Layout, tokens_per_epoch: int) -> Progr
     if seq_len_warmup:
         seq_len = optax.linear_schedule(config.duration.seq_len_start, config.data.seq_len, seq_len_warmup)
     arch = architecture(config)
-    optimizer = make_optimizer(config, rate, arch.axes)
+    optimizer = make_optimizer(config, rate, split_records(arch.axes)[0])
     return Program(
         config=config,
         layout=layout,

@@ -16,6 +16,8 @@ from blobjax.compute.sharding import Layout
 from blobjax.conditioning.flow import of_update as flow_of_update
 from blobjax.conditioning.flow import over_parts, probe_format
 from blobjax.conditioning.guards import streaks
+from blobjax.conditioning.precision import policy
+from blobjax.conditioning.products import add_gradients, join_records, split_records
 from blobjax.conditioning.sequence_warmup import in_pieces
 from blobjax.config.schema import Config
 from blobjax.objectives import next_token
@@ -83,7 +85,7 @@ def make_train_step(
         def accumulate(sums: Any, part: Batch) -> tuple[Any, Any]:
             # `total` counts the whole batch, so that parts add up to exactly the gradient of the whole.
             grads, (parts, flow) = gradient(params, part, total, probing, times)
-            return jax.tree.map(jnp.add, sums, (grads, parts)), flow
+            return (add_gradients(sums[0], grads), jax.tree.map(jnp.add, sums[1], parts)), flow
 
         parts = jax.tree.map(split, batch)
         first = jax.tree.map(lambda x_ABT: x_ABT[0], parts)
@@ -101,15 +103,19 @@ def make_train_step(
         with sharding.use(layout):
             total = jnp.sum(batch["mask"])
             grads, (parts, flow) = gradients(state.params, batch, total, probing, factor(state.opt_state))
+            (grads, records), (trained, known) = split_records(grads), split_records(state.params)
             # Norms and moments of them are float32 whatever the parameters are.
-            grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+            grads = jax.tree.map(lambda g: g.astype(policy(config.conditioning).gradient), grads)
             if scaled:
                 grads = jax.tree.map(lambda g: g / state.opt_state.scale, grads)
             whole = sum(parts.values(), jnp.float32(0))
             measured = {"logits_LH": flow["blocks"]["attention_logit_max"]} if qk_clipping else {}
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params, loss=whole, **measured)
-            params = optax.apply_updates(state.params, updates)
-            of_update = flow_of_update(probing, state.params, grads, updates, probe_format(config.conditioning))
+            updates, opt_state = optimizer.update(grads, state.opt_state, trained, loss=whole, **measured)
+            if guarded:
+                bad = skipped(opt_state)[1] > skipped(state.opt_state)[1]
+                records = jax.tree.map(lambda new, old: jnp.where(bad, old, new), records, known)
+            params = join_records(optax.apply_updates(trained, updates), records)
+            of_update = flow_of_update(probing, trained, grads, updates, probe_format(config.conditioning))
         bytes_total = jnp.sum(batch["target_bytes"])
         by_scaling, by_guard = skipped(state.opt_state)
         refused = by_scaling + by_guard if scaled else by_guard

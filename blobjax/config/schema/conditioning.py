@@ -1,5 +1,6 @@
 """NORMALISATION, CONDITIONING AND NUMERICAL STABILITY: its keys."""
 
+from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -18,6 +19,10 @@ NumberFormat = Literal[
     "mxfp4",
     "nvfp4",
 ]
+# What an override may name: parameters are of one format throughout.
+Products = Literal["float32", "bfloat16", "int8", "fp8", "mxfp8", "mxfp6", "mxfp4", "nvfp4"]
+MATMUL_FORMATS = ("int8", "fp8", "mxfp8", "mxfp6", "mxfp4", "nvfp4")
+"""Precisions in which products with weights have a number format of their own."""
 
 
 class Sustained(Section):
@@ -144,9 +149,18 @@ class Parametrisation(Section):
 class Conditioning(Section):
     """NORMALISATION, CONDITIONING AND NUMERICAL STABILITY."""
 
-    precision: Literal["float32", "bfloat16", "bfloat16_params", "float16"] = "float32"
+    precision: Literal[Products, "bfloat16_params", "float16"] = "float32"
     """Number format of matmuls and activations, and with bfloat16_params of parameters too; norm statistics, softmax,
-    loss and optimizer state stay in float32."""
+    loss and optimizer state stay in float32. int8 to nvfp4: of products with weights, forward and backward, the rest
+    being as bfloat16 has it (fp8: Micikevicius et al. 2022; mx: OCP Microscaling Formats 1.0, 2023)."""
+    simulate: bool = False
+    """Round the operands of such products to their format and multiply in bfloat16: the same numbers on any device."""
+    matmul_scaling: Literal["current", "delayed", "blocks"] = "current"
+    """Where int8 and fp8 have their scales from. current: one for each tensor, from its own largest magnitude; delayed:
+    the same from those of the last 1,024 steps (fp8); blocks: one for each 128 values that are summed over."""
+    precision_overrides: dict[str, Products] = {}
+    """Pattern of paths (`blocks/mlp/*`, `blocks/attention/query`, `output`) to the precision of these products with
+    weights; the first that matches counts."""
     parameter_rounding: Literal["nearest", "stochastic", "kahan"] = "nearest"
     """How bfloat16_params rounds an updated parameter: to the nearest; up or down at random, right on average (Gupta et
     al. 2015); or to the nearest, and the error added to the next update (Zamirai et al. 2020)."""
@@ -222,3 +236,10 @@ class Conditioning(Section):
     def probes(self) -> bool:
         """Whether anything is written under `flow/`."""
         return bool(self.probe_every) or self.surveyed
+
+    def precision_of(self, path: str) -> str:
+        """The precision of the product with weights at a path (`Model.products`)."""
+        if path == "output" and self.float32_head:
+            return "float32"
+        named = (name for pattern, name in self.precision_overrides.items() if fnmatchcase(path, pattern))
+        return next(named, self.precision)

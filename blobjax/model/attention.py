@@ -48,7 +48,7 @@ def _cannot(implementation: str, config: Config, platform: str) -> str | None:
             return f"it needs an NVIDIA GPU, and this is a {platform}"
         if jax.default_backend() == "gpu" and not _has_flash_kernel(jax.devices()[0]):
             return f"its kernel needs compute capability 8.0, and this is a {jax.devices()[0].device_kind}"
-        if dtype != jnp.bfloat16:
+        if dtype not in (jnp.bfloat16, jnp.float16):
             return f"it computes in 16-bit floats only, and conditioning.precision is {config.conditioning.precision}"
         if config.conditioning.attention_soft_cap:
             return "it knows no soft cap, and conditioning.attention_soft_cap is set"
@@ -59,6 +59,8 @@ def _cannot(implementation: str, config: Config, platform: str) -> str | None:
     if implementation == "splash":
         if platform != "tpu":
             return f"it needs a TPU, and this is a {platform}"
+        if dtype == jnp.float16:
+            return "Pallas on TPUs has no float16, and conditioning.precision is float16"
         if config.data.seq_len % 128:
             return f"it works on blocks of 128 tokens, and data.seq_len is {config.data.seq_len}"
         if config.compute.mesh.context != 1:
@@ -79,16 +81,18 @@ def attend(
     segments_BT: jax.Array,
     segments_BS: jax.Array,
     *,
+    scale: float | None = None,
     start: jax.Array | int = 0,
     window: int = 0,
     cap: float = 0.0,
     implementation: str = "xla",
 ) -> jax.Array:
-    """softmax(q·k / sqrt(K)) v over the keys each query may see.
+    """softmax(scale · q·k) v over the keys each query may see.
 
     Args:
       q_BTHK, k_BSGK, v_BSGK: the compute dtype; H is a multiple of G, query head h reads kv head h // (H/G).
       segments_BT, segments_BS: int32 document numbers of queries and keys; only equal ones see each other.
+      scale: of q·k (parametrisation.attention_scale); None: 1 / sqrt(K).
       start: index among the keys of the first query; not 0 when decoding with a cache (xla only).
       window: tokens a position may look back to, itself included; 0: all.
       cap: soft cap of the scores; 0: none.
@@ -97,18 +101,19 @@ def attend(
     Returns:
       [B, T, H, K] in the dtype of v; scores and softmax are computed in float32.
     """
+    scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
     if implementation == "cudnn":
-        return _cudnn(q_BTHK, k_BSGK, v_BSGK, segments_BT, segments_BS, window)
+        return _cudnn(q_BTHK, k_BSGK, v_BSGK, segments_BT, segments_BS, scale, window)
     if implementation == "splash":
-        return _splash(q_BTHK, k_BSGK, v_BSGK, segments_BT, segments_BS, window, cap)
-    return _xla(q_BTHK, k_BSGK, v_BSGK, segments_BT, segments_BS, start, window, cap)
+        return _splash(q_BTHK, k_BSGK, v_BSGK, segments_BT, segments_BS, scale, window, cap)
+    return _xla(q_BTHK, k_BSGK, v_BSGK, segments_BT, segments_BS, scale, start, window, cap)
 
 
-def _xla(q_BTHK, k_BSGK, v_BSGK, segments_BT, segments_BS, start, window, cap) -> jax.Array:
+def _xla(q_BTHK, k_BSGK, v_BSGK, segments_BT, segments_BS, scale, start, window, cap) -> jax.Array:
     B, T, H, K = q_BTHK.shape
     S, G = k_BSGK.shape[1:3]
     # Heads before time: as batched matmuls of contiguous matrices XLA's CPU backend is 1.3 times faster.
-    q_BGRTK = jnp.moveaxis(q_BTHK.reshape(B, T, G, H // G, K), 1, 3) * K**-0.5
+    q_BGRTK = jnp.moveaxis(q_BTHK.reshape(B, T, G, H // G, K), 1, 3) * scale
     k_BGSK, v_BGSK = jnp.swapaxes(k_BSGK, 1, 2), jnp.swapaxes(v_BSGK, 1, 2)
 
     def rows(first: int, last: int) -> jax.Array:
@@ -146,7 +151,7 @@ def _query_blocks(T: int, S: int) -> int:
     return 4 if whole and T == S and T % 4 == 0 and T >= 256 else 1
 
 
-def _cudnn(q_BTHK, k_BSGK, v_BSGK, segments_BT, segments_BS, window) -> jax.Array:
+def _cudnn(q_BTHK, k_BSGK, v_BSGK, segments_BT, segments_BS, scale, window) -> jax.Array:
     # Documents go in as a mask, which jax hands to cuDNN as a bias of B·T·S 16-bit floats: far less than xla's scores,
     # which have a head dim too. (cuDNN's own packed layout is not reachable through jax's public function.)
     same_B1TS = (segments_BT[:, :, None] == segments_BS[:, None, :])[:, None]
@@ -155,6 +160,7 @@ def _cudnn(q_BTHK, k_BSGK, v_BSGK, segments_BT, segments_BS, window) -> jax.Arra
         k_BSGK,
         v_BSGK,
         mask=same_B1TS,
+        scale=scale,
         is_causal=True,
         local_window_size=(window - 1, 0) if window else None,
         implementation="cudnn",
@@ -173,14 +179,14 @@ def _splash_kernel(heads: int, length: int, window: int, cap: float, interpret: 
         )
 
 
-def _splash(q_BTHK, k_BSGK, v_BSGK, segments_BT, segments_BS, window, cap, interpret=False) -> jax.Array:
+def _splash(q_BTHK, k_BSGK, v_BSGK, segments_BT, segments_BS, scale, window, cap, interpret=False) -> jax.Array:
     from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
     def one_device(q_BTHK, k_BSGK, v_BSGK, segments_BT, segments_BS):
         kernel = _splash_kernel(q_BTHK.shape[2], q_BTHK.shape[1], window, cap, interpret)
         q_BHTK, k_BGSK, v_BGSK = (jnp.swapaxes(x, 1, 2) for x in (q_BTHK, k_BSGK, v_BSGK))
         segments = SegmentIds(segments_BT, segments_BS)
-        out_BHTK = jax.vmap(kernel)(q_BHTK * q_BTHK.shape[-1] ** -0.5, k_BGSK, v_BGSK, segments)
+        out_BHTK = jax.vmap(kernel)(q_BHTK * scale, k_BGSK, v_BGSK, segments)
         return jnp.swapaxes(out_BHTK, 1, 2).astype(v_BSGK.dtype)
 
     args = (q_BTHK, k_BSGK, v_BSGK, segments_BT, segments_BS)

@@ -1,6 +1,7 @@
 """The optimizer: a direction from optax, decoupled decay of the matrices, a schedule. One shape for all three choices.
 
-A step is  p <- p - s(t) * lr * (direction + decay * p),  with s(t) the schedule between 0 and 1:
+A step is  p <- p - s(t) * lr * (c * direction + decay * p),  with s(t) the schedule between 0 and 1, and c 1 unless a
+parametrisation says otherwise (conditioning/parametrisation.py):
 
 * `weight_decay_mode: coupled` takes decay = weight_decay, so that doubling the learning rate doubles the shrinkage (as
   PyTorch's AdamW and optax do; Loshchilov & Hutter 2019 call it decoupled because it bypasses Adam's normaliser).
@@ -15,9 +16,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from blobjax.conditioning.clipping import adagc, scale_by_stable_adam, zclip
+from blobjax.conditioning.clipping import adagc, agc, fan_in, scale_by_stable_adam, zclip
 from blobjax.conditioning.guards import guarded
+from blobjax.conditioning.loss_scaling import loss_scaled
+from blobjax.conditioning.parametrisation import epsilons, is_hidden, is_matrix, learning_rates
 from blobjax.conditioning.precision import policy
+from blobjax.conditioning.qk_clip import qk_clip
 from blobjax.conditioning.rounding import in_float32, kahan_summation, stochastic_rounding
 from blobjax.config.schema import Conditioning, Config, Optimizer
 
@@ -56,24 +60,13 @@ def schedule(optimizer: Optimizer, length: int, warmup: int, decay: int) -> opta
     return optax.join_schedules([rise, tail], [warmup])
 
 
-def _hidden_dims(axes: tuple[str | None, ...]) -> int:
-    """Dims of one layer's tensor: a stacked norm gain is a vector, whatever its rank."""
-    return len([axis for axis in axes if axis != "layers"])
-
-
-def is_matrix(axes: tuple[str | None, ...]) -> bool:
-    """Whether a parameter with these logical axes maps vectors to vectors, and so is decayed."""
-    return _hidden_dims(axes) >= 2
-
-
 def _muon_dims(axes: tuple[str | None, ...]) -> optax.contrib.MuonDimensionNumbers | None:
     """Which dims of a hidden matrix are its input and output; None for what AdamW takes (vectors, embedding, head)."""
-    if not is_matrix(axes) or "vocab" in axes:
+    if not is_hidden(axes):
         return None
-    dims = [dim for dim, axis in enumerate(axes) if axis != "layers"]
-    # Projections out of the residual stream have "embed" first; those back into it, last.
-    split = 1 if axes[dims[0]] == "embed" else len(dims) - 1
-    return optax.contrib.MuonDimensionNumbers(tuple(dims[:split]), tuple(dims[split:]))
+    inputs = fan_in(axes)
+    outputs = tuple(dim for dim, axis in enumerate(axes) if axis != "layers" and dim not in inputs)
+    return optax.contrib.MuonDimensionNumbers(inputs, outputs)
 
 
 def _muon(config: Optimizer, axes: Any) -> optax.GradientTransformation:
@@ -105,12 +98,31 @@ def _adam(config: Optimizer, axes: Any) -> optax.GradientTransformation:
     return optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
 
 
+def _parametrised(config: Config, direction: optax.GradientTransformation, axes: Any) -> optax.GradientTransformation:
+    """The direction, each parameter's at a learning rate and an epsilon of its own."""
+    # Adam's step m / (sqrt(v) + c ε) from gradients g is m / (sqrt(v) + ε) from gradients g / c. The steps of Lion and
+    # Muon depend on no gradient's size.
+    sizes = jax.tree.map(lambda c: 1 / c, epsilons(config, axes))
+    rates = learning_rates(config, axes)
+
+    def times(updates: Any, factors: Any) -> Any:
+        return jax.tree.map(lambda u, factor: u if factor == 1 else factor * u, updates, factors)
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = direction.update(times(grads, sizes), state, params)
+        return times(updates, rates), state
+
+    return optax.GradientTransformation(direction.init, update)
+
+
 def _clip(conditioning: Conditioning, axes: Any) -> optax.GradientTransformation:
     match conditioning.clip:
         case "zclip":
             return zclip(conditioning.zclip)
         case "adagc":
             return adagc(conditioning.adagc, conditioning.clip_norm, axes)
+        case "agc":
+            return agc(conditioning.agc, axes)
         case "global_norm":
             return optax.clip_by_global_norm(conditioning.clip_norm) if conditioning.clip_norm else optax.identity()
 
@@ -126,14 +138,16 @@ def _rounding(config: Config) -> optax.GradientTransformation:
 
 
 def make_optimizer(config: Config, rate: optax.Schedule, axes: Any) -> optax.GradientTransformationExtraArgs:
-    """Clip, direction, decay of matrices, learning rate; and a guard around it all, if asked for.
+    """Clip, direction, decay, learning rate, QK-clip; around it all, if asked for, a guard and then loss scaling.
 
     Args:
       rate: learning rate by step.
       axes: tree of logical axis names, one tuple for each parameter.
 
     Returns:
-      An optimizer whose update also takes `loss`, the step's loss.
+      An optimizer whose update also takes `loss`, the step's loss, and with QK-clip `logits_LH`. With loss scaling its
+      state has the `scale` that the step multiplies by before it differentiates, and the gradients are divided by it
+      already.
     """
     optimizer = config.optimizer
     match optimizer.name:
@@ -149,11 +163,18 @@ def make_optimizer(config: Config, rate: optax.Schedule, axes: Any) -> optax.Gra
     matrices = jax.tree.map(is_matrix, axes, is_leaf=lambda node: isinstance(node, tuple))
     whole = optax.chain(
         _clip(config.conditioning, axes),
-        direction,
+        # Ahead of the decay, which so shrinks a matrix by the same at any width.
+        _parametrised(config, direction, axes),
         optax.add_decayed_weights(decay, matrices),
         optax.scale_by_learning_rate(rate),
     )
+    if config.conditioning.qk_clip:
+        whole = optax.chain(whole, qk_clip(config.conditioning.qk_clip))
     if policy(config.conditioning).params != jnp.float32:
         whole = optax.chain(in_float32(whole), _rounding(config))
-    guard = config.conditioning.guard
-    return guarded(whole, guard) if guard else optax.with_extra_args_support(whole)
+    guard, scaling = config.conditioning.guard, config.conditioning.loss_scaling
+    if guard:
+        whole = guarded(whole, guard)
+    if scaling.kind != "none":
+        whole = loss_scaled(whole, scaling, guarded=guard is not None)
+    return optax.with_extra_args_support(whole)

@@ -8,9 +8,6 @@ from blobjax.studies.analyses import ANALYSES
 from blobjax.studies.study import Axis, label, load_study
 from tests.studies.small import BASE, write
 
-# Their keys come with the rooms' next switches.
-WAITING = {"fp16-loss-scaling", "mup-transfer", "precision-ladder", "spike-recovery"}
-
 
 def test_a_cell_for_each_combination_the_first_axis_slowest(tmp_path):
     plan = load_study(write(tmp_path), [])
@@ -124,8 +121,6 @@ def test_axes_keep_their_key_when_values_are_replaced():
 
 @pytest.mark.parametrize("name", shipped_studies())
 def test_shipped_studies_resolve(name):
-    if name in WAITING:
-        pytest.skip("its keys are not there yet")
     plan = load_study(name, [])
     assert plan.study.analysis == name
     assert 2 <= len(plan.cells) <= 40

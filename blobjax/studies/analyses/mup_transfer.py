@@ -13,7 +13,9 @@ from blobjax.studies.results import Result, grouped
 KIND, WIDTH, RATE = "parametrisation", "width", "learning_rate"
 STANDARD, MUP = "standard", "mup"
 
-# Of the coordinate check: µP under it, standard (largest over smallest) over it.
+# The coordinate check is made at the learning rate nearest to this.
+CHECKED = 0.01
+# Of it: µP under it, standard (largest over smallest) over it.
 MUP_SPREAD, STANDARD_RATIO = 0.15, 2.0
 # Nats by which the narrow model's learning rate may be worse on the wide one and count as transferred.
 TRANSFERRED = 0.03
@@ -34,8 +36,7 @@ def spread(values: list[float]) -> float:
 def analyse(results: list[Result]) -> Finding:
     """Spread of the coordinates over widths, and what the narrow model's best learning rate costs on the widest."""
     kinds = grouped(sorted(results, key=lambda r: (_width(r), _rate(r))), KIND)
-    # The check is made where updates are large: at the largest learning rate that all widths have.
-    checked = max(_rate(result) for result in results)
+    checked = min((_rate(result) for result in results), key=lambda rate: abs(math.log(rate / CHECKED)))
     coordinates = {
         kind: {r.label(WIDTH): coordinate(r) for r in group if _rate(r) == checked} for kind, group in kinds.items()
     }
@@ -125,5 +126,5 @@ def _coordinates(coordinates: dict[str, dict[str, float]]) -> Picture:
     ticks = sorted({x for xs, _ in lines.values() for x in xs})
     y = "RMS of the residual stream"
     plots.draw(axes, lines, "width (d_model)", y, log_x=True, log_y=True, ticks=ticks)
-    caption = "The coordinate check: after the last block, at the first probed step and the largest learning rate. "
+    caption = "The coordinate check: after the last block, at the first probed step. "
     return Picture("coordinates", caption + "Flat is what transfers.", figure)

@@ -117,10 +117,19 @@ def conclude(plan: Plan, console: Console) -> int:
         pictures.append((picture.caption, png))
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     write_atomically(folder / "index.html", page(plan, results, summary, pictures))
-    for words in finding.words:
+    for words in summary["found"]:
         console.print(words, highlight=False, markup=False, soft_wrap=True)
     console.print(f"page: {folder / 'index.html'}", highlight=False, soft_wrap=True)
     return FAILED if any(result.status == "failed" for result in results) else FINISHED
+
+
+def _failures(results: list[Result]) -> list[str]:
+    """A sentence for each reason that cells failed for: what was found without them is not the whole answer."""
+    reasons: dict[str, list[str]] = {}
+    for result in results:
+        if result.status == "failed":
+            reasons.setdefault(result.reason, []).append(result.cell.name)
+    return [f"Failed, and missing from all of this: {', '.join(names)} ({why})." for why, names in reasons.items()]
 
 
 def summarise(plan: Plan, results: list[Result], finding: Finding) -> dict[str, Any]:
@@ -136,7 +145,7 @@ def summarise(plan: Plan, results: list[Result], finding: Finding) -> dict[str, 
         "expected": plan.study.expected,
         "source": plan.study.source,
         "reproduced": finding.reproduced,
-        "found": list(finding.words),
+        "found": [*finding.words, *_failures(results)],
         "numbers": jsonable(finding.numbers),
         "cells": dict(Counter(result.status for result in results)),
         "wall_seconds": round(sum(result.wall_seconds for result in results), 1),

@@ -17,8 +17,8 @@ PRE, POST, NONE = "pre", "post", "none"
 # Nats behind the best cell from which a cell counts as not trained; a model of nothing but letter frequencies is 0.8 or
 # more behind after 200 steps.
 BEHIND = 0.7
-# Nats that a warm-up must be worth to be needed.
-NEEDED = 0.1
+# Nats that a warm-up must be worth to be a help.
+HELPS = 0.1
 # RMS of the gradients of the first block below which none reaches it.
 VANISHED = 1e-9
 
@@ -49,14 +49,15 @@ def analyse(results: list[Result]) -> Finding:
         always = "trains at every depth, with and without warm-up" if claims[-1] else "does not always train"
         words.append(f"pre {always}.")
     for placement, (without, *_, with_it) in ((name, cells) for name, cells in deep.items() if len(cells) > 1):
-        needs = trained(with_it, best) and not without.final_loss < with_it.final_loss + NEEDED
+        needs = trained(with_it, best) and not trained(without, best)
+        helps = trained(with_it, best) and not without.final_loss < with_it.final_loss + HELPS
         words.append(
             f"{placement} with {deepest} blocks ends at {without.final_loss:.3f} nats without warm-up and at "
-            f"{with_it.final_loss:.3f} with it{': it needs it' if needs else ''}."
+            f"{with_it.final_loss:.3f} with it{': it needs it' if needs else ', which helps' if helps else ''}."
         )
         if placement == POST:
-            claims.append(needs)
-            if not needs:
+            claims.append(helps)
+            if not helps:
                 words[-1] += " That warm-up rescues post did not reproduce at this size."
     if {PRE, POST} <= deep.keys():
         claims.append(growth[PRE] > growth[POST])
@@ -104,14 +105,14 @@ def _losses(results: list[Result]) -> Picture:
     figure, charts = plots.charts(len(depths), share_y=True)
     for n, (depth, group) in enumerate(depths.items()):
         bars = {
-            placement: {f"warm-up {result.label(WARMUP)}": result.final_loss for result in cells}
+            placement: {f"warm-up {result.label(WARMUP)}": result.capped_loss for result in cells}
             for placement, cells in grouped(group, PLACEMENT).items()
         }
         plots.bars(charts[n], bars, "final loss, nats per token" if n == 0 else "")
         charts[n].set_title(f"{depth} blocks")
-    lowest = min((result.final_loss for result in results if math.isfinite(result.final_loss)), default=0)
-    charts[0].set_ylim(bottom=0.8 * lowest)
-    return Picture("final_loss", "Final loss by placement of the norms, depth and warm-up.", figure)
+    charts[0].set_ylim(bottom=0.8 * min(result.capped_loss for result in results))
+    caption = "Final loss by placement of the norms, depth and warm-up; one above the initial loss is shown as that."
+    return Picture("final_loss", caption, figure)
 
 
 def _growths(deep: dict[str, list[Result]]) -> Picture:

@@ -1,6 +1,7 @@
 """The same run in fewer and fewer bits: what it costs in loss, and what is left of weights and gradients, by block."""
 
 import itertools
+import math
 from collections.abc import Callable
 
 from blobjax.studies import plots
@@ -28,7 +29,7 @@ def analyse(results: list[Result]) -> Finding:
             claims.append(abs(gaps[name]) < SAME)
             close = "within" if claims[-1] else "further from float32 than"
             words.append(f"{name} is {close} {SAME} nats, which is what another seed may change.")
-    steps = [name for name in LADDER if name in gaps]
+    steps = [name for name in LADDER if math.isfinite(gaps.get(name, math.inf))]
     if len(steps) > 1:
         claims.append(gaps[steps[-1]] > gaps[steps[0]])
         words.append(f"{steps[-1]} costs {gaps[steps[-1]] - gaps[steps[0]]:+.3f} nats against {steps[0]}.")

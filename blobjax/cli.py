@@ -153,7 +153,7 @@ def data_describe(config: ConfigName, overrides: Overrides = None) -> None:
     from blobjax.training.program import make_clockwork
 
     clockwork = make_clockwork(settings, data.open_stream(settings, prepared).tokens_per_epoch)
-    sequences = clockwork.length * settings.duration.global_batch_size
+    sequences = clockwork.batches.sequences(clockwork.length)
     Console().print(data.render(data.describe(settings, prepared, sequences)))
 
 

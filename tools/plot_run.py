@@ -27,14 +27,15 @@ def main() -> int:
         return 2
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    import numpy as np
 
     training = [(line["tokens"] / 1e6, line["bits_per_byte"]) for line in lines if "bits_per_byte" in line]
-    tokens_per_step = next(line["tokens"] / line["step"] / 1e6 for line in lines if "tokens" in line)
+    steps, tokens = zip(*((line["step"], line["tokens"] / 1e6) for line in lines if "tokens" in line), strict=True)
     held_out: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for line in lines:
         for name, value in line.items():
             if name.startswith("eval/") and name.endswith("/bits_per_byte"):
-                held_out[name.split("/")[1]].append((line["step"] * tokens_per_step, value))
+                held_out[name.split("/")[1]].append((np.interp(line["step"], steps, tokens), value))
 
     figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
     axes.plot(*zip(*training, strict=True), color="0.7", linewidth=0.8, label="training mixture")

@@ -165,14 +165,28 @@ def check_batch(config: Config, layout: Layout) -> None:
     """
     problems = []
     parts, ways = config.compute.gradient_accumulation, layout.ways("batch")
-    batch = config.duration.global_batch_size
-    if batch % (parts * ways):
-        split = " x ".join(f"{axis} {layout.mesh.shape[axis]}" for axis in layout._mesh_axes("batch", None, set()))
-        accumulated = f" in each of compute.gradient_accumulation {parts} parts" if parts > 1 else ""
-        up = -(-batch // (parts * ways)) * parts * ways
+    at_once = parts * ways
+
+    def check(key: str, batch: int, instead: str) -> None:
+        if batch % at_once:
+            split = " x ".join(f"{axis} {layout.mesh.shape[axis]}" for axis in layout._mesh_axes("batch", None, set()))
+            accumulated = f" in each of compute.gradient_accumulation {parts} parts" if parts > 1 else ""
+            problems.append(
+                f"{key} {batch} does not divide over {ways} devices ({split}){accumulated}: "
+                f"{batch} / {at_once} = {batch / at_once:.2f}; {instead}"
+            )
+
+    batch, smaller = config.duration.global_batch_size, config.duration.smaller_batches
+    check("duration.global_batch_size", batch, f"the next that does is {-(-batch // at_once) * at_once}")
+    if smaller:
+        # Where the smallest divides, so do those it doubles to.
+        usable = [size for size in smaller if size % at_once == 0]
+        instead = f"start with {usable[0]}" if usable else "set duration.batch_warmup='0 steps'"
+        check("duration.batch_start", smaller[0], instead)
+    if config.conditioning.noise_scale_every and batch == ways:
         problems.append(
-            f"duration.global_batch_size {batch} does not divide over {ways} devices ({split}){accumulated}: "
-            f"{batch} / {parts * ways} = {batch / parts / ways:.2f}; the next that does is {up}"
+            f"conditioning.noise_scale_every compares parts of the batch with the whole, and {batch} sequences over "
+            f"{ways} devices have none; give duration.global_batch_size {2 * batch}"
         )
     length, pieces = config.data.seq_len, layout.ways("time")
     if length % pieces:

@@ -6,8 +6,8 @@ passes through and enters no statistic: there is nothing to learn from it, and 0
 
 A parameter with a leading "layers" dim is as many tensors as it has layers.
 
-Sources: ZClip, Kumar et al. 2025; AdaGC, Wang et al. 2025; StableAdamW, Wortsman et al. 2023b (Stable and
-low-precision training for large-scale vision-language models).
+Sources: ZClip, Kumar et al. 2025; AdaGC, Wang et al. 2025; AGC, Brock et al. 2021; StableAdamW, Wortsman et al. 2023b
+(Stable and low-precision training for large-scale vision-language models).
 """
 
 from typing import Any, NamedTuple
@@ -103,6 +103,35 @@ def adagc(settings: schema.AdaGC, clip_norm: float, axes: Any) -> optax.Gradient
         return clipped, AdaGCState(state.seen + jnp.isfinite(total), norms)
 
     return optax.GradientTransformation(init, update)
+
+
+def agc(settings: schema.AGC, axes: Any) -> optax.GradientTransformation:
+    """Bounds each output unit's gradient by `ratio` times the norm of that unit's weights (section 4).
+
+    A unit is one output of a matrix, its norm that of the weights that feed it; a vector is one unit, as in the paper's
+    code. Tables of the vocabulary are left alone: the paper spares the final linear layer, which is the embedding too
+    where the two are tied.
+
+    Args:
+      axes: logical axis names of each parameter, a tree of tuples.
+    """
+
+    def one(g: jax.Array, p: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+        if "vocab" in axes:
+            return g
+        clip = optax.adaptive_grad_clip(settings.ratio, settings.epsilon, fan_in(axes))
+        return clip.update(g, optax.EmptyState(), p)[0]
+
+    return optax.stateless(lambda grads, params: jax.tree.map(one, grads, params, axes))
+
+
+def fan_in(axes: tuple[str | None, ...]) -> tuple[int, ...]:
+    """The dims that one output of a parameter sums over: a matrix's input dims, all dims of a layer's vector."""
+    dims = [dim for dim, axis in enumerate(axes) if axis != "layers"]
+    if len(dims) < 2:
+        return tuple(dims)
+    # Projections out of the residual stream have "embed" first; those back into it, last.
+    return tuple(dims[:1] if axes[dims[0]] == "embed" else dims[:-1])
 
 
 def scale_by_stable_adam(beta1: float, beta2: float, epsilon: float, axes: Any) -> optax.GradientTransformation:

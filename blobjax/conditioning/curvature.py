@@ -1,7 +1,7 @@
 """Two numbers of a whole run that no single block has: how noisy its gradients are, and how curved its loss is.
 
 Sources: the gradient noise scale, McCandlish et al. 2018 (An Empirical Model of Large-Batch Training, appendix A.1);
-the edge of stability, Cohen et al. 2021.
+the edge of stability, Cohen et al. 2021, and that of adaptive optimizers, Cohen et al. 2022.
 """
 
 from collections.abc import Callable
@@ -35,25 +35,31 @@ def noise_estimate(small: jax.Array, big: jax.Array, small_batch: float, big_bat
 
 
 def top_eigenvalue(
-    loss: Callable[[Any], jax.Array], params: Any, key: jax.Array, iterations: int
+    loss: Callable[[Any], jax.Array], params: Any, key: jax.Array, iterations: int, scale: Any = None
 ) -> tuple[jax.Array, jax.Array]:
-    """The eigenvalue of the loss's Hessian that is largest in absolute value, by power iteration.
+    """The eigenvalue of S H S that is largest in absolute value, by power iteration; H is the loss's Hessian.
 
     A Hessian-vector product is the forward-mode derivative of the gradient (Pearlmutter 1994), at about the cost of two
     gradients; the Hessian itself is never formed.
 
     Args:
       loss: a scalar function of the parameters.
+      params: float32 arrays.
       key: draws the vector that the iteration starts from.
       iterations: products taken. The error falls by the ratio of the two largest eigenvalues with each.
+      scale: the diagonal S, as the parameters; None: ones. With the inverse root of Adam's preconditioner the
+        eigenvalue is that of the preconditioned Hessian, whose own is the edge that Adam trains at.
 
     Returns:
       The eigenvalue (a Rayleigh quotient, float32, with its sign), and how far the last vector is from being an
-      eigenvector: |Hv − λv| / |λ|, 0 at convergence.
+      eigenvector: |Av − λv| / |λ|, 0 at convergence.
     """
 
+    def scaled(v: Any) -> Any:
+        return v if scale is None else jax.tree.map(jnp.multiply, v, scale)
+
     def product(v: Any) -> Any:
-        return jax.jvp(jax.grad(loss), (params,), (v,))[1]
+        return scaled(jax.jvp(jax.grad(loss), (params,), (scaled(v),))[1])
 
     def unit(v: Any) -> Any:
         norm = optax.tree.norm(v)
@@ -71,3 +77,15 @@ def top_eigenvalue(
     value = optax.tree.vdot(v, last)
     residual = optax.tree.norm(jax.tree.map(lambda h, x: h - value * x, last, v))
     return value, residual / jnp.abs(value)
+
+
+def adam_scale(state: optax.ScaleByAdamState, beta1: float, beta2: float, epsilon: float) -> Any:
+    """Inverse root of Adam's preconditioner (1 - β1^t) (sqrt(ν / (1 - β2^t)) + ε) (Cohen et al. 2022, section 2)."""
+    steps = jnp.maximum(state.count, 1).astype(jnp.float32)
+    warm1, warm2 = 1 - beta1**steps, 1 - beta2**steps
+    return jax.tree.map(lambda v: jax.lax.rsqrt(warm1 * (jnp.sqrt(v / warm2) + epsilon)), state.nu)
+
+
+def adam_edge(learning_rate: jax.typing.ArrayLike, beta1: float) -> jax.typing.ArrayLike:
+    """The preconditioned eigenvalue beyond which Adam's steps overshoot (Cohen et al. 2022, section 3): 38 / η."""
+    return (2 + 2 * beta1) / ((1 - beta1) * learning_rate)

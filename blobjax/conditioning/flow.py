@@ -17,16 +17,15 @@ import jax.numpy as jnp
 
 from blobjax.compute.sharding import current_layout
 from blobjax.conditioning.formats import FORMATS, Format, quantise, saturated
-from blobjax.conditioning.precision import policy
+from blobjax.conditioning.precision import operand_format, policy
 from blobjax.config.schema import Conditioning
 
 Flow = dict[str, jax.Array]
-"""Name of a probe to its value: a scalar, or with a leading dim one for each layer."""
+"""Name of a probe to its value: a scalar or one for each head, and with a leading dim as many for each layer."""
 
 # How a probe of the whole batch comes from those of its parts; a mean where nothing is said.
 _OVER_PARTS: dict[str, Callable[..., jax.Array]] = {
     "attention_logit_max": jnp.max,
-    "head_logit_max": jnp.max,
     "log_z_mean": jnp.sum,
 }
 
@@ -52,6 +51,8 @@ def measure(probing: jax.Array | None, statistics: Callable[..., Any], *arrays: 
 def probe_format(conditioning: Conditioning) -> Format | None:
     """The number format that probes ask about; None where everything is float32."""
     if conditioning.probe_format == "compute":
+        if (matmul := policy(conditioning).matmul) is not None:
+            return operand_format(matmul.forward, conditioning.matmul_scaling)
         return FORMATS.get(jnp.dtype(policy(conditioning).compute).name)  # type: ignore[call-overload]
     return FORMATS[conditioning.probe_format]
 
@@ -66,14 +67,13 @@ def rms(x: jax.Array, axis: tuple[int, ...] | None = None) -> jax.Array:
     return jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32)), axis=axis))
 
 
-def head_logit_max(
-    q_BTHK: jax.Array,
-    k_BSGK: jax.Array,
-    segments_BT: jax.Array,
-    scale: float,
-    window: int = 0,
-) -> jax.Array:
-    """The largest absolute attention logit of each query head, over all pairs that see each other; float32 [H].
+def attention_statistics(
+    q_BTHK: jax.Array, k_BSGK: jax.Array, segments_BT: jax.Array, scale: float, window: int = 0
+) -> Flow:
+    """`attention_logit_max`, [H], the largest absolute logit of each query head over all pairs that see each other; and
+    `attention_entropy`, nats, the mean over heads and queries.
+
+    Both are of the plain logits: without a soft cap, and whatever kernel attention itself runs in.
 
     Args:
       q_BTHK, k_BSGK: as they enter attention: normalised and rotated; T = S.
@@ -82,29 +82,14 @@ def head_logit_max(
       window: tokens a position may look back to, itself included; 0: all.
     """
 
-    def largest(scores_BGRQS: jax.Array, seen_BQS: jax.Array) -> jax.Array:
-        return jnp.max(jnp.where(seen_BQS[:, None, None], jnp.abs(scores_BGRQS), 0), axis=(0, 3, 4))
-
-    per_block = _over_query_blocks(largest, q_BTHK, k_BSGK, segments_BT, scale, window)
-    return jnp.max(per_block, axis=0).reshape(-1)
-
-
-def attention_statistics(
-    q_BTHK: jax.Array, k_BSGK: jax.Array, segments_BT: jax.Array, scale: float, window: int = 0
-) -> Flow:
-    """`attention_logit_max`, and `attention_entropy`: nats, the mean over heads and queries. Arguments as above.
-
-    Both are of the plain logits: without a soft cap, and whatever kernel attention itself runs in.
-    """
-
     def both(scores_BGRQS: jax.Array, seen_BQS: jax.Array) -> tuple[jax.Array, jax.Array]:
         seen_B11QS = seen_BQS[:, None, None]
         log_p = jax.nn.log_softmax(jnp.where(seen_B11QS, scores_BGRQS, -1e30), axis=-1)
         entropy = -jnp.sum(jnp.where(seen_B11QS, jnp.exp(log_p) * log_p, 0), axis=-1)
-        return jnp.max(jnp.where(seen_B11QS, jnp.abs(scores_BGRQS), 0)), jnp.mean(entropy)
+        return jnp.max(jnp.where(seen_B11QS, jnp.abs(scores_BGRQS), 0), axis=(0, 3, 4)), jnp.mean(entropy)
 
-    largest, entropy = _over_query_blocks(both, q_BTHK, k_BSGK, segments_BT, scale, window)
-    return {"attention_logit_max": jnp.max(largest), "attention_entropy": jnp.mean(entropy)}
+    largest_GR, entropy = _over_query_blocks(both, q_BTHK, k_BSGK, segments_BT, scale, window)
+    return {"attention_logit_max": jnp.max(largest_GR, axis=0).reshape(-1), "attention_entropy": jnp.mean(entropy)}
 
 
 def dead_fraction(hidden_BTF: jax.Array) -> jax.Array:

@@ -3,7 +3,10 @@
 They live outside the sections' own validation so that all of them are found at once, whatever else is wrong.
 """
 
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
+
+from blobjax.config.schema.conditioning import MATMUL_FORMATS
 
 if TYPE_CHECKING:
     from blobjax.config.schema import Config, Mesh, Model
@@ -20,7 +23,9 @@ def problems(config: "Config") -> list[str]:
         *_batch(config),
         *_durations(config),
         *_switches(config),
+        *_faults(config),
         *_parametrisation(config),
+        *_matmul_formats(config),
     ]
 
 
@@ -77,13 +82,31 @@ def _data(config: "Config") -> list[str]:
 
 
 def _batch(config: "Config") -> list[str]:
+    found = []
     batch, parts = config.duration.global_batch_size, config.compute.gradient_accumulation
-    if batch % parts == 0:
-        return []
-    return [
-        f"duration.global_batch_size {batch} does not divide into compute.gradient_accumulation {parts} parts "
-        f"({batch} / {parts} = {batch / parts:.2f})"
-    ]
+    if batch % parts:
+        found.append(
+            f"duration.global_batch_size {batch} does not divide into compute.gradient_accumulation {parts} parts "
+            f"({batch} / {parts} = {batch / parts:.2f})"
+        )
+    if not config.duration.batch_warmup.amount:
+        return found
+    start, halves = config.duration.batch_start, [batch]
+    while halves[-1] % 2 == 0:
+        halves.append(halves[-1] // 2)
+    usable = " or ".join(str(half) for half in reversed(halves[1:]) if half % parts == 0)
+    instead = f"start with {usable}" if usable else "set duration.batch_warmup='0 steps'"
+    if start not in halves[1:]:
+        found.append(
+            f"duration.batch_start {start} is not duration.global_batch_size {batch} halved some times "
+            f"({batch} / {start} = {batch / start:.2f}), and duration.batch_warmup doubles it; {instead}"
+        )
+    elif start % parts:
+        found.append(
+            f"duration.batch_start {start} does not divide into compute.gradient_accumulation {parts} parts "
+            f"({start} / {parts} = {start / parts:.2f}); {instead}"
+        )
+    return found
 
 
 def _durations(config: "Config") -> list[str]:
@@ -94,22 +117,35 @@ def _durations(config: "Config") -> list[str]:
     in_progress = {
         "duration.length": length,
         "duration.warmup": config.duration.warmup,
+        "duration.seq_len_warmup": config.duration.seq_len_warmup,
+        "duration.batch_warmup": config.duration.batch_warmup,
         "optimizer.decay": config.optimizer.decay,
         "evaluation.every": config.evaluation.every,
         "logging.every": config.logging.every,
     }
     for key, duration in in_progress.items():
         if duration.seconds is not None:
-            share = "" if key == "duration.length" else ", or a percentage of the run"
+            share = "" if key in ("duration.length", "duration.batch_warmup") else ", or a percentage of the run"
             found.append(f"{key} '{duration}' is wall-clock time; give {_PROGRESS}{share}")
     for key, duration in {**in_progress, "checkpoint.every": config.checkpoint.every}.items():
-        may_be_zero = key in ("duration.warmup", "optimizer.decay")
+        may_be_zero = key.endswith("warmup") or key == "optimizer.decay"
         if not duration.amount and not may_be_zero:
             found.append(f"{key} '{duration}' must be more than 0")
         if duration.unit == "%" and duration.amount > 100:
             found.append(f"{key} '{duration}' is more than the whole run")
     if length.unit == "%":
         found.append(f"duration.length cannot be a percentage of itself; give {_PROGRESS}")
+    if config.duration.batch_warmup.unit == "%":
+        found.append(
+            "duration.batch_warmup cannot be a percentage of the steps in duration.length, which depend on it; give "
+            + _PROGRESS
+        )
+    start, longest = config.duration.seq_len_start, config.data.seq_len
+    if config.duration.seq_len_warmup.amount and start >= longest:
+        found.append(
+            f"duration.seq_len_start {start} is not below data.seq_len {longest}, so there is nothing to warm up; "
+            "lower it, or set duration.seq_len_warmup='0 steps'"
+        )
     first, last = config.logging.profile_steps or (0, 0)
     if config.logging.profile_steps and first >= last:
         found.append(f"logging.profile_steps: the last step {last} must come after the first {first}")
@@ -124,11 +160,42 @@ def _switches(config: "Config") -> list[str]:
             f"conditioning.parameter_rounding {rounding} is for parameters in bfloat16, and conditioning.precision "
             f"{precision} keeps them in float32; set conditioning.precision=bfloat16_params, or leave it at nearest"
         )
+    scaling = config.conditioning.loss_scaling
+    if scaling.kind != "none" and precision != "float16":
+        found.append(
+            f"conditioning.loss_scaling.kind {scaling.kind} brings gradients into float16's range, and those of "
+            f"conditioning.precision {precision} have float32's; set conditioning.precision=float16, or "
+            "conditioning.loss_scaling.kind=none"
+        )
+    if scaling.kind == "dynamic" and scaling.floor > scaling.initial:
+        found.append(
+            f"conditioning.loss_scaling.floor {scaling.floor} is above conditioning.loss_scaling.initial "
+            f"{scaling.initial}; lower one or raise the other"
+        )
+    clip = config.conditioning.qk_clip
+    if clip and not config.conditioning.probe_every:
+        found.append(
+            f"conditioning.qk_clip {clip:g} acts on attention logits that conditioning.probe_every 0 never measures; "
+            "set conditioning.probe_every=1 to act at every step, as in the paper"
+        )
+    if clip and config.conditioning.qk_norm:
+        found.append(
+            f"conditioning.qk_clip {clip:g} scales query and key weights, which conditioning.qk_norm undoes; turn one "
+            "of them off"
+        )
     if config.optimizer.update_clipping and config.optimizer.name == "lion":
         found.append(
             "optimizer.update_clipping measures Adam's second moment, and optimizer.name lion has none; turn it off"
         )
     return found
+
+
+def _faults(config: "Config") -> list[str]:
+    return [
+        f"faults.{kind}: the last sequence {window[1]} is excluded, so it must come after the first {window[0]}"
+        for kind in ("nan", "poison")
+        if (window := getattr(config.faults, kind)) is not None and window[0] >= window[1]
+    ]
 
 
 def _parametrisation(config: "Config") -> list[str]:
@@ -164,4 +231,54 @@ def _parametrisation(config: "Config") -> list[str]:
             f"{section}.kind completep is for residual streams that are not normalised on their way, and "
             "conditioning.norm_placement post does so after each sum; set conditioning.norm_placement=pre"
         )
+    return found
+
+
+def _matmul_formats(config: "Config") -> list[str]:
+    conditioning, paths = config.conditioning, config.model.products
+    found = [
+        f"conditioning.precision_overrides: '{pattern}' matches no product with weights; there are {', '.join(paths)}"
+        for pattern in conditioning.precision_overrides
+        if not any(fnmatchcase(path, pattern) for path in paths)
+    ]
+    if conditioning.float32_head and "output" in conditioning.precision_overrides:
+        found.append("conditioning.float32_head and conditioning.precision_overrides both name output; leave one")
+    formats = {path: conditioning.precision_of(path) for path in paths}
+    formats = {path: name for path, name in formats.items() if name in MATMUL_FORMATS}
+    names = [name for name in MATMUL_FORMATS if name in formats.values()]
+    scaling = conditioning.matmul_scaling
+    if not names:
+        switches = {"simulate": conditioning.simulate, f"matmul_scaling {scaling}": scaling != "current"}
+        return found + [
+            f"conditioning.{switch} is for products in {', '.join(MATMUL_FORMATS)}, and conditioning.precision "
+            f"{conditioning.precision} has none; choose one of these or leave conditioning.{switch.split()[0]} out"
+            for switch, on in switches.items()
+            if on
+        ]
+    if not conditioning.simulate:
+        found += [
+            f"conditioning.precision {name} exists in simulation only; set conditioning.simulate=true"
+            for name in names
+            if name not in ("int8", "fp8")
+        ]
+    can_scale = {"current": MATMUL_FORMATS, "blocks": ("int8", "fp8"), "delayed": ("fp8",)}[scaling]
+    found += [
+        f"conditioning.matmul_scaling {scaling} is for {' and '.join(can_scale)}, and {name} "
+        f"{'is scaled by the current largest magnitude' if name == 'int8' else 'has scales of its own'}; "
+        "set conditioning.matmul_scaling=current"
+        for name in names
+        if name not in can_scale
+    ]
+    if scaling == "delayed":
+        if config.compute.loss_chunk_tokens and "output" in formats:
+            found.append(
+                "conditioning.matmul_scaling delayed records one largest magnitude a step, and "
+                "compute.loss_chunk_tokens makes many output products of it; set compute.loss_chunk_tokens=0 or "
+                "conditioning.precision_overrides.output=bfloat16"
+            )
+        if conditioning.precision == "bfloat16_params":
+            found.append(
+                "conditioning.matmul_scaling delayed keeps its scales among the parameters, which "
+                "conditioning.precision bfloat16_params rounds; set conditioning.precision=bfloat16 or matmul_scaling=current"
+            )
     return found

@@ -19,13 +19,17 @@ _SAME_MATHS = (
     "data.prefetch",  # how early batches are made, not which
     "data.prepared_dir",  # where token shards lie; their content is checked against hashes
     "duration.wall_clock_limit",  # when to stop for now
+    # A rollback comes to the same state from an older one, and a halted run may be given more of them.
+    "conditioning.guard.rollback.snapshots",
+    "conditioning.guard.rollback.snapshot_every",
+    "conditioning.guard.rollback.at_most",
 )
 
 
 def changes_maths(key: str) -> bool:
     """Whether a run resumed with another value of this dotted key would be another run.
 
-    `conditioning` always is (precision, norms and clipping decide every update), and so is `duration.length` (it
+    `conditioning` mostly is (precision, norms and clipping decide every update), and so is `duration.length` (it
     stretches the schedule).
     """
     return not any(key == same or key.startswith(f"{same}.") for same in _SAME_MATHS)

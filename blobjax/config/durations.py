@@ -26,16 +26,55 @@ _PATTERN = re.compile(r"^\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(?:([kKmMbBg
 
 
 @dataclass(frozen=True)
+class BatchSizes:
+    """Sequences in each step of a run.
+
+    Attributes:
+      full: those of a step after the batch warm-up.
+      smaller: the warm-up's stages, in the order they come: how many steps, and sequences in each of them.
+    """
+
+    full: int
+    smaller: tuple[tuple[int, int], ...] = ()
+
+    def at(self, step: int) -> int:
+        """Sequences in one step; steps count from 1."""
+        for many, size in self.smaller:
+            if step <= many:
+                return size
+            step -= many
+        return self.full
+
+    def sequences(self, steps: int) -> int:
+        """Sequences in the first so many steps together."""
+        total = 0
+        for many, size in self.smaller:
+            total += min(many, steps) * size
+            steps -= min(many, steps)
+        return total + steps * self.full
+
+    def steps(self, sequences: int) -> int:
+        """How many first steps it takes to use up so many sequences."""
+        before = 0
+        for many, size in self.smaller:
+            if sequences <= many * size:
+                return before - -sequences // size
+            before, sequences = before + many, sequences - many * size
+        return before - -sequences // self.full
+
+
+@dataclass(frozen=True)
 class Clockwork:
     """What turns a duration into steps.
 
     Attributes:
-      tokens_per_step: tokens in one global batch.
+      tokens_per_step: tokens in one global batch, after the batch warm-up.
       flops_per_token: model FLOPs for one training token (forward and backward).
       params: trained parameters, embeddings excluded (the N of Kaplan et al. 2020, section 2.1; Hoffmann et al. 2022,
         with their 20 tokens/param, count embeddings too, which matters for small models with large vocabularies).
       tokens_per_epoch: distinct training tokens of the mixture, one pass over each domain.
       length: the length of the whole run in steps, for percentages; 0 where it is not known yet.
+      batches: sequences in each step; one, where nobody asks.
     """
 
     tokens_per_step: int
@@ -43,6 +82,7 @@ class Clockwork:
     params: int
     tokens_per_epoch: int
     length: int = 0
+    batches: BatchSizes = BatchSizes(1)
 
 
 @dataclass(frozen=True)
@@ -91,8 +131,16 @@ class Duration:
         scale = _SECONDS.get(self.unit)
         return None if scale is None else self.amount * scale
 
+    def first_steps(self, clockwork: Clockwork) -> int:
+        """Steps from the start of the run: more than `steps` where a batch warm-up makes the first ones smaller.
+
+        As many tokens, FLOPs or epochs are seen as in `steps` of full size. Raises as `steps` does.
+        """
+        steps, batches = self.steps(clockwork), clockwork.batches
+        return steps if self.unit in ("steps", "%") else batches.steps(steps * batches.full)
+
     def steps(self, clockwork: Clockwork) -> int:
-        """Optimizer steps, rounded up; at least 1 unless the amount is 0.
+        """Optimizer steps of full size, rounded up; at least 1 unless the amount is 0.
 
         Raises:
           ValueError: the unit is wall-clock time, which is not a number of steps; or a percentage of a length that

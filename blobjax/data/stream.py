@@ -13,7 +13,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from blobjax.config import BadInputError, Config
+from blobjax.data.faults import spoil
 from blobjax.data.mixture import Mixture
+from blobjax.data.passed_over import PassedOver
 from blobjax.data.preparation import Prepared
 from blobjax.data.shuffle import shuffled
 from blobjax.data.tokenizer import Tokenizer
@@ -28,10 +30,14 @@ class Stream:
       tokenizer: what the tokens mean.
       tokens_per_epoch: training tokens in one pass over each domain of positive weight.
       fingerprint: tells the tokens on disk from any others; compare before resuming.
+      passed_over: sequences that the run leaves out; it grows when the run rolls back. Batches asked for afterwards are
+        without them.
     """
 
     def __init__(self, config: Config, prepared: Prepared) -> None:
         self._data, self._seed = config.data, config.seed
+        self._faults, self._vocab_size = config.faults, config.model.vocab_size
+        self.passed_over = PassedOver()
         self.tokenizer: Tokenizer = prepared.tokenizer
         self.fingerprint = prepared.fingerprint
         self._mixture = Mixture(config.data.mixture)
@@ -42,10 +48,12 @@ class Stream:
         self.tokens_per_epoch = sum(self._windows) * self._data.seq_len
 
     def epochs(self, sequences: int) -> dict[str, float]:
-        """How often each trained domain has been gone through after so many sequences of the mixture."""
-        counts = self._mixture.counts(sequences)
+        """How often each trained domain has been gone through after so many sequences of the run."""
+        counts = np.array(self._mixture.counts(self.passed_over.number(sequences)))
+        for first, last in self.passed_over.before(sequences):
+            counts -= np.subtract(self._mixture.counts(last), self._mixture.counts(first))
         return {
-            name: count / windows
+            name: float(count) / windows
             for name, count, windows in zip(self._mixture.names, counts, self._windows, strict=True)
         }
 
@@ -79,13 +87,16 @@ class Stream:
     def sequences(self, numbers: list[int]) -> Batch:
         """The batch made of these sequences of the run, given by global number; [B, T] arrays as in `batches`."""
         length = self._data.seq_len
+        numbers = [self.passed_over.number(number) for number in numbers]
         tokens = np.empty((len(numbers), length + 1), np.int32)
         for row, number in enumerate(numbers):
             domain, index = self._mixture.locate(number)
             window = shuffled(index, self._windows[domain], self._seed, self._mixture.names[domain])
             start = window * length
             tokens[row] = self._train[domain][start : start + length + 1]
-        return self._pack(tokens)
+        batch = self._pack(tokens)
+        spoil(batch, numbers, self._faults, self._vocab_size, self._seed)
+        return batch
 
     def held_out(self, domain: str, n: int) -> Batch:
         """Up to n windows spread evenly over a domain's held-out text, the same ones every time.

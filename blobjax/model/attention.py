@@ -48,7 +48,7 @@ def _cannot(implementation: str, config: Config, platform: str) -> str | None:
             return f"it needs an NVIDIA GPU, and this is a {platform}"
         if jax.default_backend() == "gpu" and not _has_flash_kernel(jax.devices()[0]):
             return f"its kernel needs compute capability 8.0, and this is a {jax.devices()[0].device_kind}"
-        if dtype != jnp.bfloat16:
+        if dtype not in (jnp.bfloat16, jnp.float16):
             return f"it computes in 16-bit floats only, and conditioning.precision is {config.conditioning.precision}"
         if config.conditioning.attention_soft_cap:
             return "it knows no soft cap, and conditioning.attention_soft_cap is set"
@@ -59,6 +59,8 @@ def _cannot(implementation: str, config: Config, platform: str) -> str | None:
     if implementation == "splash":
         if platform != "tpu":
             return f"it needs a TPU, and this is a {platform}"
+        if dtype == jnp.float16:
+            return "Pallas on TPUs has no float16, and conditioning.precision is float16"
         if config.data.seq_len % 128:
             return f"it works on blocks of 128 tokens, and data.seq_len is {config.data.seq_len}"
         if config.compute.mesh.context != 1:

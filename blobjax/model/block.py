@@ -17,6 +17,7 @@ from blobjax.compute.sharding import constrain, current_layout
 from blobjax.conditioning.flow import Flow, attention_statistics, dead_fraction, measure, rms
 from blobjax.conditioning.norms import RMSNorm, make_norm, normalise
 from blobjax.conditioning.parametrisation import attention_scale, into_stream, residual
+from blobjax.conditioning.products import Product, make_products
 from blobjax.config.schema import Config
 from blobjax.model.attention import attend, choose
 from blobjax.model.initialisers import matrix
@@ -47,26 +48,28 @@ class Stored(NamedTuple):
     v_BSGK: jax.Array
 
 
-def project(x_BTI: jax.Array, w_IO: jax.Array, n_in: int = 1) -> jax.Array:
+def project(x_BTI: jax.Array, w_IO: jax.Array, product: Product, n_in: int = 1) -> jax.Array:
     """x · w over the last `n_in` dims of x, which are the first of w.
 
     Args:
       x_BTI: activations in the compute dtype.
-      w_IO: a float32 parameter; cast to the dtype of x.
+      w_IO: a parameter.
+      product: multiplies the two, in the format of this place in the model.
       n_in: how many dims are summed over: 2 for heads and features, otherwise 1.
 
     Returns:
       [B, T, O...] in the dtype of x.
     """
-    w_IO = w_IO.astype(x_BTI.dtype)
+    if product.policy.matmul is None:
+        w_IO = w_IO.astype(product.policy.compute)
     layout = current_layout()
     if layout is not None and layout.ways("time") > 1:
         # B · T as one dim would interleave two mesh axes, which XLA can only do by gathering the activations.
-        return jnp.tensordot(x_BTI, w_IO, n_in)
+        return product(x_BTI, w_IO, n_in)
     # As [tokens, in] · [in, out] matmuls the step takes 0.65 of the time on XLA's CPU backend, most of it saved in the
     # gradients of w; elsewhere it is the same program.
     features = math.prod(w_IO.shape[:n_in])
-    flat = x_BTI.reshape(-1, features) @ w_IO.reshape(features, -1)
+    flat = product(x_BTI.reshape(-1, features), w_IO.reshape(features, -1))
     return flat.reshape(*x_BTI.shape[: x_BTI.ndim - n_in], *w_IO.shape[n_in:])
 
 
@@ -86,6 +89,7 @@ class Attention(nnx.Module):
             m.n_heads * m.d_head,
             into_stream(config),
         )
+        self.products = make_products(config, "blocks/attention")
         self.query_norm = RMSNorm(m.d_head, c.norm_epsilon) if c.qk_norm else None
         self.key_norm = RMSNorm(m.d_head, c.norm_epsilon) if c.qk_norm else None
         self.scale = attention_scale(config)
@@ -97,9 +101,9 @@ class Attention(nnx.Module):
     def __call__(
         self, x_BTD: jax.Array, places: Places, stored: Stored | None
     ) -> tuple[jax.Array, Stored | None, Flow]:
-        q_BTHK = project(x_BTD, self.query[...])
-        k_BTGK = project(x_BTD, self.key[...])
-        v_BTGK = project(x_BTD, self.value[...])
+        q_BTHK = project(x_BTD, self.query[...], self.products["query"])
+        k_BTGK = project(x_BTD, self.key[...], self.products["key"])
+        v_BTGK = project(x_BTD, self.value[...], self.products["value"])
         if self.query_norm is not None and self.key_norm is not None:
             q_BTHK, k_BTGK = self.query_norm(q_BTHK), self.key_norm(k_BTGK)
         q_BTHK = rotate(q_BTHK, places.cos_BTP, places.sin_BTP)
@@ -132,7 +136,7 @@ class Attention(nnx.Module):
             stored = Stored(k_BSGK, v_BSGK)
             a_BTHK = run(q_BTHK, *stored)
         a_BTHK = constrain(a_BTHK, ("batch", "time", "heads", "head"))
-        return project(a_BTHK, self.out[...], n_in=2), stored, flow
+        return project(a_BTHK, self.out[...], self.products["out"], n_in=2), stored, flow
 
     def _statistics(self, q_BTHK: jax.Array, k_BTGK: jax.Array, segments_BT: jax.Array) -> Flow:
         return attention_statistics(q_BTHK, k_BTGK, segments_BT, self.scale, self.window)
@@ -147,13 +151,14 @@ class MLP(nnx.Module):
         self.gate = matrix(rngs, (m.d_model, m.d_ff), into, m.d_model) if m.gated else None
         self.up = matrix(rngs, (m.d_model, m.d_ff), into, m.d_model)
         self.down = matrix(rngs, (m.d_ff, m.d_model), out_of, m.d_ff, into_stream(config))
+        self.products = make_products(config, "blocks/mlp")
         self.activation = m.activation
 
     def __call__(self, x_BTD: jax.Array, probing: jax.Array | None) -> tuple[jax.Array, Flow]:
-        up_BTF = project(x_BTD, self.up[...])
+        up_BTF = project(x_BTD, self.up[...], self.products["up"])
         # GELU in its tanh form (Hendrycks & Gimpel 2016), as GPT-2 and Gemma have it.
         if self.gate is not None:
-            gate_BTF = project(x_BTD, self.gate[...])
+            gate_BTF = project(x_BTD, self.gate[...], self.products["gate"])
             f = jax.nn.silu if self.activation == "swiglu" else jax.nn.gelu
             hidden_BTF = f(gate_BTF) * up_BTF
         elif self.activation == "gelu":
@@ -162,7 +167,7 @@ class MLP(nnx.Module):
             hidden_BTF = jnp.square(jax.nn.relu(up_BTF))
         hidden_BTF = constrain(hidden_BTF, ("batch", "time", "mlp"))
         flow = measure(probing, lambda h_BTF: {"dead_fraction": dead_fraction(h_BTF)}, hidden_BTF)
-        return project(hidden_BTF, self.down[...]), flow
+        return project(hidden_BTF, self.down[...], self.products["down"]), flow
 
 
 class Norms(nnx.Module):

@@ -15,6 +15,7 @@ from blobjax.conditioning.flow import Flow, measure, rms
 from blobjax.conditioning.norms import make_norm, normalise
 from blobjax.conditioning.parametrisation import output_deviation, readout
 from blobjax.conditioning.precision import policy
+from blobjax.conditioning.products import make_products
 from blobjax.config.schema import Config
 from blobjax.model.block import Block, Places, Stored
 from blobjax.model.initialisers import embedding, matrix
@@ -45,8 +46,8 @@ class Transformer(nnx.Module):
         self.shape = m
         self.precision = policy(config.conditioning)
         self.final_soft_cap = config.conditioning.final_soft_cap
-        self.float32_head = config.conditioning.float32_head
         self.readout = readout(config)
+        self.products = make_products(config)
         self.remat = config.compute.remat
         self.scanned = scans(config)
         self.embedding = embedding(rngs, m.vocab_size, m.d_model)
@@ -148,9 +149,7 @@ class Transformer(nnx.Module):
           [..., V] float32.
         """
         w_DV = self.embedding[...].T if self.unembedding is None else self.unembedding[...]
-        if self.float32_head:
-            x_BTD = x_BTD.astype(jnp.float32)
-        logits_BTV = jnp.matmul(x_BTD, w_DV.astype(x_BTD.dtype), preferred_element_type=self.precision.output)
+        logits_BTV = self.products["output"](x_BTD, w_DV, result=self.precision.output)
         return soft_cap(self.readout * logits_BTV, self.final_soft_cap)
 
 

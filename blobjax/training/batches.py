@@ -1,11 +1,13 @@
 """From host rows to a global batch: each process reads only the rows its own devices hold."""
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import jax
 import numpy as np
 
+from blobjax.config import BatchSizes
 from blobjax.data import Stream
 
 
@@ -16,16 +18,16 @@ class Position:
     Attributes:
       start: steps taken when this attempt began.
       start_sequences: sequences used up by then.
-      batch_size: sequences per step since.
+      sizes: sequences in each step, by this config.
     """
 
     start: int
     start_sequences: int
-    batch_size: int
+    sizes: BatchSizes
 
     def sequences(self, step: int) -> int:
         """Sequences used up after this many steps."""
-        return self.start_sequences + (step - self.start) * self.batch_size
+        return self.start_sequences + self.sizes.sequences(step) - self.sizes.sequences(self.start)
 
 
 def local_rows(sharding: jax.sharding.Sharding, shape_BT: tuple[int, int]) -> np.ndarray:
@@ -68,3 +70,14 @@ def global_batches(
     rows = local_rows(sharding, shape_BT)
     for local in stream.batches(first_sequence, rows, shape_BT[0]):
         yield to_global(local, rows, sharding, shape_BT)
+
+
+def training_batches(
+    stream: Stream, position: Position, steps: Iterable[int], sharding: jax.sharding.Sharding, length: int
+) -> Iterator[dict[str, jax.Array]]:
+    """The batches of these steps, which count from 1 and follow on each other, each of its step's size."""
+    for size, stage in itertools.groupby(steps, position.sizes.at):
+        first = next(stage)
+        batches = global_batches(stream, position.sequences(first - 1), sharding, (size, length))
+        for _, batch in zip(itertools.chain([first], stage), batches, strict=False):
+            yield batch

@@ -6,6 +6,7 @@ optax happens to build its state from, and so that parameters can be read alone.
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from orbax.checkpoint import v1 as ocp
 from blobjax.config import BadInputError
 from blobjax.config.schema import Checkpoint
 from blobjax.training.state import TrainState
+from blobjax.training.timers import check_agreement
 
 # Orbax logs every phase of every save at INFO; a run's own events.jsonl says what a reader needs.
 logging.getLogger("absl").setLevel(logging.WARNING)
@@ -156,6 +158,26 @@ class Checkpointer:
                     f"checkpoint {self._orbax.directory / str(step)} does not fit this config: "
                     + _differences(different, there, here)
                 )
+
+    def delete_after(self, step: int) -> None:
+        """Deletes every checkpoint after a step; all processes call it, and return once it is done.
+
+        Orbax's own deletion takes a checkpoint apart file by file. Here its folder is moved away first, so that a
+        process killed at any moment leaves whole checkpoints only; and the newest goes first.
+        """
+        self.wait()
+        undone = [each for each in self.steps() if each > step]
+        # A barrier before, lest one looks when another has begun; and one after.
+        check_agreement(checkpoints=str(undone))
+        if jax.process_index() == 0:
+            checkpoints = Path(self._orbax.directory)
+            aside = checkpoints.parent / ".blobjax-undone"
+            for each in reversed(undone):
+                shutil.rmtree(aside, ignore_errors=True)
+                (checkpoints / str(each)).rename(aside)
+            shutil.rmtree(aside, ignore_errors=True)
+        check_agreement(checkpoints=str(undone))
+        self._orbax.reload()
 
     def close(self) -> None:
         """Finishes the save in flight and lets go of Orbax's threads."""

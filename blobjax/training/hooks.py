@@ -49,6 +49,12 @@ class SaveHook:
             self._in_flight = {"step": step, "stall_seconds": time.perf_counter() - began}
         return False
 
+    def undo(self, step: int) -> None:
+        """Lets go of every checkpoint after a step, on all processes: the run goes another way from there."""
+        self.finish()
+        self._checkpointer.delete_after(step)
+        self._newest = -1
+
     def finish(self) -> None:
         """Waits for the save in flight to be committed; only then is it an event."""
         if self._in_flight is not None:
@@ -191,6 +197,6 @@ class ProfileHook:
         """Starts or ends the trace."""
         if step == self._last:
             self.__exit__()
-        else:
+        elif not self._tracing:  # a rollback comes here twice
             self._begin()
         return False

@@ -15,6 +15,9 @@ class Writer(Protocol):
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """Writes one step's metrics."""
 
+    def undo(self, step: int) -> None:
+        """Takes back what was written of the steps after this one: a rollback has undone them."""
+
     def close(self) -> None:
         """Makes sure that everything written is kept."""
 
@@ -23,19 +26,36 @@ class JsonlWriter:
     """metrics.jsonl: one object a line, each with `step`.
 
     A run that was killed has written lines beyond its last checkpoint. They are dropped on resume, because the resumed
-    run writes the same steps again.
+    run writes the same steps again. After a rollback other steps take their numbers: the old lines move to
+    undone_metrics.jsonl, so that metrics.jsonl is the history of the run's state, and the trouble can still be seen.
     """
 
     def __init__(self, directory: RunDirectory, resume_step: int):
-        lines = list(read_jsonl(directory.metrics))
-        kept = [line for line in lines if isinstance(line.get("step"), int) and line["step"] <= resume_step]
-        if len(kept) < len(lines):
-            write_atomically(directory.metrics, "".join(_line(line) for line in kept))
+        self._directory = directory
+        self._cut(resume_step)
         self._file = append_lines(directory.metrics)
+
+    def _cut(self, step: int) -> list[dict[str, Any]]:
+        """Drops the lines beyond a step and returns them."""
+        kept: list[dict[str, Any]] = []
+        dropped: list[dict[str, Any]] = []
+        for line in read_jsonl(self._directory.metrics):
+            (kept if isinstance(line.get("step"), int) and line["step"] <= step else dropped).append(line)
+        if dropped:
+            write_atomically(self._directory.metrics, "".join(_line(line) for line in kept))
+        return dropped
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """Appends one line; a number that JSON cannot hold (NaN, infinity) is written as a string."""
         self._file.write(_line({"step": step, **metrics}))
+
+    def undo(self, step: int) -> None:
+        """Moves the lines beyond a step to undone_metrics.jsonl."""
+        self.close()
+        undone = self._cut(step)
+        with append_lines(self._directory.undone_metrics) as file:
+            file.writelines(_line(line) for line in undone)
+        self._file = append_lines(self._directory.metrics)
 
     def close(self) -> None:
         """Closes the file."""
@@ -51,15 +71,24 @@ class TensorBoardWriter:
     """tensorboard/: scalars, written by tensorboardX, which needs no TensorFlow."""
 
     def __init__(self, directory: RunDirectory, resume_step: int):
+        self._path = str(directory.tensorboard)
+        self._open(resume_step)
+
+    def _open(self, step: int) -> None:
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(directory.tensorboard), purge_step=resume_step + 1)
+        self._writer = SummaryWriter(self._path, purge_step=step + 1)
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """Adds one point to each scalar."""
         for name, value in metrics.items():
             if isinstance(value, int | float):
                 self._writer.add_scalar(name, value, step)
+
+    def undo(self, step: int) -> None:
+        """Tells TensorBoard to forget the points beyond a step, as on resume."""
+        self.close()
+        self._open(step)
 
     def close(self) -> None:
         """Flushes and closes."""
@@ -90,6 +119,9 @@ class WandBWriter:
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """Logs one step."""
         self._run.log(metrics, step=step)
+
+    def undo(self, step: int) -> None:
+        """Nothing: W&B takes no point back, and passes over steps it has had until the run is beyond them."""
 
     def close(self) -> None:
         """Uploads what is left."""

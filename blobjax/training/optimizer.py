@@ -16,10 +16,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from blobjax.conditioning.clipping import adagc, scale_by_stable_adam, zclip
+from blobjax.conditioning.clipping import adagc, agc, fan_in, scale_by_stable_adam, zclip
 from blobjax.conditioning.guards import guarded
+from blobjax.conditioning.loss_scaling import loss_scaled
 from blobjax.conditioning.parametrisation import epsilons, is_hidden, is_matrix, learning_rates
 from blobjax.conditioning.precision import policy
+from blobjax.conditioning.qk_clip import qk_clip
 from blobjax.conditioning.rounding import in_float32, kahan_summation, stochastic_rounding
 from blobjax.config.schema import Conditioning, Config, Optimizer
 
@@ -62,10 +64,9 @@ def _muon_dims(axes: tuple[str | None, ...]) -> optax.contrib.MuonDimensionNumbe
     """Which dims of a hidden matrix are its input and output; None for what AdamW takes (vectors, embedding, head)."""
     if not is_hidden(axes):
         return None
-    dims = [dim for dim, axis in enumerate(axes) if axis != "layers"]
-    # Projections out of the residual stream have "embed" first; those back into it, last.
-    split = 1 if axes[dims[0]] == "embed" else len(dims) - 1
-    return optax.contrib.MuonDimensionNumbers(tuple(dims[:split]), tuple(dims[split:]))
+    inputs = fan_in(axes)
+    outputs = tuple(dim for dim, axis in enumerate(axes) if axis != "layers" and dim not in inputs)
+    return optax.contrib.MuonDimensionNumbers(inputs, outputs)
 
 
 def _muon(config: Optimizer, axes: Any) -> optax.GradientTransformation:
@@ -120,6 +121,8 @@ def _clip(conditioning: Conditioning, axes: Any) -> optax.GradientTransformation
             return zclip(conditioning.zclip)
         case "adagc":
             return adagc(conditioning.adagc, conditioning.clip_norm, axes)
+        case "agc":
+            return agc(conditioning.agc, axes)
         case "global_norm":
             return optax.clip_by_global_norm(conditioning.clip_norm) if conditioning.clip_norm else optax.identity()
 
@@ -135,14 +138,16 @@ def _rounding(config: Config) -> optax.GradientTransformation:
 
 
 def make_optimizer(config: Config, rate: optax.Schedule, axes: Any) -> optax.GradientTransformationExtraArgs:
-    """Clip, direction, decay of matrices, learning rate; and a guard around it all, if asked for.
+    """Clip, direction, decay, learning rate, QK-clip; around it all, if asked for, a guard and then loss scaling.
 
     Args:
       rate: learning rate by step.
       axes: tree of logical axis names, one tuple for each parameter.
 
     Returns:
-      An optimizer whose update also takes `loss`, the step's loss.
+      An optimizer whose update also takes `loss`, the step's loss, and with QK-clip `logits_LH`. With loss scaling its
+      state has the `scale` that the step multiplies by before it differentiates, and the gradients are divided by it
+      already.
     """
     optimizer = config.optimizer
     match optimizer.name:
@@ -163,7 +168,13 @@ def make_optimizer(config: Config, rate: optax.Schedule, axes: Any) -> optax.Gra
         optax.add_decayed_weights(decay, matrices),
         optax.scale_by_learning_rate(rate),
     )
+    if config.conditioning.qk_clip:
+        whole = optax.chain(whole, qk_clip(config.conditioning.qk_clip))
     if policy(config.conditioning).params != jnp.float32:
         whole = optax.chain(in_float32(whole), _rounding(config))
-    guard = config.conditioning.guard
-    return guarded(whole, guard) if guard else optax.with_extra_args_support(whole)
+    guard, scaling = config.conditioning.guard, config.conditioning.loss_scaling
+    if guard:
+        whole = guarded(whole, guard)
+    if scaling.kind != "none":
+        whole = loss_scaled(whole, scaling, guarded=guard is not None)
+    return optax.with_extra_args_support(whole)

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from blobjax.config import BatchSizes
+
 # Seconds between plain lines: a log of a long run stays readable.
 _PLAIN_EVERY = 10.0
 
@@ -28,26 +30,29 @@ class ProgressLine:
     Args:
       length: steps of the whole run.
       start: steps already done.
+      batches: sequences in each step; the time left is in proportion to those that are left.
       console: where to; a terminal gets a live line.
     """
 
-    def __init__(self, length: int, start: int, console: Console):
+    def __init__(self, length: int, start: int, batches: BatchSizes, console: Console):
         self._length = length
         self._console = console
         self._shown = float("-inf")
         self._begun = time.monotonic()
-        self._start = start
+        self._start = batches.sequences(start)
+        self._end = batches.sequences(length)
+        self._sequences = batches.sequences
         self._progress: Progress | None = None
         self._task = TaskID(0)
         if console.is_terminal:
             self._progress = Progress(
-                TextColumn("[bold]{task.completed}/{task.total}"),
+                TextColumn(f"[bold]{{task.fields[step]}}/{length}"),
                 BarColumn(bar_width=24),
                 TextColumn("{task.description}"),
                 TimeRemainingColumn(),
                 console=console,
             )
-            self._task = self._progress.add_task("starting", total=length, completed=start)
+            self._task = self._progress.add_task("starting", total=self._end, completed=self._start, step=start)
 
     def open(self) -> None:
         """Begins the live line."""
@@ -61,12 +66,13 @@ class ProgressLine:
             f"{metrics['tokens_per_second']:,.0f} tokens/s"
         )
         if self._progress is not None:
-            self._progress.update(self._task, completed=step, description=figures)
+            self._progress.update(self._task, completed=self._sequences(step), description=figures, step=step)
             return
         now = time.monotonic()
         if now - self._shown >= _PLAIN_EVERY or step == self._length:
             self._shown = now
-            left = (now - self._begun) / max(step - self._start, 1) * (self._length - step)
+            done = self._sequences(step)
+            left = (now - self._begun) / max(done - self._start, 1) * (self._end - done)
             self.say(f"step {step}/{self._length}  {figures}  ETA {int(left) // 60}:{int(left) % 60:02d}")
 
     def say(self, line: str) -> None:

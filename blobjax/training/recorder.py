@@ -34,7 +34,7 @@ class Recorder:
         self._position = position
         self._every = Every(program.config.logging.every, program.clockwork)
         self._writers: list[Writer] = make_writers(program.config, directory, position.start) if directory else []
-        self._line = ProgressLine(program.clockwork.length, position.start, console)
+        self._line = ProgressLine(program.clockwork.length, position.start, program.clockwork.batches, console)
 
     def __enter__(self) -> "Recorder":
         self._line.open()
@@ -51,6 +51,11 @@ class Recorder:
         """Hands metrics to every writer."""
         for writer in self._writers:
             writer.write(step, metrics)
+
+    def undo(self, step: int) -> None:
+        """Takes back what was recorded of the steps after this one."""
+        for writer in self._writers:
+            writer.undo(step)
 
     def say(self, line: str) -> None:
         """Prints a line for the person watching."""
@@ -74,12 +79,14 @@ class Recorder:
         flow = found.pop("flow", {})
         metrics = {name: float(value) for name, value in found.items()}
         clockwork = self._program.clockwork
-        rate = clockwork.tokens_per_step / done.seconds
+        batch_size = self._position.sizes.at(done.step)
+        rate = batch_size * self._program.config.data.seq_len / done.seconds
         peak = accelerators.peak_flops(jax.devices()[0])
         sequences = self._position.sequences(done.step)
         return {
             **metrics,
-            **(_named(flow) if self._probed(done.step) else {}),
+            **(named(flow) if self._probed(done.step) else {}),
+            **({"batch_size": batch_size} if clockwork.batches.smaller else {}),
             "perplexity": math.exp(min(metrics["cross_entropy"], 700.0)),
             "tokens": sequences * self._program.config.data.seq_len,
             "tokens_per_second": rate,
@@ -91,13 +98,14 @@ class Recorder:
         }
 
 
-def _named(flow: dict[str, dict[str, np.ndarray]]) -> dict[str, float]:
+def named(flow: dict[str, dict[str, np.ndarray]]) -> dict[str, float]:
     """Probes under the names they are read by: `flow/block_00/residual_rms`."""
     named: dict[str, float] = {}
     for group, probes in flow.items():
         for name, values in probes.items():
             if group == "blocks":
-                named |= {f"flow/block_{layer:02d}/{name}": float(value) for layer, value in enumerate(values)}
+                # What is known of each head is read as that of the worst.
+                named |= {f"flow/block_{layer:02d}/{name}": float(np.max(value)) for layer, value in enumerate(values)}
             else:
                 named[f"flow/{group}/{name}"] = float(values)
     return named

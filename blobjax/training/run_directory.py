@@ -1,6 +1,7 @@
 """A run's directory: whose it is, what it holds, and that it can be written, all found out before anything is computed.
 
-config.yaml (resolved, reloadable) · metrics.jsonl · events.jsonl · checkpoints/ · tensorboard/
+config.yaml (resolved, reloadable) · metrics.jsonl · events.jsonl · checkpoints/ · tensorboard/; of a run with probes
+flow.json; of a run that had trouble passed_over.json · undone_metrics.jsonl · halt.json
 """
 
 import fcntl
@@ -31,6 +32,10 @@ class RunDirectory:
         self.tensorboard = self.path / "tensorboard"
         self.profile = self.path / "profile"
         self.tokenizer = self.path / "tokenizer.json"
+        self.flow = self.path / "flow.json"
+        self.passed_over = self.path / "passed_over.json"
+        self.undone_metrics = self.path / "undone_metrics.jsonl"
+        self.halt = self.path / "halt.json"
 
     def previous_config(self) -> Config | None:
         """The config of the run that lives here, or None in a new directory.

@@ -13,6 +13,7 @@ from flax import nnx
 
 from blobjax.compute.sharding import Layout
 from blobjax.conditioning.precision import policy
+from blobjax.conditioning.products import split_records
 from blobjax.config.schema import Config
 from blobjax.model import Transformer, logical_axes
 
@@ -90,7 +91,7 @@ def abstract_state(arch: Architecture, optimizer: optax.GradientTransformationEx
                 return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=param.sharding)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated)
 
-    opt_state = jax.tree_util.tree_map_with_path(shard, jax.eval_shape(optimizer.init, arch.shapes))
+    opt_state = jax.tree_util.tree_map_with_path(shard, jax.eval_shape(optimizer.init, split_records(arch.shapes)[0]))
     step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
     return TrainState(step, params, opt_state)
 
@@ -107,7 +108,7 @@ def init_state(config: Config, optimizer: optax.GradientTransformationExtraArgs,
     def init() -> TrainState:
         # Drawn in float32, so that the same seed gives the same weights, rounded, whatever their format.
         params = jax.tree.map(lambda p: p.astype(dtype), nnx.to_pure_dict(nnx.state(_create(config))))
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(split_records(params)[0]))
 
     # Random numbers are drawn once, and LLVM takes six times longer to optimise them than to draw them (laptop config:
     # compiled in 5.7 s and drawn in 0.1 s with optimisation, 0.9 s and 0.4 s without, of processor time).

@@ -1,6 +1,8 @@
 """A whole training run: checks first, then state (new or restored), the loop with its hooks, and what came of it."""
 
+import json
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -14,16 +16,22 @@ from blobjax.compute.flops import param_count
 from blobjax.compute.sharding import make_layout, unsharded
 from blobjax.config import BadInputError, Config
 from blobjax.config.diff import changes_maths, config_diff
-from blobjax.training.batches import Position, global_batches
+from blobjax.training import flow_summary
+from blobjax.training.batches import Position, training_batches
 from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.guard_watch import GuardWatch
 from blobjax.training.hooks import EvaluateHook, ProfileHook, SaveHook, StopHook
 from blobjax.training.inference import sample
-from blobjax.training.loop import Hook, StepReport, run
+from blobjax.training.landscape import LandscapeHook
+from blobjax.training.loop import Hook, StepReport
 from blobjax.training.program import Program, make_program
 from blobjax.training.progress import PatientConsole
 from blobjax.training.recorder import Recorder
+from blobjax.training.recovery import Recovery, read_passages, windows
 from blobjax.training.run_directory import EventLog, RunDirectory
+from blobjax.training.snapshots import SnapshotRing
+from blobjax.training.stages import Stages
+from blobjax.training.step import Batch
 from blobjax.training.timers import Every, check_agreement
 
 FINISHED = 0
@@ -54,6 +62,8 @@ def train(config: Config, allow_config_change: bool = False) -> int:
     with data.show_progress() as progress:
         prepared = data.prepare(config, progress)
     stream = data.open_stream(config, prepared)
+    passages = read_passages(directory.passed_over)
+    stream.passed_over = windows(passages)
     _check_sample(config, stream.tokenizer)
     program = make_program(config, layout, stream.tokens_per_epoch)
     length = program.clockwork.length
@@ -61,14 +71,21 @@ def train(config: Config, allow_config_change: bool = False) -> int:
     reader = Checkpointer(directory.checkpoints) if resuming else None
     saved = reader.steps() if reader else []
     # Also a barrier: no process may look at the directory while process 0 claims it.
-    check_agreement(maths=_maths(config), data=prepared.fingerprint, checkpoints=str(saved[-1:]))
+    check_agreement(
+        maths=_maths(config),
+        data=prepared.fingerprint,
+        checkpoints=str(saved[-1:]),
+        **{"data passed over": json.dumps(passages)},
+    )
     if saved and saved[-1] >= length:
         console.print(
             f"already finished: {directory.path} is at step {saved[-1]} of {length}", highlight=False, soft_wrap=True
         )
         return FINISHED
     compile_began = time.monotonic()
-    lowered = program.lower_train_step()
+    sizes = program.clockwork.batches
+    batch_size = sizes.at(saved[-1] + 1 if saved else 1)
+    lowered = program.lower_train_step(batch_size)
     restoring = time.monotonic()
     with ThreadPoolExecutor(1) as compiler:
         # XLA compiles without Python's lock, so the state is made or read meanwhile.
@@ -79,9 +96,9 @@ def train(config: Config, allow_config_change: bool = False) -> int:
         else:
             state, sequences = program.init(), 0
         ready = time.monotonic()
-        train_step, compile_seconds = compiling.result()
+        compiled, compile_seconds = compiling.result()
     start = int(state.step)
-    position = Position(start, sequences, config.duration.global_batch_size)
+    position = Position(start, sequences, sizes)
 
     with ExitStack() as stack:
         if writes:
@@ -95,29 +112,47 @@ def train(config: Config, allow_config_change: bool = False) -> int:
         if saved:
             events.write("restore", step=start, seconds=ready - restoring)
             events.write("resume", step=start)
-        events.write("compile", seconds=compile_seconds)
+        events.write("compile", seconds=compile_seconds, batch_size=batch_size)
+        train_step = Stages(program, {batch_size: compiled}, events)
         console.print(_headline(program, start), highlight=False, soft_wrap=True)
-        for name in _unsharded(program):
-            console.print(f"warning: {name} is whole on every device of a mesh that could split it", highlight=False)
+        for line in _warnings(program):
+            console.print(f"warning: {line}", highlight=False, soft_wrap=True)
 
+        if writes and config.conditioning.probes:
+            # Behind the recorder, so after it has written its last, however the run ends.
+            stack.callback(_summarise_flow, directory, config, console)
         recorder = stack.enter_context(Recorder(program, stream, position, directory if writes else None, console))
         save_every = Every(config.checkpoint.every, program.clockwork)
         evaluate_every = Every(config.evaluation.every, program.clockwork)
         save = SaveHook(checkpointer, save_every, length, position, prepared.fingerprint, events)
         stop = stack.enter_context(StopHook(config.duration.wall_clock_limit, began, save))
         profile = stack.enter_context(ProfileHook(config.logging.profile_steps, start, directory.profile))
-        hooks: list[Hook] = [EvaluateHook(program, stream, evaluate_every, recorder, events), save, stop, profile]
-        watch = GuardWatch(config.conditioning.guard, recorder.say, events) if config.conditioning.guard else None
+        evaluation = EvaluateHook(program, stream, evaluate_every, recorder, events)
+        hooks: list[Hook] = [evaluation, save, stop, profile, train_step]
+        if config.conditioning.surveyed:
+            hooks.append(LandscapeHook(program, stream, position, directory, recorder, events))
+        guard = config.conditioning.guard
+        watch = GuardWatch(guard, recorder.say, events) if guard else None
+        ring = None
+        if watch and guard and guard.rollback:
+            ring = SnapshotRing(guard.rollback.snapshots, guard.rollback.snapshot_every, watch)
+            hooks.append(ring)
+
+        def batches(steps: range) -> Iterator[Batch]:
+            return training_batches(stream, position, steps, program.batch_sharding, config.data.seq_len)
+
+        recovery = Recovery(
+            program, stream, position, batches, passages, ring, checkpointer, save, recorder, events, directory
+        )
 
         def report(done: StepReport) -> None:
             recorder.report(done)
             if watch:
                 watch.report(done)
 
-        batches = global_batches(stream, sequences, program.batch_sharding, program.shape_BT)
         try:
             try:
-                state = run(train_step, state, batches, range(start + 1, length + 1), report, hooks)
+                state = recovery.run(train_step, state, report, hooks)
             finally:
                 # Whatever ended the loop, a save under way is worth finishing.
                 save.finish()
@@ -175,6 +210,18 @@ def _facts(program: Program) -> dict[str, Any]:
     }
 
 
+def _warnings(program: Program) -> list[str]:
+    """What works, but may not be what is wanted."""
+    found = [f"{name} is whole on every device of a mesh that could split it" for name in _unsharded(program)]
+    conditioning = program.config.conditioning
+    if conditioning.precision == "float16" and conditioning.loss_scaling.kind == "none":
+        found.append(
+            "float16 without loss scaling: small gradients become 0; unless that is what you study, set "
+            "conditioning.loss_scaling.kind=dynamic"
+        )
+    return found
+
+
 def _unsharded(program: Program) -> list[str]:
     """Large parameters that no rule splits although the mesh has an axis for them."""
     leaves = jax.tree_util.tree_leaves_with_path(program.arch.shapes)
@@ -191,12 +238,18 @@ def _headline(program: Program, start: int) -> str:
     count = param_count(config.model, config.conditioning, embeddings=True)
     mesh = " ".join(f"{axis}={size}" for axis, size in program.layout.mesh.shape.items() if size > 1)
     where = f"{len(jax.devices())} × {jax.devices()[0].device_kind}" + (f" ({mesh})" if mesh else "")
-    tokens = program.clockwork.length * program.clockwork.tokens_per_step
+    tokens = program.clockwork.batches.sequences(program.clockwork.length) * config.data.seq_len
     resumed = f", resuming at step {start}" if start else ""
     return (
         f"{config.name}: {count / 1e6:,.1f}M parameters on {where}; {program.clockwork.length:,} steps, "
         f"{f'{tokens / 1e6:,.1f}M' if tokens >= 1e6 else f'{tokens / 1e3:,.0f}k'} tokens{resumed}"
     )
+
+
+def _summarise_flow(directory: RunDirectory, config: Config, console: Console) -> None:
+    found = flow_summary.conclude(directory, config.model.vocab_size)
+    if found is not None:
+        flow_summary.show(found, console)
 
 
 def _conclude(program: Program, params: Any, stream: data.Stream, console: Console, directory: RunDirectory) -> None:

@@ -123,6 +123,16 @@ def test_so_does_one_in_parts(cube):
         check_batch(config, cube)
 
 
+def test_the_first_batch_of_a_warmup_must_divide_too(cube):
+    warmup = "duration={global_batch_size: 16, batch_warmup: 9 steps, batch_start: 2}"
+    line = "duration.batch_start 2 does not divide over 4 devices (data 2 x fsdp 2): 2 / 4 = 0.50; start with 4"
+    with pytest.raises(BadInputError, match=f"^{re.escape(line)}$"):
+        check_batch(load("laptop", [warmup]), cube)
+    parts = "compute.gradient_accumulation=4"
+    with pytest.raises(BadInputError, match=r"batch_start 4 .* 4 / 16 = 0.25; set duration.batch_warmup='0 steps'$"):
+        check_batch(load("laptop", [warmup.replace("start: 2", "start: 4"), parts]), cube)
+
+
 def test_a_sequence_that_does_not_divide_says_the_arithmetic():
     config = load("laptop", ["compute.mesh={context: 8}", "data.seq_len=100"])
     with pytest.raises(BadInputError, match=r"data.seq_len 100 .* compute.mesh.context 8: 100 / 8 = 12.50"):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blobjax.conditioning.clipping import adagc, scale_by_stable_adam, zclip
+from blobjax.conditioning.clipping import adagc, agc, scale_by_stable_adam, zclip
 from blobjax.config import schema
 
 AXES = {"w": ("layers", "embed", "mlp"), "table": ("vocab", "embed")}
@@ -108,3 +108,75 @@ def test_stable_adam_is_the_papers_algorithm():
             wanted = m_hat / (np.sqrt(v_hat) + epsilon) / np.maximum(1, rms)
             np.testing.assert_allclose(got[name], wanted, rtol=2e-4, atol=1e-6)
     assert smallest < 0.5  # a spike did shorten a step
+
+
+AGC_AXES = {
+    "query": ("layers", "embed", "heads", "head"),
+    "out": ("layers", "heads", "head", "embed"),
+    "down": ("layers", "mlp", "embed"),
+    "gain": ("layers", None),
+    "slope": ("layers",),
+    "final": (None,),
+    "table": ("vocab", "embed"),
+    "head": ("embed", "vocab"),
+}
+AGC_SHAPES = {
+    "query": (2, 4, 3, 2),
+    "out": (2, 3, 2, 4),
+    "down": (2, 5, 4),
+    "gain": (2, 4),
+    "slope": (2,),
+    "final": (4,),
+    "table": (6, 4),
+    "head": (4, 6),
+}
+
+
+def units(name: str) -> list[tuple]:
+    """Indices of all units of a parameter, each the weights that one output sums over."""
+    every = slice(None)
+    layers, heads = range(2), [(h, k) for h in range(3) for k in range(2)]
+    return {
+        "query": [(layer, every, h, k) for layer in layers for h, k in heads],
+        "out": [(layer, every, every, d) for layer in layers for d in range(4)],
+        "down": [(layer, every, d) for layer in layers for d in range(4)],
+        "gain": [(layer,) for layer in layers],
+        "slope": [(layer,) for layer in layers],
+        "final": [(every,)],
+        "table": [],
+        "head": [],
+    }[name]
+
+
+def test_agc_bounds_each_output_unit_by_its_weights():
+    rng = np.random.default_rng(0)
+    params = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in AGC_SHAPES.items()}
+    params["gain"][0] = 0.0  # can grow: its norm counts as epsilon
+    scales = {name: np.exp(rng.uniform(-3, 0, shape)) for name, shape in AGC_SHAPES.items()}
+    grads = {name: (0.3 * scales[name] * rng.standard_normal(s)).astype(np.float32) for name, s in AGC_SHAPES.items()}
+    grads["final"] *= 1e-3
+    settings = schema.AGC(ratio=0.1)
+    transformation = agc(settings, AGC_AXES)
+    got, _ = jax.jit(transformation.update)(grads, transformation.init(params), params)
+    clipped = 0
+    for name in AGC_SHAPES:
+        wanted = np.float64(grads[name])
+        for unit in units(name):
+            norm = np.sqrt(np.sum(np.square(wanted[unit])))
+            most = settings.ratio * max(np.sqrt(np.sum(np.float64(params[name][unit]) ** 2)), settings.epsilon)
+            wanted[unit] *= min(1, most / norm)
+            clipped += norm > most
+        np.testing.assert_allclose(got[name], wanted, rtol=1e-6)
+    assert 0 < clipped < sum(len(units(name)) for name in AGC_SHAPES)
+    for name in ("final", "table", "head"):
+        np.testing.assert_array_equal(got[name], grads[name])
+
+
+def test_agc_lets_what_is_not_finite_through():
+    params = {"w": np.ones((3, 4, 5), np.float32)}
+    grads = {"w": np.ones((3, 4, 5), np.float32)}
+    grads["w"][1, 2, 3] = np.nan
+    transformation = agc(schema.AGC(), {"w": ("layers", "embed", "mlp")})
+    got, _ = transformation.update(grads, transformation.init(params), params)
+    assert np.isnan(got["w"][1, :, 3]).all()
+    assert np.isfinite(got["w"]).sum() == 3 * 4 * 5 - 4

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from blobjax.conditioning.guards import guarded
-from blobjax.config.schema import Guard
+from blobjax.conditioning.guards import guarded, streaks
+from blobjax.config.schema import Guard, Rollback, Sustained
 
 PARAMS = {"w": jnp.array([[1.0, -0.0], [0.0, -2.0]]), "b": jnp.array([-0.0, 3.0])}
 INNER = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
@@ -101,3 +101,29 @@ def test_no_sigmas_means_only_what_is_not_finite():
     sequence[10] = (sequence[10][0], 1e30)
     sequence[11] = (sequence[11][0], np.inf)
     assert [refused for *_, refused in train(Guard(window=4, sigmas=0), sequence)] == [False] * 11 + [True]
+
+
+@pytest.mark.parametrize("sustained", [None, Sustained(sigmas=2, steps=3)])
+def test_trouble_is_counted_as_a_loop_counts_it(sustained):
+    window = 5
+    settings = Guard(window=window, rollback=Rollback(sustained=sustained), sigmas=1e6)
+    # Falls, rises above its best for a while, twice interrupted by a step that is refused, and comes back.
+    losses = [3 - 0.1 * i + 0.05 * (i % 3) for i in range(10)] + [2.9, np.nan, 2.8, 3.0, 2.0, np.inf, np.nan, 2.9, 1.9]
+    grads = steps(1)[0][0]
+    taken: list[float] = []
+    best_mean, best_std = np.inf, 0.0
+    in_a_row, troubled, wanted = 0, 0, []
+    for loss in losses:
+        if np.isfinite(loss):
+            in_a_row = 0
+            troubled = troubled + 1 if loss > best_mean + 2 * best_std else 0
+            taken.append(loss)
+            if len(taken) >= window and np.mean(taken[-window:]) < best_mean:
+                best_mean, best_std = np.mean(taken[-window:]), np.std(taken[-window:])
+        else:
+            in_a_row, troubled = in_a_row + 1, troubled + 1
+        wanted.append({"skipped_in_a_row": in_a_row, "troubled": troubled})
+    seen = [streaks(state) for _, state, _ in train(settings, [(grads, loss) for loss in losses])]
+    names = ["skipped_in_a_row", "troubled"] if sustained else ["skipped_in_a_row"]
+    assert seen == [{name: counts[name] for name in names} for counts in wanted]
+    assert max(counts["troubled"] for counts in wanted) == 4

@@ -50,8 +50,8 @@ SINGLE = {
     "optimizer.learning_rate=1e999": "override: optimizer.learning_rate: expected a finite number, not inf",
     "data.mixture.bible=-1": "override: data.mixture.bible: expected at least 0.0, not -1",
     "compute.mesh.data=-2": "override: compute.mesh.data: expected at least -1, not -2",
-    "conditioning.precision=bfloat61": "override: conditioning.precision: expected 'float32', 'bfloat16' or "
-    "'bfloat16_params', not 'bfloat61'; did you mean 'bfloat16'?",
+    "conditioning.precision=bfloat61": "override: conditioning.precision: expected 'float32', 'bfloat16', "
+    "'bfloat16_params' or 'float16', not 'bfloat61'; did you mean 'bfloat16'?",
     "name=a b": "override: name: expected letters, digits, '.', '_' and '-' only, a letter or digit first, not 'a b'",
     "duration.length=300": "override: duration.length: expected a duration such as '300 steps', '20M tokens', "
     "'2e15 flops', '20 tokens/param', '3 epochs', '5%' or '10 minutes', not 300",
@@ -68,8 +68,34 @@ SINGLE = {
     "conditioning.parameter_rounding=kahan": "override, configs/laptop.yaml: conditioning.parameter_rounding kahan is "
     "for parameters in bfloat16, and conditioning.precision float32 keeps them in float32; set "
     "conditioning.precision=bfloat16_params, or leave it at nearest",
+    "conditioning.loss_scaling.kind=dynamic": "override, configs/laptop.yaml: conditioning.loss_scaling.kind dynamic "
+    "brings gradients into float16's range, and those of conditioning.precision float32 have float32's; set "
+    "conditioning.precision=float16, or conditioning.loss_scaling.kind=none",
+    "conditioning={precision: float16, loss_scaling: {kind: dynamic, floor: 1.0e+6}}": "override: "
+    "conditioning.loss_scaling.floor 1000000.0 is above conditioning.loss_scaling.initial 65536.0; lower one or raise "
+    "the other",
     "compute.gradient_accumulation=5": "configs/laptop.yaml, override: duration.global_batch_size 8 does not divide "
     "into compute.gradient_accumulation 5 parts (8 / 5 = 1.60)",
+    "conditioning={qk_clip: 100}": "override: conditioning.qk_clip 100 acts on attention logits that "
+    "conditioning.probe_every 0 never measures; set conditioning.probe_every=1 to act at every step, as in the paper",
+    "conditioning={qk_clip: 100, probe_every: 1, qk_norm: true}": "override: conditioning.qk_clip 100 scales query and "
+    "key weights, which conditioning.qk_norm undoes; turn one of them off",
+    "duration={global_batch_size: 8, batch_warmup: 5 steps, batch_start: 3}": "override: duration.batch_start 3 is not "
+    "duration.global_batch_size 8 halved some times (8 / 3 = 2.67), and duration.batch_warmup doubles it; start with 1 "
+    "or 2 or 4",
+    "duration={global_batch_size: 8, batch_warmup: 5 steps, batch_start: 8}": "override: duration.batch_start 8 is not "
+    "duration.global_batch_size 8 halved some times (8 / 8 = 1.00), and duration.batch_warmup doubles it; start with 1 "
+    "or 2 or 4",
+    "duration={global_batch_size: 9, batch_warmup: 5 steps}": "override: duration.batch_start 1 is not "
+    "duration.global_batch_size 9 halved some times (9 / 1 = 9.00), and duration.batch_warmup doubles it; set "
+    "duration.batch_warmup='0 steps'",
+    "duration={batch_warmup: 5%, batch_start: 3}": "override: duration.batch_warmup cannot be a percentage of the "
+    "steps in duration.length, which depend on it; give steps, tokens, flops, tokens/param or epochs",
+    "duration={batch_warmup: 5 minutes, batch_start: 3}": "override: duration.batch_warmup '5 minutes' is wall-clock "
+    "time; give steps, tokens, flops, tokens/param or epochs",
+    "duration={seq_len_warmup: 5 steps, seq_len_start: 256}": "override, configs/laptop.yaml: duration.seq_len_start "
+    "256 is not below data.seq_len 256, so there is nothing to warm up; lower it, or set duration.seq_len_warmup="
+    "'0 steps'",
     "compute.mesh={data: -1, fsdp: -1}": "override: only one mesh axis may be -1 (the devices that are left), not "
     "compute.mesh.data and compute.mesh.fsdp",
     "compute.mesh.fsdp=0": "override: compute.mesh.fsdp is a positive number, or -1 for the devices that are left; "
@@ -108,6 +134,16 @@ def test_one_line(override, line, in_repository):
     assert problem == line
 
 
+def test_the_first_batch_in_parts():
+    lines = problems(
+        "duration={global_batch_size: 8, batch_warmup: 5 steps, batch_start: 1}", "compute.gradient_accumulation=2"
+    )
+    assert lines == (
+        "override: duration.batch_start 1 does not divide into compute.gradient_accumulation 2 parts (1 / 2 = 0.50); "
+        "start with 2 or 4",
+    )
+
+
 def test_zero_warmup_and_decay_are_fine():
     config = load("laptop", ["duration.warmup=0 steps", "optimizer.decay=0%"])
     assert config.duration.warmup.amount == config.optimizer.decay.amount == 0
@@ -121,13 +157,13 @@ def test_percentages_and_times_where_they_mean_something():
 def test_all_problems_at_once_with_their_places(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base.yaml").write_text("model: {n_heads: 3}\nconditioning: {precision: fp8}\n")
-    (tmp_path / "top.yaml").write_text("include: base.yaml\nfoo: 1\nduration: {length: 0 steps}\n")
+    (tmp_path / "top.yaml").write_text("include: base.yaml\nzzz: 1\nduration: {length: 0 steps}\n")
     assert problems("seed=x", "bar", "data.seq_len=4096", name="top.yaml") == (
         "override 'bar' is not of the form dotted.key=value, such as model.d_model=512",
         "override: seed: expected an integer, not 'x'",
-        "base.yaml: conditioning.precision: expected 'float32', 'bfloat16' or 'bfloat16_params', not 'fp8'",
-        "top.yaml: foo: unknown key; known: name, seed, model, compute, data, duration, objective, conditioning, "
-        "optimizer, checkpoint, evaluation, logging",
+        "base.yaml: conditioning.precision: expected 'float32', 'bfloat16', 'bfloat16_params' or 'float16', not 'fp8'",
+        "top.yaml: zzz: unknown key; known: name, seed, model, compute, data, duration, objective, conditioning, "
+        "optimizer, checkpoint, evaluation, logging, faults",
         "base.yaml: model.d_model 256 is not a multiple of model.n_heads 3 (256 / 3 = 85.33); change one, or give "
         "model.d_head",
         "override: data.seq_len 4096 is longer than the 2048 tokens of model.max_seq_len that the rotary embeddings "

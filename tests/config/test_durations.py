@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from blobjax.config import Clockwork, Duration
+from blobjax.config import BatchSizes, Clockwork, Duration
 
 CLOCKWORK = Clockwork(tokens_per_step=1000, flops_per_token=6e6, params=50_000, tokens_per_epoch=1_000_000, length=300)
 
@@ -108,3 +108,24 @@ def test_time_is_no_number_of_steps():
 def test_a_percentage_of_an_unknown_length_is_refused():
     with pytest.raises(ValueError, match="not known yet"):
         Duration.parse("5%").steps(Clockwork(1000, 6e6, 1, 1))
+
+
+@pytest.mark.parametrize("smaller", [(), ((3, 4), (2, 8)), ((1, 8),)])
+def test_batch_sizes_are_those_of_a_list_written_out(smaller):
+    batches = BatchSizes(16, smaller)
+    sizes = [size for many, size in smaller for _ in range(many)] + [16] * 5
+    assert [batches.at(step) for step in range(1, len(sizes) + 1)] == sizes
+    assert [batches.sequences(steps) for steps in range(len(sizes) + 1)] == [
+        sum(sizes[:n]) for n in range(len(sizes) + 1)
+    ]
+    for sequences in range(sum(sizes) + 1):
+        assert batches.steps(sequences) == next(n for n in range(len(sizes) + 1) if sum(sizes[:n]) >= sequences)
+
+
+def test_smaller_first_steps_are_made_up_for_where_data_is_counted_and_nowhere_else():
+    clockwork = Clockwork(16, 1.0, 16, 16, 300, BatchSizes(16, ((4, 4), (4, 8))))
+    # Eight small steps are worth three.
+    for text in ("10 epochs", "160 tokens", "160 flops", "10 tokens/param"):
+        assert (Duration.parse(text).first_steps(clockwork), Duration.parse(text).steps(clockwork)) == (15, 10)
+    assert Duration.parse("10 steps").first_steps(clockwork) == 10
+    assert Duration.parse("10%").first_steps(clockwork) == 30

@@ -70,16 +70,17 @@ def test_grouped_queries_are_repeated_heads():
     np.testing.assert_allclose(attend(q, k, v, segments, segments), attend(q, *repeated, segments, segments), atol=1e-6)
 
 
-def test_bfloat16_scores_and_softmax_are_float32():
-    q, k, v, segments = inputs(dtype=jnp.bfloat16)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_scores_and_softmax_of_16_bit_operands_are_float32(dtype):
+    q, k, v, segments = inputs(dtype=dtype)
     text = str(jax.make_jaxpr(lambda q, k, v: attend(q, k, v, segments, segments))(q, k, v))
     assert "preferred_element_type=float32" in text
     exponentials = [line for line in text.splitlines() if " exp " in line]
     assert exponentials
     assert all(":f32[" in line for line in exponentials)
     got = attend(q, k, v, segments, segments)
-    assert got.dtype == jnp.bfloat16
-    # Weights and outputs are rounded to 8 bits each, on values up to about 5.
+    assert got.dtype == dtype
+    # Weights and outputs are rounded to 8 bits each (float16: 11), on values up to about 5.
     np.testing.assert_allclose(np.asarray(got, np.float64), reference(q, k, v, np.asarray(segments)), atol=0.05)
 
 
@@ -94,9 +95,10 @@ def test_splash_in_interpret_mode_equals_xla(options, kv_heads):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN attention needs an NVIDIA GPU")
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("window", [0, 50])
-def test_cudnn_equals_xla(window):
-    q, k, v, segments = inputs(length=256, kv_heads=2, dtype=jnp.bfloat16, d_head=64)
+def test_cudnn_equals_xla(window, dtype):
+    q, k, v, segments = inputs(length=256, kv_heads=2, dtype=dtype, d_head=64)
     got = attend(q, k, v, segments, segments, window=window, implementation="cudnn")
     wanted = attend(q, k, v, segments, segments, window=window)
     np.testing.assert_allclose(np.asarray(got, np.float32), np.asarray(wanted, np.float32), atol=0.05)
@@ -106,12 +108,14 @@ def test_auto_takes_what_the_platform_has_and_the_config_allows():
     bf16 = "conditioning.precision=bfloat16"
     assert choose(tiny(), "cpu") == "xla"
     assert choose(tiny(bf16), "gpu") == "cudnn"
+    assert choose(tiny("conditioning.precision=float16"), "gpu") == "cudnn"
     assert choose(tiny(), "gpu") == "xla"
     assert choose(tiny(bf16, "conditioning.attention_soft_cap=50"), "gpu") == "xla"
     long = ("data.seq_len=128", "model.d_head=128")
     assert choose(tiny(*long), "tpu") == "splash"
     assert choose(tiny(), "tpu") == "xla"
     assert choose(tiny(*long, "compute.mesh.context=2"), "tpu") == "xla"
+    assert choose(tiny(*long, "conditioning.precision=float16"), "tpu") == "xla"
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import pytest
 from blobjax import data
 from blobjax.compute.sharding import make_layout
 from blobjax.config import HaltedError
-from blobjax.config.schema import Guard
+from blobjax.config.schema import Guard, Rollback, Sustained
 from blobjax.training.batches import global_batches
-from blobjax.training.guard_watch import GuardWatch
+from blobjax.training.guard_watch import GuardWatch, Trouble
 from blobjax.training.loop import StepReport
 from blobjax.training.program import make_program
 from blobjax.training.run_directory import EventLog, RunDirectory, read_jsonl
@@ -60,25 +60,45 @@ def test_the_metric_is_there_only_with_a_guard():
     assert "skipped" not in program.lower_train_step().out_info[1]
 
 
-def reports(*verdicts: bool):
-    for step, skipped in enumerate(verdicts, start=1):
-        metrics = {"skipped": jnp.float32(skipped), "loss": jnp.float32(jnp.nan), "grad_norm": jnp.float32(1)}
-        yield StepReport(step, metrics, 1.0, 0.0)
+def reports(in_a_row: str, troubled: str = ""):
+    """Reports of steps with these counts, a digit each."""
+    for step, refused in enumerate(map(int, in_a_row), start=1):
+        counts = {"skipped": refused > 0, "skipped_in_a_row": refused}
+        if troubled:
+            counts["troubled"] = int(troubled[step - 1])
+        metrics = {**counts, "loss": jnp.nan, "grad_norm": 1}
+        yield StepReport(step, {name: jnp.float32(value) for name, value in metrics.items()}, 1.0, 0.0)
 
 
 def test_each_refused_step_is_an_event_and_patience_ends(tmp_path):
     said = []
     with EventLog(tmp_path / "events.jsonl") as events:
         watch = GuardWatch(Guard(patience=2), said.append, events)
-        for report in reports(True, True, False, True, True):
+        *patient, last = reports("120123")
+        for report in patient:
             watch.report(report)
-        with pytest.raises(HaltedError, match="halted at step 6: 3 steps in a row"):
-            watch.report(StepReport(6, next(reports(True)).metrics, 1.0, 0.0))
+            assert watch.calm == (report.step == 3)
+        with pytest.raises(Trouble, match="3 steps in a row") as trouble:
+            watch.report(last)
+        assert (trouble.value.step, trouble.value.first) == (6, 4)
     lines = list(read_jsonl(tmp_path / "events.jsonl"))
     assert [(line["event"], line["step"], line["loss"]) for line in lines] == [
         ("skip", step, "nan") for step in (1, 2, 4, 5, 6)
     ]
     assert said[0] == "step 1 skipped: loss nan, gradient norm 1"
+
+
+def test_a_loss_that_stays_high_is_trouble_from_its_beginning_on(tmp_path):
+    guard = Guard(patience=2, rollback=Rollback(sustained=Sustained(steps=4)))
+    with EventLog(tmp_path / "events.jsonl") as events:
+        watch = GuardWatch(guard, lambda line: None, events)
+        *patient, last = reports("0001001000", "1201230123")
+        for report in [*patient, last]:
+            watch.report(report)
+        (fourth,) = list(reports("0", "4"))
+        with pytest.raises(Trouble, match="for 4 steps in a row the loss was") as trouble:
+            watch.report(StepReport(11, fourth.metrics, 1.0, 0.0))
+        assert (trouble.value.step, trouble.value.first) == (11, 8)
 
 
 def test_a_run_that_only_refuses_ends_itself_and_says_why(tmp_path):
@@ -95,3 +115,4 @@ def test_a_run_that_only_refuses_ends_itself_and_says_why(tmp_path):
     events = list(read_jsonl(RunDirectory(f"{tmp_path}/run").events))
     assert [event["event"] for event in events[-3:]] == ["skip", "skip", "stop"]
     assert events[-1]["reason"].startswith("HaltedError: halted at step")
+    assert "first bad numbers: " in events[-1]["reason"]

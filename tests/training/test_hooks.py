@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from blobjax.config import Clockwork, Duration
+from blobjax.config import BatchSizes, Clockwork, Duration
 from blobjax.training.batches import Position
 from blobjax.training.hooks import ProfileHook, SaveHook, StopHook
 from blobjax.training.run_directory import EventLog, read_jsonl
@@ -32,7 +32,7 @@ class Saves:
 def save(tmp_path):
     with EventLog(tmp_path / "events.jsonl") as events:
         every = Every(Duration.parse("4 steps"), CLOCKWORK)
-        yield SaveHook(Saves(), every, 10, Position(2, 100, 8), "text", events)
+        yield SaveHook(Saves(), every, 10, Position(2, 100, BatchSizes(8)), "text", events)
 
 
 def test_a_save_counts_the_sequences_of_a_resumed_run(save, tmp_path):

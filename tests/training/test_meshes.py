@@ -111,12 +111,11 @@ CONDITIONED = (
 )
 
 
+CLIPPED = [("conditioning.clip=zclip", "conditioning.zclip.warmup=3"), ("conditioning.clip=agc",)]
 PARAMETRISED = ("conditioning.parametrisation={kind: completep, base_width: 8, base_depth: 1, base_d_head: 2}",)
 
 
-@pytest.mark.parametrize(
-    "overrides", [CONDITIONED, ("conditioning.clip=zclip", "conditioning.zclip.warmup=3"), PARAMETRISED]
-)
+@pytest.mark.parametrize("overrides", [CONDITIONED, *CLIPPED, PARAMETRISED])
 def test_conditioning_decides_the_same_when_split(overrides):
     alone, *_ = train("{data: 1}", *overrides)
     split, *_ = train("{data: 1, fsdp: 8}", *overrides)

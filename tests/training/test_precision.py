@@ -55,7 +55,8 @@ def test_16_bit_parameters_start_as_the_others_rounded():
 
 
 @pytest.mark.parametrize(
-    ("precision", "operands"), [("float32", "f32"), ("bfloat16", "bf16"), ("bfloat16_params", "bf16")]
+    ("precision", "operands"),
+    [("float32", "f32"), ("bfloat16", "bf16"), ("bfloat16_params", "bf16"), ("float16", "f16")],
 )
 def test_forward_matmuls_are_in_the_compute_format(precision, operands):
     """Of the program as it is lowered: XLA's CPU backend widens 16-bit products for want of an instruction."""

@@ -81,6 +81,11 @@ def test_killed_and_run_again_is_bitwise_the_undisturbed_run(tmp_path, precision
             "conditioning.guard={window: 2, sigmas: 1}",
             "conditioning.clip=adagc",
             "conditioning.adagc.warmup=2",
+            "conditioning.qk_norm=false",
+            "conditioning.qk_clip=4",
+            "conditioning.probe_every=2",
+            "duration.seq_len_warmup=8 steps",
+            "duration.seq_len_start=8",
         ]
     finish(tmp_path / "undisturbed", *overrides)
     # Killed twice: before anything was saved, and right after step 4 began a save that may or may not be committed.

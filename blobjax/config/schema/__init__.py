@@ -10,13 +10,24 @@ from pydantic import Field, model_validator
 
 from blobjax.config import checks
 from blobjax.config.schema.compute import Compute, Mesh
-from blobjax.config.schema.conditioning import AdaGC, Conditioning, Guard, Parametrisation, ZClip
+from blobjax.config.schema.conditioning import (
+    AGC,
+    AdaGC,
+    Conditioning,
+    Guard,
+    LossScaling,
+    Parametrisation,
+    Rollback,
+    Sustained,
+    ZClip,
+)
 from blobjax.config.schema.data import Data, Source
 from blobjax.config.schema.model import Model, Rope, RopeScaling
 from blobjax.config.schema.section import Section
-from blobjax.config.schema.training import Checkpoint, Evaluation, Logging, Objective, Optimizer, Training
+from blobjax.config.schema.training import Checkpoint, Evaluation, Faults, Logging, Objective, Optimizer, Training
 
 __all__ = [
+    "AGC",
     "AdaGC",
     "Checkpoint",
     "Compute",
@@ -24,17 +35,21 @@ __all__ = [
     "Config",
     "Data",
     "Evaluation",
+    "Faults",
     "Guard",
     "Logging",
+    "LossScaling",
     "Mesh",
     "Model",
     "Objective",
     "Optimizer",
     "Parametrisation",
+    "Rollback",
     "Rope",
     "RopeScaling",
     "Section",
     "Source",
+    "Sustained",
     "Training",
     "ZClip",
 ]
@@ -57,6 +72,7 @@ class Config(Section):
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
     logging: Logging = Logging()
+    faults: Faults = Faults()
 
     @model_validator(mode="after")
     def _cross_check(self) -> Self:

@@ -1,5 +1,6 @@
 """NORMALISATION, CONDITIONING AND NUMERICAL STABILITY: its keys."""
 
+from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -18,6 +19,40 @@ NumberFormat = Literal[
     "mxfp4",
     "nvfp4",
 ]
+# What an override may name: parameters are of one format throughout.
+Products = Literal["float32", "bfloat16", "int8", "fp8", "mxfp8", "mxfp6", "mxfp4", "nvfp4"]
+MATMUL_FORMATS = ("int8", "fp8", "mxfp8", "mxfp6", "mxfp4", "nvfp4")
+"""Precisions in which products with weights have a number format of their own."""
+
+
+class Sustained(Section):
+    """A slow blow-up, which a guard that only looks for spikes lets pass: the loss stays above what it has been."""
+
+    sigmas: Annotated[float, Field(gt=0)] = 4.0
+    """Standard deviations of the best window's losses above their mean from which a loss is too high. The best window
+    of accepted steps (conditioning.guard.window long) is the one with the lowest mean so far."""
+    steps: Positive = 20
+    """Steps in a row, refused or too high, that make trouble of it."""
+
+
+class Rollback(Section):
+    """Goes back to a good state and passes over the data since (Chowdhery et al. 2022, section 5.1: restarted about 100
+    steps before a spike, and 200 to 500 batches passed over)."""
+
+    snapshots: Count = 2
+    """States kept in host memory; beyond them a rollback takes the newest good checkpoint, or the initial state. Any of
+    them leads to the same run; an older one only computes more of it again."""
+    snapshot_every: Positive = 50
+    """Steps between snapshots. Those kept reach back (snapshots - 1) · snapshot_every steps or more, which should be no
+    less than patience + margin, and sustained.steps + margin."""
+    margin: Count = 20
+    """Steps before the first bad one that count as bad too: what shows in the loss may have begun before."""
+    skip: Count = 200
+    """Batches passed over beyond those seen since the trouble began, in steps."""
+    at_most: Positive = 3
+    """Rollbacks in one run, restarts included; trouble after that halts it."""
+    sustained: Sustained | None = Sustained()
+    """Which slow blow-ups are trouble too; null: only refused steps are."""
 
 
 class Guard(Section):
@@ -29,7 +64,9 @@ class Guard(Section):
     window: AtLeastTwo = 128
     """Accepted steps in that window; no step is a spike before it is full."""
     patience: Count = 10
-    """Refused steps in a row that are put up with; one more stops the run. 0: halt at the first."""
+    """Refused steps in a row that are put up with; one more is trouble. 0: the first is."""
+    rollback: Rollback | None = None
+    """What is done about trouble: go back to a good state and pass over the data; null: the run halts."""
 
 
 # Where a block and the model around it are normalised: the input of each sublayer, its output before it is added, the
@@ -65,6 +102,30 @@ class AdaGC(Section):
     """Steps clipped by conditioning.clip_norm, during which each tensor's smallest norm is found."""
 
 
+class LossScaling(Section):
+    """Keeps float16's gradients in its range (Micikevicius et al. 2018, section 3.2)."""
+
+    kind: Literal["none", "static", "dynamic"] = "none"
+    """static: one scale; dynamic: it doubles after growth_every steps without overflow and halves at each overflow.
+    Either skips a step that overflows."""
+    initial: Annotated[float, Field(gt=0, le=2.0**126)] = 65536.0
+    """The loss is multiplied by this before it is differentiated, at first or always; a power of two rounds nothing."""
+    growth_every: Positive = 2000
+    """Steps in a row without overflow after which a dynamic scale doubles."""
+    floor: Annotated[float, Field(gt=0)] = 1.0
+    """Smallest dynamic scale."""
+
+
+class AGC(Section):
+    """Clipping of each output unit's gradient by the norm of its weights (Brock et al. 2021)."""
+
+    ratio: Annotated[float, Field(gt=0)] = 0.01
+    """Largest norm of a unit's gradient, relative to the norm of its weights (the paper's λ, at batches of 4096; larger
+    for smaller batches)."""
+    epsilon: Annotated[float, Field(gt=0)] = 1e-3
+    """Weights of a smaller norm count as of this one, so that what starts at zero can grow (the paper's ε)."""
+
+
 class Parametrisation(Section):
     """How initial variance, learning rate, Adam's epsilon and multipliers follow width and depth."""
 
@@ -88,12 +149,27 @@ class Parametrisation(Section):
 class Conditioning(Section):
     """NORMALISATION, CONDITIONING AND NUMERICAL STABILITY."""
 
-    precision: Literal["float32", "bfloat16", "bfloat16_params"] = "float32"
+    precision: Literal[Products, "bfloat16_params", "float16"] = "float32"
     """Number format of matmuls and activations, and with bfloat16_params of parameters too; norm statistics, softmax,
-    loss and optimizer state stay in float32."""
+    loss and optimizer state stay in float32. int8 to nvfp4: of products with weights, forward and backward, the rest
+    being as bfloat16 has it (fp8: Micikevicius et al. 2022; mx: OCP Microscaling Formats 1.0, 2023)."""
+    simulate: bool = False
+    """Round the operands of such products to their format and multiply in bfloat16: the same numbers on any device."""
+    matmul_scaling: Literal["current", "delayed", "blocks"] = "current"
+    """Where int8 and fp8 have their scales from. current: one for each tensor, from its own largest magnitude; delayed:
+    the same from those of the last 1,024 steps (fp8); blocks: one for each 128 values that are summed over."""
+    precision_overrides: dict[str, Products] = {}
+    """Pattern of paths (`blocks/mlp/*`, `blocks/attention/query`, `output`) to the precision of these products with
+    weights; the first that matches counts."""
     parameter_rounding: Literal["nearest", "stochastic", "kahan"] = "nearest"
     """How bfloat16_params rounds an updated parameter: to the nearest; up or down at random, right on average (Gupta et
     al. 2015); or to the nearest, and the error added to the next update (Zamirai et al. 2020)."""
+    loss_scaling: LossScaling = LossScaling()
+    """For precision float16."""
+    loss_multiplier: Annotated[float, Field(gt=0)] = 1.0
+    """The loss is multiplied by this before it is differentiated, for studies: a small model's gradients are brought to
+    where a large one's are. Unlike a loss scale it is never divided out: grad_norm, clip_norm and the guard are about
+    the multiplied gradients, and Adam weighs its epsilon against them. The reported losses are not multiplied."""
     parametrisation: Parametrisation = Parametrisation()
     """How the numbers that training starts from and steps by follow the model's size."""
     norm: Literal["rmsnorm", "layernorm", "dyt"] = "rmsnorm"
@@ -109,6 +185,9 @@ class Conditioning(Section):
     """Added to the mean square or variance (rmsnorm, layernorm)."""
     qk_norm: bool = False
     """RMS-normalise queries and keys per head (Dehghani et al. 2023)."""
+    qk_clip: Nonnegative = 0.0
+    """Where a head's largest attention logit exceeded this, its query and key weights are scaled back after the update
+    (Kimi Team 2025, section 2.1; 100 there); 0: not. At the steps of probe_every, which measures the logits."""
     attention_soft_cap: Nonnegative = 0.0
     """Attention logits are squashed to ± this by tanh (Gemma 2, 2024); 0: not."""
     final_soft_cap: Nonnegative = 0.0
@@ -117,19 +196,29 @@ class Conditioning(Section):
     """Multiply with the output projection in float32 whatever the precision; its sum is float32 either way."""
     z_loss: Nonnegative = 0.0
     """Coefficient of the z-loss (Chowdhery et al. 2022, section 5); 1e-4 when on."""
-    clip: Literal["global_norm", "zclip", "adagc"] = "global_norm"
-    """How gradients are bounded: their norm by clip_norm, outliers of that norm, or each tensor by its own history."""
+    clip: Literal["global_norm", "zclip", "adagc", "agc"] = "global_norm"
+    """How gradients are bounded: their norm by clip_norm, outliers of that norm, each tensor by its own history, each
+    output unit by its weights."""
     clip_norm: Nonnegative = 1.0
     """Largest global gradient norm (global_norm always, adagc during its warm-up); 0: not clipped."""
     zclip: ZClip = ZClip()
     """Settings of `clip: zclip`."""
     adagc: AdaGC = AdaGC()
     """Settings of `clip: adagc`."""
+    agc: AGC = AGC()
+    """Settings of `clip: agc`."""
     probe_every: Count = 0
     """Steps between flow probes, a few numbers of every block under `flow/`; 0: never."""
     probe_format: Literal["compute"] | NumberFormat = "compute"
     """The number format that probes ask about: what gradients would be lost in it, and how exactly it holds weights.
     compute: that of conditioning.precision; float32 is not asked about."""
+    noise_scale_every: Count = 0
+    """Steps between estimates of the gradient noise scale (McCandlish et al. 2018), each a gradient's work; 0: off."""
+    curvature_every: Count = 0
+    """Steps between estimates of the Hessian's largest eigenvalue, as it is and preconditioned (adamw); 0: never. Each
+    product with the Hessian costs two or three gradients."""
+    curvature_iterations: AtLeastTwo = 10
+    """Hessian-vector products in each of those."""
     guard: Guard | None = None
     """Skip steps whose loss or gradients are not finite or spike; none by default."""
 
@@ -137,3 +226,20 @@ class Conditioning(Section):
     def normed(self) -> frozenset[str]:
         """The places that are normalised: of `embedding`, `input`, `output`, `stream` and `final`."""
         return frozenset(_NORMED[self.norm_placement] | ({"embedding"} if self.embedding_norm else set()))
+
+    @property
+    def surveyed(self) -> bool:
+        """Whether gradient noise or curvature is measured between steps."""
+        return bool(self.noise_scale_every or self.curvature_every)
+
+    @property
+    def probes(self) -> bool:
+        """Whether anything is written under `flow/`."""
+        return bool(self.probe_every) or self.surveyed
+
+    def precision_of(self, path: str) -> str:
+        """The precision of the product with weights at a path (`Model.products`)."""
+        if path == "output" and self.float32_head:
+            return "float32"
+        named = (name for pattern, name in self.precision_overrides.items() if fnmatchcase(path, pattern))
+        return next(named, self.precision)

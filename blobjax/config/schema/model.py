@@ -62,6 +62,16 @@ class Model(Section):
         """Whether the MLP has a gate: down(f(gate x) ⊙ up x)."""
         return self.activation in ("swiglu", "geglu")
 
+    @property
+    def products(self) -> tuple[str, ...]:
+        """Paths of all products with weights; that of a block's stands for those of all blocks."""
+        attention, mlp = ("query", "key", "value", "out"), ("gate", "up", "down") if self.gated else ("up", "down")
+        return (
+            *(f"blocks/attention/{name}" for name in attention),
+            *(f"blocks/mlp/{name}" for name in mlp),
+            "output",
+        )
+
     @model_validator(mode="after")
     def _resolve(self) -> Self:
         divides = self.d_model % self.n_heads == 0

@@ -15,10 +15,29 @@ class Training(Section):
     """How long to train."""
     global_batch_size: Positive = 12
     """Sequences in one optimizer step, over all devices."""
+    batch_warmup: Duration = Duration(0, "steps")
+    """Batch size warm-up (Brown et al. 2020, appendix B; Merrill et al. 2025): for this long steps are smaller, of
+    batch_start sequences at first and then doubling, as many steps of each size. 0: not."""
+    batch_start: Positive = 1
+    """Sequences in the first steps of that warm-up: global_batch_size halved some times."""
     warmup: Duration = Duration(2, "%")
     """Linear warm-up of the learning rate; may also be a percentage of the length."""
+    seq_len_warmup: Duration = Duration(0, "steps")
+    """Sequence length warm-up (Li et al. 2022): for this long sequences are cut into pieces, within which attention
+    stays and which grow linearly from seq_len_start to data.seq_len; may also be a percentage. 0: not."""
+    seq_len_start: Positive = 64
+    """Tokens; the length of the pieces at the first step of that warm-up."""
     wall_clock_limit: Duration | None = None
     """Save and stop, resumable, after this much time in one process (`2 hours`)."""
+
+    @property
+    def smaller_batches(self) -> tuple[int, ...]:
+        """Sequences in the steps of each stage of the batch warm-up, in the order they come; none without one."""
+        sizes, size = [], self.batch_start
+        while self.batch_warmup.amount and size < self.global_batch_size:
+            sizes.append(size)
+            size *= 2
+        return tuple(sizes)
 
 
 class Objective(Section):
@@ -80,6 +99,19 @@ class Evaluation(Section):
     """Prompt of the passage sampled at the end of training; empty: no passage."""
     sample_tokens: Positive = 256
     """Length of that passage."""
+
+
+SequenceRange = Annotated[tuple[Count, Count], FromList]
+
+
+class Faults(Section):
+    """Faults put in on purpose, to see what the guard does. They stand in the data, at sequences of the training stream
+    (numbered from 0; the last is excluded), so that passing over the data passes over them."""
+
+    nan: SequenceRange | None = None
+    """First and last sequence whose loss and gradients are not a number."""
+    poison: SequenceRange | None = None
+    """First and last sequence whose tokens are noise: uniform over the vocabulary, by seed and sequence."""
 
 
 class WandB(Section):

@@ -1,0 +1,245 @@
+"""Products with weights, each in the number format that the policy gives its place in the model.
+
+Three products come of one: y = x · w forward, and backward dx = g · wᵀ and dw = xᵀ · g. Where there is a matmul format
+each of the three rounds its own two operands, with blocks along the dim that it sums over, and sums in float32:
+
+  real        qwix rounds, and the device multiplies 8-bit numbers
+  simulated   formats.py rounds, and the device multiplies what is left in the compute dtype, in which it is exact
+
+Gradients pass through the rounding as if it were not there (Bengio et al. 2013, the straight-through estimator).
+
+With delayed scaling (Micikevicius et al. 2022; as NVIDIA's Transformer Engine does it) flax rounds by scales from the
+largest magnitudes of earlier steps. They are a record that is kept among the parameters, and whose gradient is what it
+is to be after the step: `split_records` takes it away from whatever trains parameters.
+
+Dims: T tokens (one dim or more), I features in, O features out.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import qwix
+from flax import nnx
+from flax.linen.fp8_ops import fp8_scaled_dot_general
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.typing import DTypeLike
+
+from blobjax.compute import accelerators
+from blobjax.conditioning.formats import FORMATS, Format, elements
+from blobjax.conditioning.precision import operand_format, policy
+from blobjax.config import BadInputError
+from blobjax.config.schema import Config
+
+# The module attribute that holds a layer's products, and so a part of the path of every record.
+_PRODUCTS = "products"
+_HISTORY = 1024
+_REAL = {FORMATS["int8"].largest: jnp.int8, FORMATS["fp8_e4m3"].largest: jnp.float8_e4m3fn}
+_REAL[FORMATS["fp8_e5m2"].largest] = jnp.float8_e5m2
+
+Axes = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """How products round their operands."""
+
+    forward: Format
+    gradient: Format
+    simulated: bool
+    compute: DTypeLike
+    """Dtype that simulated products multiply in."""
+
+    def multiply(self, a: jax.Array, b: jax.Array, axes: Axes, to_a: Format, to_b: Format) -> jax.Array:
+        """a · b summed over `axes` of each, both rounded; float32."""
+        dims = (axes, ((), ()))
+        if not self.simulated:
+            a_rounded, b_rounded = _pad(a, axes[0], to_a), _pad(b, axes[1], to_b)
+            return qwix.dot_general(_real(a_rounded, axes[0], to_a), _real(b_rounded, axes[1], to_b), dims)
+        (a, a_scale), (b, b_scale) = (
+            elements(x.astype(jnp.float32), to, over[-1]) for x, over, to in ((a, axes[0], to_a), (b, axes[1], to_b))
+        )
+        # A float32 scale for each block leaves products that no 16-bit number holds.
+        dtype = jnp.float32 if to_a.scale == "blocks" else self.compute
+        product = jax.lax.dot_general(
+            a.astype(dtype),
+            b.astype(dtype),
+            dims,
+            precision=jax.lax.Precision.HIGHEST,
+            preferred_element_type=jnp.float32,
+        )
+        return product * (a_scale * b_scale)
+
+
+def _real(x: jax.Array, axes: tuple[int, ...], to: Format) -> qwix.QArray:
+    """x in 8 bits with its scales, which are float32."""
+    others = [dim for dim in range(x.ndim) if dim not in axes] if to.block else []
+    tiles = {axes[-1]: min(to.block, x.shape[axes[-1]])} if to.block else {}
+    return qwix.quantize(x.astype(jnp.float32), _REAL[to.largest], channelwise_axes=others, tiled_axes=tiles)
+
+
+def _pad(x: jax.Array, axes: tuple[int, ...], to: Format) -> jax.Array:
+    """x with zeros at the end of the dim that blocks lie along, which add nothing to a sum: qwix wants whole blocks."""
+    dim = axes[-1]
+    missing = -x.shape[dim] % min(to.block, x.shape[dim]) if to.block else 0
+    return jnp.pad(x, [(0, missing if d == dim else 0) for d in range(x.ndim)]) if missing else x
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def rounded_product(x_TI: jax.Array, w_IO: jax.Array, how: Rounded) -> jax.Array:
+    """x · w with rounded operands, forward and backward.
+
+    Args:
+      x_TI: any leading dims, any float dtype.
+      w_IO: float32.
+
+    Returns:
+      [T..., O] float32.
+    """
+    return how.multiply(x_TI, w_IO, ((x_TI.ndim - 1,), (0,)), how.forward, how.forward)
+
+
+def _forward(x_TI: jax.Array, w_IO: jax.Array, how: Rounded) -> tuple[jax.Array, Any]:
+    return rounded_product(x_TI, w_IO, how), (x_TI, w_IO)
+
+
+def _backward(how: Rounded, kept: Any, g_TO: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x_TI, w_IO = kept
+    tokens = tuple(range(x_TI.ndim - 1))
+    dx_TI = how.multiply(g_TO, w_IO, ((g_TO.ndim - 1,), (1,)), how.gradient, how.forward)
+    dw_IO = how.multiply(x_TI, g_TO, (tokens, tokens), how.forward, how.gradient)
+    return dx_TI.astype(x_TI.dtype), dw_IO.astype(w_IO.dtype)
+
+
+rounded_product.defvjp(_forward, _backward)
+
+
+class Record(nnx.Module):
+    """What delayed scaling knows of one tensor."""
+
+    def __init__(self) -> None:
+        # Under a Param, so that the record is saved, restored and placed as parameters are; never sharded.
+        self.scale = nnx.Param(jnp.ones((1,), jnp.float32), axes=(None,))
+        self.largest = nnx.Param(jnp.zeros((_HISTORY,), jnp.float32), axes=(None,))
+
+
+class Product(nnx.Module):
+    """x · w of one place in the model.
+
+    Args:
+      path: which place (`Model.products`).
+
+    Raises:
+      BadInputError: the device has no units for the format.
+    """
+
+    def __init__(self, config: Config, path: str):
+        conditioning = config.conditioning
+        self.policy = policy(conditioning, path)
+        self.rounded: Rounded | None = None
+        self.records: nnx.Dict | None = None
+        matmul = self.policy.matmul
+        if matmul is None:
+            return
+        if matmul.forward == "fp8_e4m3" and not conditioning.simulate and not has_fp8(jax.devices()[0]):
+            raise BadInputError(
+                f"conditioning.precision fp8 needs multipliers for it, and {jax.devices()[0].device_kind} is not known to "
+                "have any; set conditioning.simulate=true"
+            )
+        if conditioning.matmul_scaling == "delayed":
+            self.records = nnx.Dict({operand: Record() for operand in ("input", "weight", "gradient")})
+            return
+        forward, gradient = (
+            operand_format(name, conditioning.matmul_scaling) for name in (matmul.forward, matmul.gradient)
+        )
+        self.rounded = Rounded(forward, gradient, conditioning.simulate, self.policy.compute)
+
+    def __call__(self, x_TI: jax.Array, w_IO: jax.Array, n_in: int = 1, result: DTypeLike | None = None) -> jax.Array:
+        """x · w over the last `n_in` dims of x, which are the first of w.
+
+        Args:
+          x_TI: activations, any leading dims.
+          w_IO: a parameter.
+          result: dtype of what comes back; None: that of x.
+
+        Returns:
+          [T..., O...].
+        """
+        result = x_TI.dtype if result is None else result
+        if self.policy.matmul is None:
+            compute = self.policy.compute
+            x_TI, w_IO = x_TI.astype(compute), w_IO.astype(compute)
+            summed = jnp.promote_types(compute, result)
+            return jnp.tensordot(x_TI, w_IO, n_in, preferred_element_type=summed).astype(result)
+        shape = (*x_TI.shape[: x_TI.ndim - n_in], *w_IO.shape[n_in:])
+        features = math.prod(w_IO.shape[:n_in])
+        x_TI, w_IO = x_TI.reshape(*x_TI.shape[: x_TI.ndim - n_in], features), w_IO.reshape(features, -1)
+        if self.rounded is not None:
+            y_TO = rounded_product(x_TI, w_IO, self.rounded)
+        else:
+            y_TO = self._delayed(x_TI, w_IO)
+        return y_TO.reshape(shape).astype(result)
+
+    def _delayed(self, x_TI: jax.Array, w_IO: jax.Array) -> jax.Array:
+        assert self.records is not None
+        known = {name: (record.scale[...], record.largest[...]) for name, record in self.records.items()}
+        # Where a device has no units for fp8 XLA widens the operands: the simulation is the same program.
+        return fp8_scaled_dot_general(
+            x_TI.astype(jnp.float32),
+            w_IO.astype(jnp.float32),
+            (((x_TI.ndim - 1,), (0,)), ((), ())),
+            preferred_element_type=jnp.float32,
+            lhs_scale=known["input"][0],
+            rhs_scale=known["weight"][0],
+            grad_scale=known["gradient"][0],
+            lhs_amax_history=known["input"][1],
+            rhs_amax_history=known["weight"][1],
+            grad_amax_history=known["gradient"][1],
+        )
+
+
+def make_products(config: Config, of: str = "") -> nnx.Dict:
+    """The products of a layer (`blocks/attention`, `blocks/mlp`), or those that belong to none, by their names.
+
+    They must be kept under the attribute `products`.
+    """
+    split = (path.rpartition("/") for path in config.model.products)
+    return nnx.Dict({name: Product(config, f"{layer}{slash}{name}") for layer, slash, name in split if layer == of})
+
+
+def has_fp8(device: jax.Device) -> bool:
+    """Whether a device multiplies fp8 numbers: NVIDIA's of compute capability 8.9 (Ada) on, and some TPUs."""
+    if device.platform == "gpu":
+        capability = str(getattr(device, "compute_capability", "0"))
+        return "NVIDIA" in device.device_kind and float(capability or 0) >= 8.9
+    chip = accelerators.find(device.device_kind)
+    return chip is not None and chip.fp8_flops is not None
+
+
+def split_records(params: Any) -> tuple[Any, Any]:
+    """What is trained, and the records of delayed scaling, which are not.
+
+    Args:
+      params: nested dicts: parameters, or anything of their structure; leaves may be anything but dicts.
+
+    Returns:
+      Two trees of nested dicts; the second is empty where no product keeps a record.
+    """
+    flat = flatten_dict(params)
+    records = {path: leaf for path, leaf in flat.items() if _PRODUCTS in path}
+    trained = {path: leaf for path, leaf in flat.items() if _PRODUCTS not in path}
+    return unflatten_dict(trained), unflatten_dict(records)
+
+
+def join_records(trained: Any, records: Any) -> Any:
+    """The parameters that `split_records` took apart."""
+    return unflatten_dict(flatten_dict(trained) | flatten_dict(records))
+
+
+def add_gradients(sums: Any, grads: Any) -> Any:
+    """Gradients of one more part of a batch: those of records are magnitudes and scales, of which the largest counts."""
+    (trained_sums, record_sums), (trained, records) = split_records(sums), split_records(grads)
+    return join_records(jax.tree.map(jnp.add, trained_sums, trained), jax.tree.map(jnp.maximum, record_sums, records))

@@ -1,0 +1,178 @@
+"""How noisy the gradients of a run are and how curved its loss is, measured now and then between steps.
+
+Both are programs of their own on the batch of the step to come, so that the train step knows nothing of them.
+
+`flow/run/noise_scale` is the batch, in sequences, beyond which a larger one brings less than its share (McCandlish et
+al. 2018). Single estimates are noise, and their ratio is biased, so what is averaged over time are its two parts.
+`flow/run/hessian_top` is the largest eigenvalue, and for AdamW `flow/run/edge_of_stability` that of the preconditioned
+Hessian relative to the one at which steps overshoot: training that is at its edge stays near 1 (Cohen et al. 2022).
+"""
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from blobjax.compute import sharding
+from blobjax.conditioning.curvature import NoiseEstimate, adam_edge, adam_scale, noise_estimate, top_eigenvalue
+from blobjax.conditioning.precision import policy
+from blobjax.conditioning.products import split_records
+from blobjax.data import Stream
+from blobjax.objectives import next_token
+from blobjax.training.batches import Position, local_rows, to_global
+from blobjax.training.program import Program
+from blobjax.training.recorder import Recorder
+from blobjax.training.run_directory import EventLog, RunDirectory, read_jsonl
+from blobjax.training.state import TrainState, architecture
+from blobjax.training.step import Batch
+
+# Weight of what is known against the newest estimate.
+_DECAY = 0.9
+# Parts of the batch whose gradients are compared with the whole's: the more, the less an estimate scatters.
+_MOST_PARTS = 8
+
+
+class LandscapeHook:
+    """Measures when `conditioning.noise_scale_every` and `conditioning.curvature_every` are due.
+
+    Args:
+      directory: where an earlier attempt's averages are found.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        stream: Stream,
+        position: Position,
+        directory: RunDirectory,
+        recorder: Recorder,
+        events: EventLog,
+    ):
+        self._program = program
+        self._stream = stream
+        self._position = position
+        self._recorder = recorder
+        self._events = events
+        settings = program.config.conditioning
+        self._noise_every, self._curvature_every = settings.noise_scale_every, settings.curvature_every
+        self._parts = noise_parts(program) if self._noise_every else 0
+        self._average = _averages(directory, position.start)
+        self._noise: Any = None
+        self._curvature: Any = None
+
+    def due(self, step: int) -> bool:
+        """At multiples of either."""
+        return any(every and step % every == 0 for every in (self._noise_every, self._curvature_every))
+
+    def run(self, step: int, state: TrainState) -> bool:
+        """Measures what is due, compiled on first use, and records it."""
+        began = time.perf_counter()
+        shape_BT, batch_sharding = self._program.shape_BT, self._program.batch_sharding
+        rows = local_rows(batch_sharding, shape_BT)
+        first = self._position.sequences(step)
+        batch = to_global(self._stream.sequences([first + int(row) for row in rows]), rows, batch_sharding, shape_BT)
+        metrics: dict[str, float] = {}
+        if self._noise_every and step % self._noise_every == 0:
+            self._noise = self._noise or jax.jit(make_noise(self._program, self._parts))
+            metrics |= self._averaged(jax.device_get(self._noise(state.params, batch)))
+        if self._curvature_every and step % self._curvature_every == 0:
+            self._curvature = self._curvature or jax.jit(make_curvature(self._program))
+            found = jax.device_get(self._curvature(state, batch))
+            metrics |= {f"flow/run/{name}": float(value) for name, value in found.items()}
+        self._recorder.write(step, metrics)
+        self._events.write("landscape", step=step, seconds=time.perf_counter() - began)
+        return False
+
+    def _averaged(self, new: NoiseEstimate) -> dict[str, float]:
+        newest = float(new.squared_gradient), float(new.noise)
+        old = self._average or newest
+        squared, noise = (_DECAY * a + (1 - _DECAY) * b for a, b in zip(old, newest, strict=True))
+        self._average = squared, noise
+        # Before there is enough of an average the squared gradient may come out negative: no ratio is better than that.
+        ratio = {"flow/run/noise_scale": noise / squared} if squared > 0 else {}
+        return {"flow/run/squared_gradient": squared, "flow/run/gradient_noise": noise, **ratio}
+
+
+def _averages(directory: RunDirectory, start: int) -> tuple[float, float] | None:
+    """The running averages as an earlier attempt left them, if one did, so that a resumed run goes on with them."""
+    found = [
+        (float(line["flow/run/squared_gradient"]), float(line["flow/run/gradient_noise"]))
+        for line in read_jsonl(directory.metrics)
+        if "flow/run/gradient_noise" in line and line["step"] <= start
+    ]
+    return found[-1] if found else None
+
+
+def noise_parts(program: Program) -> int:
+    """Into how many parts a batch is cut: each has rows of every device, so there are as many as one device's rows or
+    a divisor of that."""
+    rows = program.shape_BT[0] // program.layout.ways("batch")
+    divisors = [n for n in range(2, rows + 1) if rows % n == 0]
+    return max([n for n in divisors if n <= _MOST_PARTS], default=divisors[0])
+
+
+def make_noise(program: Program, parts_P: int) -> Any:
+    """A function of parameters and batch that returns a NoiseEstimate, per sequence."""
+    loss = _loss(program, program.arch)
+
+    def noise(params: Any, batch: Batch) -> NoiseEstimate:
+        def split(x_BT: jax.Array) -> jax.Array:
+            x_PBT = x_BT.reshape(-1, parts_P, *x_BT.shape[1:]).swapaxes(0, 1)
+            return sharding.constrain(x_PBT, (None, "batch", "time"))
+
+        def add(total: Any, part: Batch) -> tuple[Any, jax.Array]:
+            grads, _ = split_records(jax.grad(loss)(params, part))
+            grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+            return jax.tree.map(jnp.add, total, grads), optax.tree.norm(grads, squared=True)
+
+        with sharding.use(program.layout):
+            zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), split_records(params)[0])
+            total, small_P = jax.lax.scan(add, zeros, jax.tree.map(split, batch))
+        big = optax.tree.norm(total, squared=True) / parts_P**2
+        sequences = program.shape_BT[0]
+        return noise_estimate(jnp.mean(small_P), big, sequences / parts_P, sequences)
+
+    return noise
+
+
+def make_curvature(program: Program) -> Any:
+    """A function of state and batch that returns eigenvalues by name, float32 scalars."""
+    config = program.config
+    # Flash attention and products in a number format of their own have a first derivative only.
+    compute = config.compute.model_copy(update={"attention": "xla"})
+    conditioning = config.conditioning
+    if policy(conditioning).matmul or conditioning.precision_overrides:
+        conditioning = conditioning.model_copy(
+            update={"precision": "bfloat16", "precision_overrides": {}, "matmul_scaling": "current"}
+        )
+    loss = _loss(program, architecture(config.model_copy(update={"compute": compute, "conditioning": conditioning})))
+    adam = config.optimizer
+    key = jax.random.key(config.seed)
+
+    def curvature(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
+        params = jax.tree.map(lambda p: p.astype(jnp.float32), split_records(state.params)[0])
+        iterations = config.conditioning.curvature_iterations
+        with sharding.use(program.layout):
+            top, residual = top_eigenvalue(lambda p: loss(p, batch), params, key, iterations)
+            found = {"hessian_top": top, "hessian_residual": residual}
+            if adam.name == "adamw":
+                scale = adam_scale(_adam_state(state.opt_state), adam.beta1, adam.beta2, adam.epsilon)
+                top, _ = top_eigenvalue(lambda p: loss(p, batch), params, key, iterations, scale)
+                found["edge_of_stability"] = top / adam_edge(program.rate(state.step), adam.beta1)
+        return found
+
+    return curvature
+
+
+def _loss(program: Program, arch: Any) -> Any:
+    def loss(params: Any, batch: Batch) -> jax.Array:
+        return next_token.loss(arch.merge(params), batch, program.config, jnp.sum(batch["mask"]))[0]
+
+    return loss
+
+
+def _adam_state(opt_state: Any) -> optax.ScaleByAdamState:
+    is_adam = lambda node: isinstance(node, optax.ScaleByAdamState)  # noqa: E731
+    return next(node for node in jax.tree.leaves(opt_state, is_leaf=is_adam) if is_adam(node))

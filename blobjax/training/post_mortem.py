@@ -1,0 +1,107 @@
+"""A post-mortem: one step of a run that ends, through the flow probes, to find the first place whose numbers went bad.
+
+Numbers that are not finite stay so from layer to layer, so the first place in forward order that has them is where they
+come from; where the forward pass is sound, gradients are followed from the output backwards. Where all is finite, the
+place that grew most against a good step is named, which is a hint and no proof.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from blobjax.training.program import Program
+from blobjax.training.run_directory import EventLog
+from blobjax.training.stages import Stages
+from blobjax.training.state import TrainState
+from blobjax.training.step import Batch
+
+Probes = dict[str, dict[str, float]]
+"""Place (`embedding`, `block_00`, …, `output`), in forward order, to its probes by name."""
+
+# In the order in which a block computes them.
+_FORWARD = ("param_rms", "attention_logit_max", "attention_entropy", "residual_rms", "log_z_mean")
+_BACKWARD = "grad_rms"
+# Those that are large where numbers explode.
+_GROW = ("attention_logit_max", "residual_rms", "grad_rms")
+
+
+class Examiner:
+    """The run's train step, compiled once more with every probe on.
+
+    Args:
+      batches: the batches of these steps, which count from 1.
+    """
+
+    def __init__(self, program: Program, batches: Callable[[range], Iterator[Batch]]):
+        conditioning = program.config.conditioning.model_copy(update={"probe_every": 1})
+        config = program.config.model_copy(update={"conditioning": conditioning})
+        self._step = Stages(dataclasses.replace(program, config=config), {}, EventLog(None))
+        self._batches = batches
+
+    def probe(self, state: TrainState, step: int) -> tuple[Probes, bool]:
+        """The probes of a state, which is used up, with the batch of a step; and whether that batch is finite."""
+        batch = next(self._batches(range(step, step + 1)))
+        finite = bool(jax.jit(lambda mask_BT: jnp.all(jnp.isfinite(mask_BT)))(batch["mask"]))
+        _, metrics = self._step(state, batch)
+        return _by_place(jax.device_get(metrics["flow"])), finite
+
+
+def _by_place(flow: dict[str, dict[str, np.ndarray]]) -> Probes:
+    blocks = flow["blocks"]
+    layers = len(next(iter(blocks.values())))
+    whole = {group: {name: float(value) for name, value in flow[group].items()} for group in ("embedding", "output")}
+    return {
+        "embedding": whole["embedding"],
+        **{
+            f"block_{i:02d}": {name: float(np.max(values[i])) for name, values in blocks.items()} for i in range(layers)
+        },
+        "output": whole["output"],
+    }
+
+
+def first_bad(bad: Probes, good: Probes, finite: bool) -> str:
+    """Where the numbers first went bad, in words.
+
+    Args:
+      bad, good: probes of the bad step and of a good one.
+      finite: the bad step's batch holds finite numbers only.
+    """
+    if not finite:
+        return "the batch itself (its mask is not finite, so neither is the loss, whatever the model does)"
+    for place, probes in bad.items():
+        for name in _FORWARD:
+            if name in probes and not math.isfinite(probes[name]):
+                return f"{place} ({name} is {probes[name]})"
+    for place, probes in reversed(bad.items()):
+        if not math.isfinite(probes.get(_BACKWARD, 0.0)):
+            return f"{place} ({_BACKWARD} is {probes[_BACKWARD]}; the forward pass is finite)"
+    grown = [
+        (probes[name] / good[place][name], place, name)
+        for place, probes in bad.items()
+        for name in _GROW
+        if name in probes and good[place][name] > 0
+    ]
+    if not grown:
+        return "unknown (there is no good step to compare with)"
+    # The first of equals, in forward order.
+    times, place, name = max(grown, key=lambda each: each[0])
+    return f"{place} ({name} is {bad[place][name]:.4g}, {times:.3g} times a good step's; all probes are finite)"
+
+
+def as_json(bad: Probes, good: Probes, **facts: Any) -> str:
+    """The whole table with some facts, for halt.json; numbers that JSON cannot hold are text."""
+
+    def value(x: float) -> float | str:
+        return x if math.isfinite(x) else str(x)
+
+    table = {
+        place: {name: {"bad": value(x), "good": value(good[place][name])} for name, x in probes.items()}
+        for place, probes in bad.items()
+    }
+    return json.dumps({**facts, "probes": table}, indent=1) + "\n"

@@ -1,0 +1,224 @@
+"""What a run does about trouble: it goes back to a good state and passes over data, or it halts with a report.
+
+Random numbers and batches are functions of seed and position, so the run after a rollback follows from its config and
+the windows of data it passes over, and from nothing else. A snapshot, a checkpoint and the initial state are points of
+one and the same way: which of them is gone back to decides how much is computed again, never what comes of it. That is
+why the windows, written down before training goes on, are all that a restart needs to know of a rollback.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+
+from blobjax.config import BadInputError, HaltedError
+from blobjax.data import PassedOver, Stream
+from blobjax.training.batches import Position
+from blobjax.training.checkpoints import Checkpointer
+from blobjax.training.guard_watch import Trouble
+from blobjax.training.hooks import SaveHook
+from blobjax.training.loop import Hook, StepReport, run
+from blobjax.training.post_mortem import Examiner, as_json, first_bad
+from blobjax.training.program import Program
+from blobjax.training.recorder import Recorder
+from blobjax.training.run_directory import EventLog, RunDirectory, write_atomically
+from blobjax.training.snapshots import SnapshotRing
+from blobjax.training.state import TrainState
+from blobjax.training.step import Batch, Metrics
+from blobjax.training.timers import check_agreement
+
+Passage = dict[str, Any]
+"""A window that a rollback passed over: `first` and `last` (excluded) sequence of the stream, the `step` it was decided
+at and the `reason`."""
+
+
+def read_passages(path: Path) -> list[Passage]:
+    """The windows a run has passed over so far; none where there is no file.
+
+    Raises:
+      BadInputError: the file cannot be made sense of.
+    """
+    if not path.is_file():
+        return []
+    try:
+        passages = json.loads(path.read_text(encoding="utf-8"))["windows"]
+        if all(0 <= each["first"] < each["last"] for each in passages):
+            return passages
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise BadInputError(
+        f"{path} does not hold the windows of data that this run has passed over; restore it, or remove it together "
+        "with the checkpoints to start again"
+    )
+
+
+def windows(passages: list[Passage]) -> PassedOver:
+    """What a stream leaves out after these passages."""
+    return PassedOver.of((each["first"], each["last"]) for each in passages)
+
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+class _Watched:
+    """A train step that keeps hold of the newest state, for when trouble ends the loop."""
+
+    def __init__(self, train_step: TrainStep):
+        self._train_step = train_step
+        self._newest: TrainState | None = None
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        self._newest, metrics = self._train_step(state, batch)
+        return self._newest, metrics
+
+    def give_up(self) -> TrainState | None:
+        """The newest state, of which no reference stays here."""
+        newest, self._newest = self._newest, None
+        return newest
+
+
+def _run_until_trouble(*loop: Any) -> TrainState | Trouble:
+    """The loop's last state, or the trouble that ended it. Arguments as of `loop.run`."""
+    try:
+        return run(*loop)
+    except Trouble as trouble:
+        # Its traceback would keep the loop's state on the devices, where another has to find room.
+        return trouble.with_traceback(None)
+
+
+class Recovery:
+    """Decides what follows on trouble, the same on every process.
+
+    Args:
+      batches: the batches of these steps, which count from 1, from the stream as it is then.
+      passages: what earlier rollbacks of this run passed over.
+      directory: the run's; process 0 writes there.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        stream: Stream,
+        position: Position,
+        batches: Callable[[range], Iterator[Batch]],
+        passages: list[Passage],
+        ring: SnapshotRing | None,
+        checkpointer: Checkpointer,
+        save: SaveHook,
+        recorder: Recorder,
+        events: EventLog,
+        directory: RunDirectory,
+    ):
+        guard = program.config.conditioning.guard
+        self._rollback = guard.rollback if guard else None
+        self._program = program
+        self._stream = stream
+        self._position = position
+        self._batches = batches
+        self._passages = list(passages)
+        self._ring = ring
+        self._checkpointer = checkpointer
+        self._save = save
+        self._recorder = recorder
+        self._events = events
+        self._directory = directory
+
+    def run(
+        self,
+        train_step: TrainStep,
+        state: TrainState,
+        report: Callable[[StepReport], None],
+        hooks: list[Hook],
+    ) -> TrainState:
+        """Runs the loop from a state to the run's length, again after each rollback; returns the last state.
+
+        Raises:
+          HaltedError: on trouble, where there is no rollback, or no more of them.
+        """
+        step = _Watched(train_step)
+        while True:
+            steps = range(int(state.step) + 1, self._program.clockwork.length + 1)
+            outcome = _run_until_trouble(step, state, self._batches(steps), steps, report, hooks)
+            if not isinstance(outcome, Trouble):
+                return outcome
+            state = self._after(outcome, step)
+
+    def _after(self, trouble: Trouble, step: _Watched) -> TrainState:
+        """The state to go on from, the stream without what led to the trouble."""
+        if self._rollback is None:
+            self._halt(trouble, trouble.first - 1, step.give_up())
+        # The last step whose state is taken to be good.
+        good = max(trouble.first - 1 - self._rollback.margin, 0)
+        if len(self._passages) >= self._rollback.at_most:
+            self._halt(trouble, good, step.give_up())
+        step.give_up()
+        self._save.finish()
+        state = self._state(good)
+        self._pass_over(trouble, good, int(state.step))
+        return state
+
+    def _state(self, step: int) -> TrainState:
+        """The newest state at hand that is not after a step."""
+        snapshot = self._ring.newest(step) if self._ring else None
+        saved = [each for each in self._checkpointer.steps() if each <= step]
+        if snapshot is not None and (not saved or saved[-1] <= snapshot.step):
+            return snapshot.restore(self._program.state)
+        if saved:
+            return self._checkpointer.restore(saved[-1], self._program.state, None)[0]
+        return self._program.init()
+
+    def _pass_over(self, trouble: Trouble, good: int, back_to: int) -> None:
+        """Leaves out the data from the last good step on, and everything that came of it."""
+        assert self._rollback is not None
+        number, sequences = self._stream.passed_over.number, self._position.sequences
+        first, last = number(sequences(good)), number(sequences(trouble.step + self._rollback.skip))
+        self._passages.append({"first": first, "last": last, "step": trouble.step, "reason": trouble.reason})
+        # In this order: a run that is killed in between comes back without the window, from before the trouble, and
+        # decides the same once more. The other way round it could come back from a state that has seen the window.
+        self._save.undo(good)
+        if jax.process_index() == 0:
+            write_atomically(self._directory.passed_over, json.dumps({"windows": self._passages}, indent=1) + "\n")
+        check_agreement(**{"data passed over": json.dumps(self._passages)})
+        self._stream.passed_over = windows(self._passages)
+        if self._ring:
+            self._ring.undo(good)
+        self._recorder.undo(back_to)
+        self._events.write(
+            "rollback", step=trouble.step, to_step=back_to, reason=trouble.reason, passed_over=[first, last]
+        )
+        self._recorder.say(
+            f"step {trouble.step}: {trouble.reason}; rolled back to step {back_to} "
+            f"({len(self._passages)} of {self._rollback.at_most}), sequences {first:,} to {last:,} are passed over"
+        )
+
+    def _halt(self, trouble: Trouble, good: int, newest: TrainState | None) -> NoReturn:
+        count = len(self._passages)
+        rollbacks = f"{count} rollback{'s' if count > 1 else ''}"
+        used = f", after {rollbacks} (conditioning.guard.rollback.at_most)" if self._rollback else ""
+        try:
+            found = self._examine(trouble, good, newest)
+        except Exception as error:  # whatever goes wrong here must not hide why the run halts
+            found = f"not found ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"[:200]
+        raise HaltedError(
+            f"halted at step {trouble.step}: {trouble.reason}{used}; first bad numbers: {found}; lower "
+            "optimizer.learning_rate, lengthen duration.warmup, or look at the data of these steps"
+        )
+
+    def _examine(self, trouble: Trouble, good: int, newest: TrainState | None) -> str:
+        """Writes halt.json and returns the first place whose numbers went bad."""
+        assert newest is not None
+        self._save.finish()
+        examiner = Examiner(self._program, self._batches)
+        # Refused steps have changed nothing: these are the parameters of the bad step, or those one good step on.
+        bad, finite = examiner.probe(newest, trouble.step)
+        state = self._state(good)
+        step = int(state.step)
+        # A good state with the batch that led to it, which was accepted.
+        reference, _ = examiner.probe(state, max(step, 1))
+        found = first_bad(bad, reference, finite)
+        if jax.process_index() == 0:
+            facts = {"step": trouble.step, "reason": trouble.reason, "first_bad": found, "good_step": step}
+            write_atomically(self._directory.halt, as_json(bad, reference, **facts))
+        return found

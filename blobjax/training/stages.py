@@ -1,0 +1,43 @@
+"""The train step for each batch size that a run comes to: one, or as many as its batch warm-up has stages."""
+
+import time
+from typing import Any
+
+from blobjax.training.program import Program
+from blobjax.training.run_directory import EventLog
+from blobjax.training.state import TrainState
+from blobjax.training.step import Batch, Metrics
+
+
+class Stages:
+    """The step, and a hook: before the batch size changes it compiles the next step, so that no step's time holds that.
+
+    Args:
+      compiled: steps compiled already, by sequences in a batch.
+    """
+
+    def __init__(self, program: Program, compiled: dict[int, Any], events: EventLog):
+        self._program = program
+        self._compiled = compiled
+        self._events = events
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """One step, of the batch's size."""
+        return self._step(len(batch["tokens"]))(state, batch)
+
+    def due(self, step: int) -> bool:
+        """Where the next step has another size than any so far."""
+        clockwork = self._program.clockwork
+        return step < clockwork.length and clockwork.batches.at(step + 1) not in self._compiled
+
+    def run(self, step: int, state: TrainState) -> bool:
+        """Compiles it."""
+        self._step(self._program.clockwork.batches.at(step + 1))
+        return False
+
+    def _step(self, batch_size: int) -> Any:
+        if batch_size not in self._compiled:
+            began = time.monotonic()
+            self._compiled[batch_size] = self._program.lower_train_step(batch_size).compile()
+            self._events.write("compile", seconds=time.monotonic() - began, batch_size=batch_size)
+        return self._compiled[batch_size]

@@ -1,0 +1,119 @@
+"""Flow probes against slow float64 loops, and what they leave alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from blobjax.conditioning import flow
+from blobjax.conditioning.formats import FORMATS
+from blobjax.config.schema import Conditioning
+
+B, T, H, G, K = 2, 12, 4, 2, 8
+
+
+def queries_and_keys(seed: int = 0):
+    rng = np.random.default_rng(seed)
+    q, k = (rng.standard_normal((B, T, heads, K)).astype(np.float32) for heads in (H, G))
+    segments = np.sort(rng.integers(1, 4, (B, T)), axis=1).astype(np.int32)
+    return q, k, segments
+
+
+def slow_attention(q, k, segments, scale, window):
+    """The largest absolute logit of each head, and the mean entropy, one pair of positions after the other."""
+    q, k = q.astype(np.float64), k.astype(np.float64)
+    largest, entropies = np.zeros(H), []
+    for b in range(B):
+        for h in range(H):
+            for t in range(T):
+                seen = [s for s in range(t + 1) if segments[b, s] == segments[b, t] and (not window or t - s < window)]
+                logits = np.array([scale * q[b, t, h] @ k[b, s, h // (H // G)] for s in seen])
+                largest[h] = max(largest[h], np.abs(logits).max())
+                p = np.exp(logits - logits.max())
+                p /= p.sum()
+                entropies.append(-(p * np.log(p)).sum())
+    return largest, np.mean(entropies)
+
+
+@pytest.mark.parametrize("window", [0, 3])
+@pytest.mark.parametrize("block", [128, 4])
+def test_attention_statistics(window, block, monkeypatch):
+    monkeypatch.setattr(flow, "_QUERY_BLOCK", block)
+    q, k, segments = queries_and_keys()
+    largest, entropy = slow_attention(q, k, segments, 0.7, window)
+    found = flow.attention_statistics(q, k, segments, 0.7, window)
+    # Float32 sums of eight products.
+    np.testing.assert_allclose(np.max(found["attention_logit_max"]), largest.max(), rtol=1e-5)
+    np.testing.assert_allclose(found["attention_entropy"], entropy, rtol=1e-5)
+
+
+def test_dead_units_are_those_no_token_wakes():
+    hidden = np.random.default_rng(1).standard_normal((2, 5, 8)).astype(np.float32)
+    hidden[..., 3] = 0
+    hidden[..., 6] *= 1e-4
+    assert float(flow.dead_fraction(hidden)) == 2 / 8
+
+
+def test_parameter_statistics():
+    rng = np.random.default_rng(2)
+    trees = [{"w": rng.standard_normal((6, 4)) * s, "gain": rng.standard_normal(4) * s} for s in (1.0, 1e-5, 1e-3)]
+    trees[1]["w"][0, 0] = 0.0
+    trees[1]["w"][1, 1] = 1e6
+    params, grads, updates = (jax.tree.map(np.float32, tree) for tree in trees)
+    found = flow.parameter_statistics(params, grads, updates, FORMATS["float16"])
+
+    flat = [
+        np.concatenate([np.ravel(x) for x in tree.values()]).astype(np.float64) for tree in (params, grads, updates)
+    ]
+    rms = [np.sqrt(np.mean(x**2)) for x in flat]
+    np.testing.assert_allclose(found["param_rms"], rms[0], rtol=1e-6)
+    np.testing.assert_allclose(found["grad_rms"], rms[1], rtol=1e-6)
+    np.testing.assert_allclose(found["update_ratio"], rms[2] / rms[0], rtol=1e-6)
+    g = flat[1].astype(np.float32)
+    with np.errstate(over="ignore"):
+        flushed = np.sum((g != 0) & (g.astype(np.float16) == 0)) / np.sum(g != 0)
+    np.testing.assert_allclose(found["grad_flush_fraction"], flushed, rtol=1e-6)
+    np.testing.assert_allclose(found["grad_saturate_fraction"], 1 / np.sum(g != 0), rtol=1e-6)
+    w = params["w"].astype(np.float64)
+    noise = np.sum((w - params["w"].astype(np.float16).astype(np.float64)) ** 2)
+    np.testing.assert_allclose(found["weight_sqnr_db"], 10 * np.log10(np.sum(w**2) / noise), rtol=1e-4)
+
+
+def test_gradients_flush_in_a_format_too_narrow_for_them():
+    tree = {"w": jnp.full((4, 4), 1e-9)}
+    assert flow.parameter_statistics(tree, tree, tree, FORMATS["float16"])["grad_flush_fraction"] == 1
+    assert flow.parameter_statistics(tree, tree, tree, FORMATS["bfloat16"])["grad_flush_fraction"] == 0
+    # A scale for the whole tensor brings any equal values into range.
+    assert flow.parameter_statistics(tree, tree, tree, FORMATS["fp8_e4m3"])["grad_flush_fraction"] == 0
+
+
+@pytest.mark.parametrize("probing", [True, False])
+def test_measure_pays_only_where_it_probes(probing):
+    x = jnp.arange(4.0)
+    statistics = lambda x: {"sum": jnp.sum(x)}  # noqa: E731
+    found = jax.jit(lambda p, x: flow.measure(p, statistics, x))(jnp.bool(probing), x)
+    assert float(found["sum"]) == (6.0 if probing else 0.0)
+    gradient = jax.grad(lambda x: jnp.sum(x) + flow.measure(jnp.bool(probing), statistics, x)["sum"])(x)
+    np.testing.assert_array_equal(gradient, np.ones(4))
+
+
+def test_measure_of_no_probe_is_nothing():
+    assert flow.measure(None, lambda x: {"sum": jnp.sum(x)}, jnp.ones(3)) == {}
+
+
+def test_parts_of_a_batch_become_the_whole():
+    parts = {name: jnp.array([1.0, 3.0]) for name in ("attention_logit_max", "log_z_mean", "residual_rms")}
+    whole = {name: float(value) for name, value in flow.over_parts(parts).items()}
+    assert whole == {"attention_logit_max": 3.0, "log_z_mean": 4.0, "residual_rms": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("precision", "asked", "wanted"),
+    [
+        ("float32", "compute", None),
+        ("bfloat16", "compute", FORMATS["bfloat16"]),
+        ("float32", "mxfp4", FORMATS["mxfp4"]),
+    ],
+)
+def test_the_format_that_is_asked_about(precision, asked, wanted):
+    assert flow.probe_format(Conditioning(precision=precision, probe_format=asked)) == wanted

@@ -1,0 +1,43 @@
+"""flow.json and the table: read from a run's own metrics, whatever ended it."""
+
+import io
+import json
+
+from rich.console import Console
+
+from blobjax.training import flow_summary
+from blobjax.training.run_directory import RunDirectory
+from blobjax.training.trainer import train
+from tests.tiny import tiny
+
+
+def test_a_probed_run_ends_with_a_table_and_keeps_it(tmp_path, capsys):
+    settings = tiny("conditioning.probe_every=3", "duration.length=6 steps", f"logging.run_dir={tmp_path}/run")
+    assert train(settings) == 0
+    printed = capsys.readouterr().out
+    for expected in ("flow at the last probe", "embedding", "block_00", "block_01", "output", "residual"):
+        assert expected in printed
+    found = json.loads((tmp_path / "run" / "flow.json").read_text())
+    assert list(found["places"]) == ["embedding", "block_00", "block_01", "output"]
+    assert found["places"]["block_01"]["probes"]["residual_rms"]["last"] > 0
+
+
+def test_without_probes_there_is_none(tmp_path, capsys):
+    assert train(tiny("duration.length=2 steps", f"logging.run_dir={tmp_path}/run")) == 0
+    assert "flow at" not in capsys.readouterr().out
+    assert not (tmp_path / "run" / "flow.json").exists()
+
+
+def test_numbers_that_json_does_not_know_stay_readable(tmp_path):
+    directory = RunDirectory(tmp_path)
+    lines = [{"step": 1, "flow/block_00/grad_rms": 0.5}, {"step": 2, "flow/block_00/grad_rms": "nan"}]
+    directory.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = flow_summary.conclude(directory, 256)
+    kept = json.loads(directory.flow.read_text())
+    assert kept["places"]["block_00"]["probes"]["grad_rms"]["last"] == "nan"
+    assert kept["verdict"] == "turbulent"
+    console = Console(file=io.StringIO(), width=100)
+    flow_summary.show(found, console)
+    text = console.file.getvalue()
+    assert "nan !!" in text
+    assert "block_00: grad_rms is not finite at step 2" in text

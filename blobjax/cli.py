@@ -114,6 +114,39 @@ def sample(
     typer.echo(prompt + text)
 
 
+def _complete_study(incomplete: str) -> list[str]:
+    from blobjax.config.load import shipped_studies
+
+    return [name for name in shipped_studies() if name.startswith(incomplete)]
+
+
+@app.command()
+def study(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A path, or a name in configs/studies/ such as 'lr-sensitivity'.", autocompletion=_complete_study
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="For every cell: model.d_model=128; for the grid: grid.depth=[2,4]"
+        ),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=0, help="Cells at once; 0: as many as suit the machine.")] = 0,
+    directory: Annotated[str, typer.Option("--dir", help="Where; studies/NAME by default.")] = "",
+    status: Annotated[bool, typer.Option("--status", help="Only print how its cells stand.")] = False,
+) -> None:
+    """Run a grid of ordinary runs as one question, or what is left of it; the answer is a page."""
+    from blobjax.studies import command
+
+    if status:
+        command.status(name, overrides or [], directory)
+    else:
+        raise typer.Exit(command.study(name, overrides or [], directory, jobs))
+
+
 @data_app.command("prepare")
 def data_prepare(
     config: ConfigName,

@@ -37,7 +37,7 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    for command in ("train", "sample", "data", "config", "doctor"):
+    for command in ("train", "sample", "study", "data", "config", "doctor"):
         assert command in done.stdout
 
 
@@ -61,6 +61,10 @@ def test_help_imports_nothing_heavy():
         (["train", "laptop", "evaluation.sample_tokens=100000"], "model.max_seq_len"),
         (["train", "x" * 5000], "cannot be the name of a file"),
         (["sample", "nowhere"], "not a run directory"),
+        (["study", "lr-sensitivty"], "did you mean 'lr-sensitivity'?"),
+        (["study", "lr-sensitivity", "model.d_modle=8"], "did you mean 'model.d_model'?"),
+        (["study", "lr-sensitivity", "grid.learning_rat=[1]"], "did you mean 'learning_rate'?"),
+        (["train", "studies/lr-sensitivity"], "blobjax study lr-sensitivity"),
         (["config", "show", "laptop", "seed=-1"], "seed"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "model": {"config", "compute", "conditioning"},
     "objectives": {"config", "compute", "conditioning", "data", "model"},
     "training": {"config", "compute", "conditioning", "data", "model", "objectives"},
+    "studies": {"config", "compute", "training"},
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if len(path.relative_to(PACKAGE).parts) > 1)
 

@@ -35,6 +35,7 @@ def test_config_names_resolve_from_the_installed_wheel_in_any_directory(wheel, t
         archive.extractall(site)
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import blobjax; assert blobjax.__file__.startswith(sys.argv[1])\n"
+        "from blobjax.config.load import find_study; assert str(find_study('lr-sensitivity')).startswith(sys.argv[1])\n"
         "from blobjax import cli; sys.argv = ['blobjax', 'config', 'show', 'models/llama3-8b']; cli.main()"
     )
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}

@@ -29,8 +29,10 @@ _EXPECTED = {
 }
 
 
-def explain(error: ValidationError, content: dict, origins: dict[str, str]) -> list[str]:
-    """Lines for everything that is wrong in a config.
+def explain(
+    error: ValidationError, content: dict, origins: dict[str, str], schema: type[BaseModel] = Config
+) -> list[str]:
+    """Lines for everything that is wrong in a config, or in what another schema describes.
 
     Args:
       error: what validating `content` raised.
@@ -40,13 +42,13 @@ def explain(error: ValidationError, content: dict, origins: dict[str, str]) -> l
     by_key: dict[str, list[Any]] = {}
     for problem in error.errors():
         by_key.setdefault(".".join(_path(problem, content)), []).append(problem)
-    lines = [_explain_key(key, problems, origins) for key, problems in by_key.items() if key]
+    lines = [_explain_key(key, problems, origins, schema) for key, problems in by_key.items() if key]
     wrong = [key for key in by_key if key]
     # Pydantic checks what must hold between keys only when every key is right. Without the wrong ones the rest can be
     # checked now; what then involves a wrong key, or its default in its place, is no finding.
     found = by_key.get("", [])
     if wrong:
-        found = _recheck(content, wrong)
+        found = _recheck(content, wrong, schema)
     between = [line for problem in found for line in problem["msg"].removeprefix("Value error, ").splitlines()]
     lines += [_with_origins(line, origins) for line in between if not any(mentions(line, key) for key in wrong)]
     return lines
@@ -78,11 +80,11 @@ def _path(problem: Any, content: Any) -> list[str]:
     return path
 
 
-def _explain_key(key: str, problems: list[Any], origins: dict[str, str]) -> str:
+def _explain_key(key: str, problems: list[Any], origins: dict[str, str], schema: type[BaseModel]) -> str:
     where = f"{_origin(key, origins)}: {key}"
     first = problems[0]
     if first["type"] == "extra_forbidden":
-        return f"{where}: unknown key; {_suggest_key(key)}"
+        return f"{where}: unknown key; {_suggest_key(key, schema)}"
     if first["type"] == "missing" and isinstance(first["loc"][-1], int):
         return f"{where}: needs {first['loc'][-1] + 1} or more items, not {len(first['input'])}"
     if first["type"] == "missing":
@@ -133,10 +135,10 @@ def _with_origins(line: str, origins: dict[str, str]) -> str:
     return f"{', '.join(places)}: {line}" if places else line
 
 
-def _recheck(content: dict, wrong: list[str]) -> list[Any]:
+def _recheck(content: dict, wrong: list[str], schema: type[BaseModel]) -> list[Any]:
     rest = _without(content, {tuple(key.split(".")) for key in wrong})
     try:
-        Config.model_validate(rest)
+        schema.model_validate(rest)
     except ValidationError as error:
         return [problem for problem in error.errors() if not problem["loc"]]
     return []
@@ -155,11 +157,11 @@ def _without(content: dict, paths: set[tuple[str, ...]], at: tuple[str, ...] = (
     return kept
 
 
-def _suggest_key(key: str) -> str:
+def _suggest_key(key: str, schema: type[BaseModel]) -> str:
     """Where an unknown key may belong: the same name elsewhere, a near one here, or a near one elsewhere."""
     section, _, name = key.rpartition(".")
-    here = _fields_at(section.split(".") if section else [])
-    everywhere = _all_keys(Config)
+    here = _fields_at(section.split(".") if section else [], schema)
+    everywhere = _all_keys(schema)
     same = [path for path in everywhere if path.rpartition(".")[2] == name]
     near = [f"{section}.{n}" if section else n for n in difflib.get_close_matches(name, here, 1)]
     leaves = {path.rpartition(".")[2]: path for path in reversed(everywhere)}
@@ -190,9 +192,8 @@ def _all_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
     return keys
 
 
-def _fields_at(path: list[str]) -> list[str]:
-    """The keys that the section at a path has."""
-    section: type[BaseModel] = Config
+def _fields_at(path: list[str], section: type[BaseModel]) -> list[str]:
+    """The keys that the section at a path, from the given one, has."""
     skip = False
     for part in path:
         if skip:  # the free name in a dict of sections

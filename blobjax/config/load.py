@@ -1,11 +1,12 @@
 """From YAML files and dotted overrides to a validated Config, with errors that name file, key and fix."""
 
+import copy
 import difflib
 import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import ValidationError
@@ -23,9 +24,15 @@ def configs_dir() -> Path:
 
 
 def shipped() -> list[str]:
-    """Names of the shipped configs, such as `laptop` and `models/125m`."""
+    """Names of the shipped configs, such as `laptop` and `models/125m`; a study is not one."""
     root = configs_dir()
-    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+    names = (path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+    return sorted(name for name in names if not name.startswith("studies/"))
+
+
+def shipped_studies() -> list[str]:
+    """Names of the shipped studies, such as `lr-sensitivity`."""
+    return sorted(path.stem for path in (configs_dir() / "studies").glob("*.yaml"))
 
 
 def find(name: str, beside: Path | None = None) -> Path:
@@ -41,18 +48,30 @@ def find(name: str, beside: Path | None = None) -> Path:
     candidates = [Path(name), configs_dir() / f"{name}.yaml"]
     if beside is not None:
         candidates.insert(0, beside / name)
+    if name.removeprefix("studies/") in shipped_studies() and not Path(name).is_file():
+        study = name.removeprefix("studies/")
+        raise BadInputError(f"'{name}' is a study, not the config of one run; start it with: blobjax study {study}")
+    return _find(name, candidates, "config", shipped())
+
+
+def find_study(name: str) -> Path:
+    """As `find`, for a path or a name in configs/studies/."""
+    return _find(name, [Path(name), configs_dir() / "studies" / f"{name}.yaml"], "study", shipped_studies())
+
+
+def _find(name: str, candidates: list[Path], kind: str, known: list[str]) -> Path:
     try:
         for path in candidates:
             if path.is_file():
                 return path
         is_folder = Path(name).is_dir()
     except (OSError, ValueError):  # a name too long for the file system, or with a NUL in it
-        raise BadInputError(f"config {name[:80]!r}… cannot be the name of a file") from None
+        raise BadInputError(f"{kind} {name[:80]!r}… cannot be the name of a file") from None
     if is_folder:
-        raise BadInputError(f"config '{name}' is a directory; give a file in it")
-    near = difflib.get_close_matches(name, shipped(), 1)
-    hint = f"did you mean '{near[0]}'?" if near else f"shipped configs: {', '.join(shipped())}"
-    raise BadInputError(f"config '{name}' is neither a file nor a shipped name; {hint}")
+        raise BadInputError(f"{kind} '{name}' is a directory; give a file in it")
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean '{near[0]}'?" if near else f"shipped: {', '.join(known)}"
+    raise BadInputError(f"{kind} '{name}' is neither a file nor a shipped name; {hint}")
 
 
 # YAML 1.1 reads 1e-3 as text; every user of a trainer means the number.
@@ -88,7 +107,12 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
-def _parse_yaml(text: str, origin: str) -> Any:
+def parse_yaml(text: str, origin: str) -> Any:
+    """What a YAML text says.
+
+    Raises:
+      BadInputError: it is not YAML, or holds what we do not read; the line begins with `origin`.
+    """
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
@@ -102,44 +126,59 @@ def _parse_yaml(text: str, origin: str) -> Any:
         raise BadInputError(f"{origin}: not valid YAML: {error}") from None
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
     """A path as short as it can be told."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
-def _read(path: Path, including: tuple[Path, ...] = ()) -> tuple[dict, dict[str, str]]:
-    """A file's keys merged over those of its includes, and for each dotted key the file it came from."""
-    shown = _shown(path)
-    if path.resolve() in (parent.resolve() for parent in including):
-        chain = " -> ".join(_shown(each) for each in (*including, path))
-        raise BadInputError(f"{shown}: includes itself: {chain}")
+def read_yaml(path: Path) -> dict:
+    """A YAML file's keys and values.
+
+    Raises:
+      BadInputError: it cannot be read, is not YAML, or holds something else.
+    """
+    origin = shown(path)
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise BadInputError(f"{shown}: is not UTF-8 text") from None
+        raise BadInputError(f"{origin}: is not UTF-8 text") from None
     except OSError as error:
-        raise BadInputError(f"{shown}: cannot be read: {error.strerror}") from None
-    content = _parse_yaml(text, shown)
+        raise BadInputError(f"{origin}: cannot be read: {error.strerror}") from None
+    content = parse_yaml(text, origin)
     if content is None:
         content = {}
     if not isinstance(content, dict):
-        raise BadInputError(f"{shown}: expected keys and values at the top, not {type(content).__name__}")
+        raise BadInputError(f"{origin}: expected keys and values at the top, not {type(content).__name__}")
+    return content
+
+
+def _read_with_includes(path: Path, including: tuple[Path, ...] = ()) -> tuple[dict, dict[str, str]]:
+    """A file's keys merged over those of its includes, and for each dotted key the file it came from."""
+    if path.resolve() in (parent.resolve() for parent in including):
+        chain = " -> ".join(shown(each) for each in (*including, path))
+        raise BadInputError(f"{shown(path)}: includes itself: {chain}")
+    return _include(read_yaml(path), path, including)
+
+
+def _include(content: dict, path: Path, including: tuple[Path, ...]) -> tuple[dict, dict[str, str]]:
+    """Keys that stand in a file, merged over those of the files they include."""
+    origin = shown(path)
     includes = content.pop("include", [])
     merged: dict = {}
     origins: dict[str, str] = {}
     for name in includes if isinstance(includes, list) else [includes]:
         if not isinstance(name, str):
-            raise BadInputError(f"{shown}: include: expected the path or name of a config, not {name!r}")
+            raise BadInputError(f"{origin}: include: expected the path or name of a config, not {name!r}")
         try:
             included = find(name, path.parent)
         except BadInputError as error:
-            raise BadInputError(f"{shown}: include: {error}") from None
-        below, below_origins = _read(included, (*including, path))
+            raise BadInputError(f"{origin}: include: {error}") from None
+        below, below_origins = _read_with_includes(included, (*including, path))
         _merge(merged, below)
         origins.update(below_origins)
     _merge(merged, content)
-    origins.update({key: shown for key in _dotted(content)})
+    origins.update({key: origin for key in _dotted(content)})
     return merged, origins
 
 
@@ -164,28 +203,44 @@ def _dotted(content: dict, prefix: str = "") -> list[str]:
     return keys
 
 
-def _override(content: dict, origins: dict[str, str], override: str) -> None:
-    """Applies one `dotted.key=value`, the value read as YAML."""
+class Setting(NamedTuple):
+    """One key set to a value, and where that was asked for."""
+
+    key: str
+    value: Any
+    origin: str = "override"
+
+
+def parse_override(override: str) -> Setting:
+    """Reads one `dotted.key=value`, the value as YAML.
+
+    Raises:
+      BadInputError: it has another form.
+    """
     key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
+    key = key.strip()
+    if not equals or not all(key.split(".")):
         raise BadInputError(f"override '{override}' is not of the form dotted.key=value, such as model.d_model=512")
-    value = _parse_yaml(text, f"override {key}")
+    return Setting(key, parse_yaml(text, f"override {key}"))
+
+
+def _set(content: dict, origins: dict[str, str], setting: Setting) -> None:
+    key, value, origin = setting
+    parts = key.split(".")
     node = content
     for depth, part in enumerate(parts[:-1], 1):
         if node.get(part) is None:
             # One weight is changed within the mixture that would have been, be it the default one.
             node[part] = dict(Data().mixture) if tuple(parts[:depth]) == ("data", "mixture") else {}
-            origins.setdefault(".".join(parts[:depth]), "override")
+            origins.setdefault(".".join(parts[:depth]), origin)
         node = node[part]
         if not isinstance(node, dict):
-            raise BadInputError(f"override {key}: {'.'.join(parts[:depth])} is a value, not a section")
+            raise BadInputError(f"{origin} {key}: {'.'.join(parts[:depth])} is a value, not a section")
     node[parts[-1]] = value
-    key = ".".join(parts)
     given = [key, *(f"{key}.{inner}" for inner in (_dotted(value) if isinstance(value, dict) else []))]
     for stale in [name for name in origins if name.startswith(f"{key}.")]:
         del origins[stale]
-    origins.update(dict.fromkeys(given, "override"))
+    origins.update(dict.fromkeys(given, origin))
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Config:
@@ -195,12 +250,39 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
       BadInputError: every problem found, one line each.
     """
     path = find(name)
-    content, origins = _read(path)
+    content, origins = _read_with_includes(path)
     content.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("._-") or "run")
+    settings: list[Setting] = []
     problems: list[str] = []
     for override in overrides:
         try:
-            _override(content, origins, override)
+            settings.append(parse_override(override))
+        except BadInputError as error:
+            problems += error.problems
+    return _resolve(content, origins, settings, problems)
+
+
+def load_inline(content: dict, path: Path, settings: Sequence[Setting]) -> Config:
+    """As `load`, for a config that stands inside another file: a study's base.
+
+    Args:
+      content: its keys and values; `include` is followed.
+      path: the file it stands in, named in errors, and beside which includes are looked for.
+      settings: what is set on top of it, in order.
+
+    Raises:
+      BadInputError: every problem found, one line each.
+    """
+    # A copy all through: what is set for one cell must not be found in the next.
+    merged, origins = _include(copy.deepcopy(content), path, (path,))
+    return _resolve(merged, origins, settings, [])
+
+
+def _resolve(content: dict, origins: dict[str, str], settings: Sequence[Setting], problems: list[str]) -> Config:
+    problems = list(problems)
+    for setting in settings:
+        try:
+            _set(content, origins, setting)
         except BadInputError as error:
             problems += error.problems
     try:

@@ -107,7 +107,7 @@ def train(config: Config, allow_config_change: bool = False) -> int:
         # Made only now: it clears away unfinished saves, which before the claim might be another run's.
         checkpointer = Checkpointer(directory.checkpoints, config.checkpoint)
         events.write("start", **_facts(program))
-        if resuming and not saved:
+        if resuming and not saved and directory.metrics.exists():
             console.print(f"no checkpoint in {directory.path}: starting again from step 0", highlight=False)
         if saved:
             events.write("restore", step=start, seconds=ready - restoring)

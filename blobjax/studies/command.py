@@ -1,0 +1,145 @@
+"""`blobjax study`: from a name to a page, or to a table of how its cells stand."""
+
+import contextlib
+import json
+import platform
+import shlex
+import signal
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from blobjax.config import BadInputError
+from blobjax.config.load import shipped_studies
+from blobjax.studies import runner
+from blobjax.studies.finding import Finding
+from blobjax.studies.progress import Progress, table
+from blobjax.studies.results import DONE, Result, jsonable, read, write_cells
+from blobjax.studies.study import Plan, load_study
+from blobjax.training.run_directory import write_atomically
+
+FINISHED, FAILED, RESUMABLE = 0, 1, 75
+
+
+def study(name: str, overrides: Sequence[str] = (), directory: str = "", jobs: int = 0) -> int:
+    """Runs what has not been run of a study, and writes its results.
+
+    Args:
+      name: a path, or a name in configs/studies/.
+      overrides: `dotted.key=value` for every cell, `grid.AXIS=[values]` for the grid.
+      directory: where; default studies/NAME.
+      jobs: cells at once; 0: as many as suit the machine.
+
+    Returns:
+      The exit code: 0 all cells came to an end, 1 some failed, 75 interrupted, to be resumed.
+
+    Raises:
+      BadInputError: anything about the study that cannot work, before anything runs.
+    """
+    if find_spec("matplotlib") is None:
+        raise BadInputError("a study draws plots, and matplotlib is not installed; pip install 'blobjax[plot]'")
+    plan = load_study(name, overrides, Path(directory) if directory else None)
+    console = Console()
+    runner.check(plan)
+    with runner.locked(plan.directory) as lock, _terminated_as_interrupted():
+        write_atomically(plan.directory / "study.yaml", _record(plan))
+        cells = runner.unfinished(plan)
+        done = len(plan.cells) - len(cells)
+        known = f", {done} of them done before" if done else ""
+        console.print(f"{plan.name}: {len(plan.cells)} cells{known}", highlight=False, soft_wrap=True)
+        try:
+            if cells:
+                jobs = min(jobs or runner.default_jobs(), len(cells))
+                with Progress(len(plan.cells), done, console) as progress:
+                    runner.Crew(plan, cells, jobs, lock, progress).run()
+        except KeyboardInterrupt:
+            write_cells(plan.directory / "cells.jsonl", [read(cell) for cell in plan.cells])
+            console.print("stopped; run the same command to go on", highlight=False)
+            return RESUMABLE
+        return conclude(plan, console)
+
+
+def status(name: str, overrides: Sequence[str] = (), directory: str = "") -> None:
+    """Prints how the cells of a study stand."""
+    plan = load_study(name, overrides, Path(directory) if directory else None)
+    Console().print(table([read(cell) for cell in plan.cells], runner.in_use(plan.directory)))
+
+
+def _record(plan: Plan) -> str:
+    """The study as it was asked for, overrides applied."""
+    content = {**plan.study.model_dump(mode="json"), "overrides": list(plan.overrides)}
+    return yaml.safe_dump(content, sort_keys=False, width=100, allow_unicode=True)
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM does what Ctrl-C does: saves, and ends with 75."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def conclude(plan: Plan, console: Console) -> int:
+    """Writes cells.jsonl, and where every cell has come to an end summary.json, the plots and the page."""
+    from blobjax.studies import plots
+    from blobjax.studies.analyses import ANALYSES
+    from blobjax.studies.page import page
+
+    folder = plan.directory
+    results = [read(cell) for cell in plan.cells]
+    write_cells(folder / "cells.jsonl", results)
+    if open_cells := [result for result in results if result.status not in (*DONE, "failed")]:
+        names = ", ".join(f"{result.cell.name} ({result.reason})" for result in open_cells)
+        console.print(f"not at their end: {names}; run the same command to go on", highlight=False, soft_wrap=True)
+        return RESUMABLE
+    finding = ANALYSES[plan.study.analysis](results)
+    summary = summarise(plan, results, finding)
+    pictures = []
+    for picture in finding.pictures:
+        png = plots.to_png(picture.figure)
+        (folder / f"{picture.name}.png").write_bytes(png)
+        pictures.append((picture.caption, png))
+    write_atomically(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(folder / "index.html", page(plan, results, summary, pictures))
+    for words in finding.words:
+        console.print(words, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"page: {folder / 'index.html'}", highlight=False, soft_wrap=True)
+    return FAILED if any(result.status == "failed" for result in results) else FINISHED
+
+
+def summarise(plan: Plan, results: list[Result], finding: Finding) -> dict[str, Any]:
+    """What summary.json says. It tells what kind of machine this was, and not which."""
+    name = plan.name if plan.name in shipped_studies() else f"{plan.name}.yaml"
+    packages = ("blobjax", "jax", "flax", "optax", "numpy", "matplotlib")
+    starts = [event for result in results for event in result.events if event["event"] == "start"]
+    devices = sorted({f"{each['devices']} × {each['device_kind']}" for each in starts if "device_kind" in each})
+    return {
+        "study": plan.name,
+        "title": plan.study.title,
+        "question": plan.study.question,
+        "expected": plan.study.expected,
+        "source": plan.study.source,
+        "reproduced": finding.reproduced,
+        "found": list(finding.words),
+        "numbers": jsonable(finding.numbers),
+        "cells": dict(Counter(result.status for result in results)),
+        "wall_seconds": round(sum(result.wall_seconds for result in results), 1),
+        "command": shlex.join(["blobjax", "study", name, *plan.overrides]),
+        "overrides": list(plan.overrides),
+        "versions": {"python": platform.python_version()} | {package: version(package) for package in packages},
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "machine": f"{', '.join(devices)}; {platform.system()} {platform.machine()}, {runner.cores()} cores",
+    }

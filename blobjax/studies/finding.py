@@ -1,0 +1,47 @@
+"""What an analysis finds in the cells of a study: a verdict, words, numbers and pictures."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Verdict = bool | Literal["partly"] | None
+"""Whether what was expected came out; None where nothing definite was expected."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A plot.
+
+    Attributes:
+      name: of its file, without a suffix.
+      caption: what it shows, in a sentence or two.
+      figure: the plot itself.
+    """
+
+    name: str
+    caption: str
+    figure: "Figure"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The answer to a study's question.
+
+    Attributes:
+      reproduced: the verdict.
+      words: paragraphs; also what did not come out.
+      numbers: name to a number, a text, or a dict of them.
+      pictures: plots, the most telling first.
+    """
+
+    reproduced: Verdict
+    words: tuple[str, ...]
+    numbers: dict[str, Any]
+    pictures: tuple[Picture, ...]
+
+
+def verdict(*claims: bool) -> Verdict:
+    """True where all claims hold, False where none does, else partly."""
+    return True if all(claims) else "partly" if any(claims) else False

@@ -1,0 +1,126 @@
+"""How plots of studies look. Matplotlib is an extra, imported when the first plot is made."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from blobjax.studies.study import label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe & Ito's palette, told apart by colour-blind readers; the markers tell lines apart in black and white too.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_STYLES = ("-", "--", "-.", ":")
+# Legible when a page is read on a phone, where a plot is some 9 cm wide.
+_STYLE: dict[Any, Any] = {
+    "font.size": 12,
+    "axes.titlesize": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "lines.linewidth": 1.8,
+    "lines.markersize": 6,
+}
+
+Line = tuple[Sequence[float], Sequence[float]]
+"""x and y of one line; a y that is not finite leaves a gap."""
+
+
+def charts(count: int = 1, share_y: bool = False) -> "tuple[Figure, list[Axes]]":
+    """A figure of charts side by side."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(6.4 if count == 1 else 4.8 * count, 4.2), dpi=130, layout="constrained")
+        return figure, list(figure.subplots(1, count, squeeze=False, sharey=share_y)[0])
+
+
+def draw(
+    axes: "Axes",
+    lines: Mapping[str, Line],
+    x: str,
+    y: str,
+    *,
+    log_x: bool = False,
+    log_y: bool = False,
+    ticks: Sequence[float] = (),
+    marked: bool = True,
+    title: str = "",
+    legend: bool = True,
+) -> None:
+    """Draws lines with a legend.
+
+    Args:
+      lines: label to its line.
+      x, y: what the axes show, with units.
+      ticks: where x has labels; everywhere by default.
+      marked: points are marked; off for long series.
+    """
+    for n, (name, (xs, ys)) in enumerate(lines.items()):
+        finite = [value if math.isfinite(value) and (value > 0 or not log_y) else math.nan for value in ys]
+        marker = _MARKERS[n % len(_MARKERS)] if marked else None
+        # Where lines lie on each other, the ones below show through the gaps of those above.
+        style = "-" if marked else _STYLES[n % len(_STYLES)]
+        axes.plot(xs, finite, label=name, color=_COLOURS[n % len(_COLOURS)], marker=marker, linestyle=style)
+    if log_x:
+        axes.set_xscale("log")
+    if log_y:
+        axes.set_yscale("log")
+    if ticks:
+        axes.set_xticks(list(ticks), [label(tick) for tick in ticks])
+        axes.minorticks_off()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    if title:
+        axes.set_title(title)
+    if legend and len(lines) > 1:
+        axes.legend(frameon=False, fontsize=11)
+
+
+def smooth(line: tuple[Sequence[float], Sequence[float]], width: int = 10) -> Line:
+    """Each y the mean of the last `width`; before there are as many, of those there are."""
+    xs, ys = line
+    means = [sum(ys[max(i - width + 1, 0) : i + 1]) / min(i + 1, width) for i in range(len(ys))]
+    return xs, means
+
+
+def level(axes: "Axes", value: float, text: str) -> None:
+    """A horizontal line with a word on it: a threshold, a reference."""
+    axes.axhline(value, color="#666666", linestyle="--", linewidth=1)
+    # Its own x in parts of the axis, its y in data.
+    axes.text(0.01, value, text, transform=axes.get_yaxis_transform(), va="bottom", fontsize=10, color="#444444")
+
+
+def bars(axes: "Axes", groups: Mapping[str, Mapping[str, float]], y: str, *, log_y: bool = False) -> None:
+    """Bars in groups: label of the group to label of the bar to its height; one that is not finite is left out."""
+    names = list(dict.fromkeys(name for group in groups.values() for name in group))
+    width = 0.8 / len(names)
+    for n, name in enumerate(names):
+        at = [i + (n - (len(names) - 1) / 2) * width for i, group in enumerate(groups.values()) if name in group]
+        heights = [group[name] for group in groups.values() if name in group]
+        finite = [height if math.isfinite(height) else 0 for height in heights]
+        axes.bar(at, finite, width * 0.92, label=name, color=_COLOURS[n % len(_COLOURS)])
+        for x, height in zip(at, heights, strict=True):
+            if not math.isfinite(height):
+                axes.text(x, 0, "not finite", rotation=90, ha="center", va="bottom", fontsize=10)
+    axes.set_xticks(range(len(groups)), list(groups))
+    axes.grid(axis="x", visible=False)
+    axes.set_ylabel(y)
+    if log_y:
+        axes.set_yscale("log")
+    if len(names) > 1:
+        axes.legend(frameon=False, fontsize=11)
+
+
+def to_png(figure: "Figure") -> bytes:
+    """The figure as a PNG."""
+    file = io.BytesIO()
+    # No software version and no date: the same plot is the same file.
+    figure.savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()

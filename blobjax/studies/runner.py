@@ -1,0 +1,264 @@
+"""Runs the cells of a study: a few workers, each given one cell after another, until every cell has come to an end."""
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from blobjax.config import BadInputError, Config, dump
+from blobjax.config.diff import changes_maths, config_diff
+from blobjax.studies.progress import Progress
+from blobjax.studies.results import DONE, read
+from blobjax.studies.study import Cell, Plan
+from blobjax.training.run_directory import EventLog, RunDirectory, write_atomically
+
+# Seconds to wait for the workers of a study that was just killed: they save what they are at.
+_PATIENCE = 20.0
+
+
+class Worker:
+    """One worker process, from this side. All cells given to it start jax in the same way."""
+
+    def __init__(self, compute: dict[str, Any], environment: dict[str, str], keep_open: IO[str]):
+        self.compute = compute
+        # A session of its own: Ctrl-C reaches the study alone, which tells its workers.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "blobjax.studies.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | environment,
+            start_new_session=True,
+            pass_fds=(keep_open.fileno(),),
+        )
+
+    def run(self, cell: Cell) -> dict[str, Any]:
+        """The worker's answer; of one that died, a code and an error."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(f"{cell.config.logging.run_dir}\n")
+            self._process.stdin.flush()
+            if answer := self._process.stdout.readline():
+                return json.loads(answer)
+        except (OSError, ValueError):  # it is gone, or was told to end
+            pass
+        code = self._process.wait()
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+        return {"code": 1, "died": True, "error": f"the worker process {how}"}
+
+    def end(self) -> None:
+        """Tells it to end; a run under way is saved first."""
+        with contextlib.suppress(OSError):
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+
+    def kill(self) -> None:
+        """Ends it now."""
+        self._process.kill()
+
+    def wait(self) -> None:
+        """Returns when it has ended."""
+        self._process.wait()
+
+
+class Crew:
+    """The workers of a study, each driven by a thread of this process.
+
+    Args:
+      plan: the study.
+      cells: those to run, in this order.
+      jobs: how many at once.
+      lock: the study directory's; workers hold on to it, so that nobody starts anew while one of them still saves.
+      progress: is told of every cell that begins and ends.
+    """
+
+    def __init__(self, plan: Plan, cells: list[Cell], jobs: int, lock: IO[str], progress: Progress):
+        self._waiting = deque(cells)
+        self._lock = lock
+        self._progress = progress
+        self._environment = _environment(jobs, plan.directory)
+        self._stopping = threading.Event()
+        self._workers: dict[int, Worker] = {}
+        self._bad_input: list[str] = []
+        self._threads = [threading.Thread(target=self._serve, args=(n,), daemon=True) for n in range(jobs)]
+
+    def run(self) -> None:
+        """Runs all cells, or as many as there is time for: Ctrl-C ends it early, with what was begun saved.
+
+        Raises:
+          BadInputError: a cell's run refused its config, devices or data.
+          KeyboardInterrupt: it was interrupted.
+        """
+        for thread in self._threads:
+            thread.start()
+        try:
+            self._wait()
+        except KeyboardInterrupt:
+            self._progress.say("stopping: the cells under way are saved (once more to stop at once)")
+            self.stop()
+            try:
+                self._wait()
+            except KeyboardInterrupt:
+                for worker in list(self._workers.values()):
+                    worker.kill()
+            raise
+        if self._bad_input:
+            raise BadInputError(*self._bad_input)
+
+    def _wait(self) -> None:
+        while any(thread.is_alive() for thread in self._threads):
+            self._progress.update()
+            time.sleep(0.2)
+
+    def stop(self) -> None:
+        """Lets no cell begin, and those under way save and stop."""
+        self._stopping.set()
+        for worker in list(self._workers.values()):
+            worker.end()
+
+    def _serve(self, number: int) -> None:
+        while not self._stopping.is_set():
+            try:
+                cell = self._waiting.popleft()
+            except IndexError:
+                break
+            prepare(cell)
+            worker = self._worker(number, cell.config)
+            if self._stopping.is_set():
+                break
+            self._progress.begin(cell)
+            answer = worker.run(cell)
+            if answer.get("died"):
+                del self._workers[number]
+            if answer["code"] == 2:
+                self._bad_input += [f"cell {cell.name}: {line}" for line in answer["problems"]]
+                self.stop()
+            elif "error" in answer and not self._stopping.is_set():
+                _note_failure(cell, answer["error"])
+            self._progress.end(read(cell))
+        if (last := self._workers.get(number)) is not None:
+            last.end()
+            last.wait()
+
+    def _worker(self, number: int, config: Config) -> Worker:
+        """The thread's worker, or a new one where jax must be started in another way."""
+        wanted = config.compute.model_dump(include={"virtual_cpu_devices", "xla_flags", "compilation_cache"})
+        worker = self._workers.get(number)
+        if worker is not None and worker.compute != wanted:
+            worker.end()
+            worker.wait()
+            worker = None
+        if worker is None:
+            worker = self._workers[number] = Worker(wanted, self._environment, self._lock)
+        return worker
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_jobs() -> int:
+    """One cell a core, at most eight; one at a time where an accelerator would have to be shared."""
+    from blobjax.compute import runtime
+
+    return min(cores(), 8) if runtime.platform() == "cpu" else 1
+
+
+def _environment(jobs: int, directory: Path) -> dict[str, str]:
+    """What workers find in their environment besides ours; what the user set stays."""
+    wanted = {
+        # Cells that differ in a learning rate share the programs that initialise and evaluate.
+        "JAX_COMPILATION_CACHE_DIR": str((directory / ".blobjax-compiled").resolve()),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        # Each worker would start a thread for every core, and they would wait for each other.
+        "PJRT_NPROC": str(max(cores() // jobs, 1)),
+    }
+    return {name: value for name, value in wanted.items() if name not in os.environ}
+
+
+def prepare(cell: Cell) -> None:
+    """Makes a cell's directory that of its run, so that a worker needs no more than its path."""
+    directory = RunDirectory(cell.config.logging.run_dir)
+    directory.path.mkdir(parents=True, exist_ok=True)
+    write_atomically(directory.config, dump(cell.config))
+
+
+def _note_failure(cell: Cell, error: str) -> None:
+    """Ends the events of a run that could not end them itself."""
+    if read(cell).status in ("waiting", "stopped"):
+        with EventLog(RunDirectory(cell.config.logging.run_dir).events) as events:
+            events.write("stop", reason=error[:500])
+
+
+def check(plan: Plan) -> None:
+    """Refuses a directory of something else, and cells that were run with another config.
+
+    Raises:
+      BadInputError: with what differs, and what to do.
+    """
+    directory = plan.directory
+    if directory.exists() and not directory.is_dir():
+        raise BadInputError(f"study directory {directory} is a file; give another with --dir")
+    if directory.is_dir() and any(directory.iterdir()) and not (directory / "study.yaml").is_file():
+        raise BadInputError(f"study directory {directory} is not empty and holds no study; give another with --dir")
+    for cell in plan.cells:
+        previous = RunDirectory(cell.config.logging.run_dir).previous_config()
+        lines = config_diff(previous, cell.config) if previous is not None else []
+        if changed := [line for line in lines if changes_maths(line.split(":")[0])]:
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise BadInputError(
+                f"cell {cell.name} in {directory} was run with another config ({'; '.join(changed[:3])}{more}); "
+                "give --dir for another directory, or remove this one"
+            )
+
+
+@contextlib.contextmanager
+def locked(directory: Path, patience: float = _PATIENCE) -> Iterator[IO[str]]:
+    """Holds a study's directory for this process and its workers.
+
+    Raises:
+      BadInputError: another study runs there, still after `patience` seconds.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".blobjax-lock").open("a+", encoding="utf-8") as lock:
+        deadline = time.monotonic() + patience
+        while not _try(lock):
+            if time.monotonic() > deadline:
+                raise BadInputError(
+                    f"study directory {directory} is in use by another study; wait for it, or give --dir"
+                )
+            time.sleep(0.2)
+        yield lock
+
+
+def in_use(directory: Path) -> bool:
+    """Whether a study runs there now."""
+    path = directory / ".blobjax-lock"
+    if not path.is_file():
+        return False
+    with path.open("a+", encoding="utf-8") as lock:
+        return not _try(lock)
+
+
+def _try(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def unfinished(plan: Plan) -> list[Cell]:
+    """The cells that have not come to an end; failed ones are tried again."""
+    return [cell for cell in plan.cells if read(cell).status not in DONE]

@@ -1,0 +1,83 @@
+"""A process that runs cells one after another, so that Python and jax are imported once and not for every cell.
+
+It reads run directories from its input, one a line, each holding the config.yaml of the run to do, and answers each
+with a line of JSON. What the run prints goes to log.txt in its directory. When the input ends the process ends; a run
+under way is saved first. So it is too when the study's own process was killed.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any
+
+from blobjax.compute import runtime
+from blobjax.config import BadInputError, Config, HaltedError, load
+
+
+def main() -> None:
+    """Serves until its input ends."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    orders: queue.SimpleQueue[str] = queue.SimpleQueue()
+    busy = threading.Event()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            busy.set()
+            orders.put(line.rstrip("\n"))
+        if busy.is_set():
+            # The loop takes it as a request to save and stop; before the loop it ends the process, and nothing is lost.
+            os.kill(os.getpid(), signal.SIGTERM)
+        orders.put("")
+
+    threading.Thread(target=listen, daemon=True).start()
+    configured = False
+    while directory := orders.get():
+        with (Path(directory) / "log.txt").open("a", encoding="utf-8") as log:
+            for descriptor in (1, 2):
+                os.dup2(log.fileno(), descriptor)
+        answer = _run(Path(directory), configured)
+        configured = True
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        busy.clear()
+        with contextlib.suppress(BrokenPipeError):
+            answers.write(json.dumps(answer) + "\n")
+
+
+def _run(directory: Path, configured: bool) -> dict[str, Any]:
+    """Does one run; `code` is what `blobjax train` would have exited with, `problems` its lines of bad input."""
+    try:
+        config = load(str(directory / "config.yaml"))
+        if not configured:
+            runtime.configure(config.compute)
+        return {"code": _train(config)}
+    except BadInputError as error:
+        print(error, file=sys.stderr)
+        return {"code": 2, "problems": list(error.problems)}
+    except HaltedError as error:
+        print(error, file=sys.stderr)
+        return {"code": 1}
+    except Exception as error:
+        traceback.print_exc()
+        return {"code": 1, "error": f"{type(error).__name__}: {error}"}
+
+
+def _train(config: Config) -> int:
+    import jax
+
+    from blobjax.training.trainer import train
+
+    code = train(config)
+    # A cell's programs are of no use to the next one, and there may be hundreds.
+    jax.clear_caches()
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Analyses of cells that were made up, against numbers worked out by hand."""
+
+import math
+
+import pytest
+
+from blobjax.studies.analyses import (
+    bf16_rounding,
+    final_loss,
+    fp16_loss_scaling,
+    lr_sensitivity,
+    mup_transfer,
+    norm_placement,
+    precision_ladder,
+    spike_recovery,
+)
+from blobjax.studies.plots import smooth, to_png
+from tests.studies.small import made_up
+
+
+def rated(labels: dict[str, str], rate: float, losses: list[float], **last: float):
+    return made_up(labels, losses, config={"optimizer": {"learning_rate": rate}}, **last)
+
+
+def drawn(finding) -> bool:
+    return all(to_png(picture.figure).startswith(b"\x89PNG") for picture in finding.pictures)
+
+
+def test_lr_sensitivity_by_hand():
+    """Initial loss 6. neither: 3, 2, 8 → capped 6, NaN → 6: mean 4.25, less the lowest 2. qk_norm: 3, 2, 2, 3."""
+    cells = []
+    for name, finals, logit in (("neither", (3, 2, 8, math.nan), 2e4), ("qk_norm", (3, 2, 2, 3), 20.0)):
+        for rate, final in zip((0.001, 0.01, 0.1, 1.0), finals, strict=True):
+            probe = {"flow/block_00/attention_logit_max": logit * rate}
+            cells.append(rated({"conditioning": name, "learning_rate": str(rate)}, rate, [6.0] + [final] * 9, **probe))
+    finding = lr_sensitivity.analyse(cells)
+    assert finding.numbers["sensitivity"] == {"neither": 2.25, "qk_norm": 0.5}
+    assert finding.numbers["largest_attention_logit"] == {"neither": 2e4, "qk_norm": 20.0}
+    assert finding.numbers["best_learning_rate"] == {"neither": 0.01, "qk_norm": 0.01}
+    assert finding.reproduced is True
+    assert drawn(finding)
+    worse = [cell for cell in cells if cell.label("conditioning") == "neither"][:2]
+    assert "did not reproduce" in " ".join(lr_sensitivity.analyse([*worse, *cells[4:]]).words)
+
+
+@pytest.mark.parametrize(
+    ("finals", "reproduced"),
+    [
+        ({"nearest": 4.5, "stochastic": 3.67, "kahan": 3.66}, True),
+        ({"nearest": 4.5, "stochastic": 3.9, "kahan": 3.66}, "partly"),
+        ({"nearest": 3.66, "stochastic": 3.9, "kahan": 3.9}, False),
+    ],
+)
+def test_bf16_rounding_is_judged_at_the_smallest_learning_rate(finals, reproduced):
+    small, large = ({"float32": 3.66} | finals, {"float32": 2.5, "nearest": 2.5, "stochastic": 2.5, "kahan": 2.5})
+    cells = [
+        rated({"parameters": name, "learning_rate": rate}, float(rate), [6.0] + [final] * 9)
+        for rate, losses in (("0.001", large), ("0.0001", small))
+        for name, final in losses.items()
+    ]
+    finding = bf16_rounding.analyse(cells)
+    assert finding.reproduced == reproduced
+    assert finding.numbers["gap_at_0.0001"]["nearest"] == pytest.approx(finals["nearest"] - 3.66)
+    assert drawn(finding)
+
+
+def test_fp16_loss_scaling():
+    finals = {"float32": 2.58, "float16": 3.3, "static": 2.58, "dynamic": 2.59}
+    cells = [made_up({"precision": name}, [6.0] + [final] * 9, skipped=2.0) for name, final in finals.items()]
+    finding = fp16_loss_scaling.analyse(cells)
+    assert finding.reproduced is True
+    assert finding.numbers["skipped_steps"]["dynamic"] == 2
+    cells[3] = made_up({"precision": "dynamic"}, [6.0, math.nan], status="diverged")
+    assert fp16_loss_scaling.analyse(cells).reproduced == "partly"
+    assert drawn(finding)
+
+
+def test_precision_ladder():
+    cells = [
+        made_up(
+            {"precision": name},
+            [6.0] + [final] * 9,
+            **({"flow/block_00/weight_sqnr_db": noise, "flow/block_00/grad_flush_fraction": 0.1} if noise else {}),
+        )
+        for name, final, noise in (
+            ("float32", 2.5, 0),
+            ("fp8", 2.51, 30.0),
+            ("mxfp8", 2.5, 31.0),
+            ("mxfp6", 2.53, 24.0),
+            ("mxfp4", 2.9, 15.0),
+        )
+    ]
+    finding = precision_ladder.analyse(cells)
+    assert finding.reproduced is True
+    assert finding.numbers["gap"]["mxfp4"] == pytest.approx(0.4)
+    assert finding.numbers["weight_sqnr_db"]["mxfp6"] == 24.0
+    assert drawn(finding)
+
+
+def placed(placement: str, depth: int, warmup: str, final: float, stream: tuple[float, float], gradient: float = 1e-3):
+    probes = {f"flow/block_{n:02d}/residual_rms": stream[n > 0] for n in range(depth)}
+    probes |= {"flow/embedding/residual_rms": 0.5}
+    probes |= {f"flow/block_{n:02d}/grad_rms": gradient for n in range(depth)}
+    config = {"model": {"n_layers": depth}, "duration": {"warmup": f"{warmup} steps"}}
+    labels = {"placement": placement, "depth": str(depth), "warmup": warmup}
+    return made_up(labels, [6.0] + [final] * 9, config=config, **probes)
+
+
+def test_norm_placement():
+    cells = [
+        *(placed("pre", depth, warmup, 2.5, (1.0, float(depth))) for depth in (2, 4) for warmup in ("0", "60")),
+        *(placed("post", depth, "60", 2.5, (1.0, 1.0)) for depth in (2, 4)),
+        placed("post", 2, "0", 2.6, (1.0, 1.0)),
+        placed("post", 4, "0", 3.4, (1.0, 1.0), gradient=1e-15),
+    ]
+    finding = norm_placement.analyse(cells)
+    assert finding.reproduced is True
+    assert finding.numbers["growth of the residual stream, 4 blocks"] == {"pre": 8.0, "post": 2.0}
+    assert "1 of 8 cells did not train" in finding.words[0]
+    assert "post_4_0" in finding.words[0]
+    assert "vanished" in " ".join(finding.words)
+    assert drawn(finding)
+    stuck = [*cells[:5], placed("post", 4, "60", 3.4, (1.0, 1.0)), *cells[6:]]
+    assert norm_placement.analyse(stuck).reproduced == "partly"
+
+
+def test_mup_transfer():
+    """µP: minimum at 0.01 at either width. Standard: at 0.01 on the narrow model, whose loss there on the wide is 3."""
+    cells = []
+    for kind, width, losses, stream in (
+        ("standard", 64, (2.8, 2.5), 7.0),
+        ("standard", 256, (2.4, 3.0), 50.0),
+        ("mup", 64, (2.8, 2.5), 7.0),
+        ("mup", 256, (2.6, 2.3), 7.5),
+    ):
+        for rate, final in zip((0.001, 0.01), losses, strict=True):
+            config = {"optimizer": {"learning_rate": rate}, "model": {"d_model": width, "n_layers": 1}}
+            labels = {"parametrisation": kind, "width": str(width), "learning_rate": str(rate)}
+            probe = {"flow/block_00/residual_rms": stream}
+            cells.append(made_up(labels, [6.0] + [final] * 9, config=config, **probe))
+    finding = mup_transfer.analyse(cells)
+    assert finding.numbers["transfer_penalty"] == {"standard": pytest.approx(0.6), "mup": 0}
+    assert finding.numbers["coordinate_spread"]["mup"] == pytest.approx(0.5 / 7.25)
+    assert finding.numbers["coordinate_largest_over_smallest"]["standard"] == pytest.approx(50 / 7)
+    assert finding.reproduced is True
+    assert drawn(finding)
+
+
+def test_spike_recovery_counts_steps_once():
+    rollback = [
+        {"event": "skip", "step": 4, "time": 0.0},
+        {"event": "skip", "step": 90, "time": 0.0},
+        *({"event": "skip", "step": step, "time": 0.0} for step in range(151, 162)),
+        {"event": "rollback", "step": 161, "to_step": 140, "time": 0.0},
+    ]
+    cells = [made_up({"fault": "none", "guard": name}, [6.0] + [2.3] * 9) for name in ("none", "skip", "rollback")]
+    for fault, bare in (("nan", math.nan), ("poison", 2.4)):
+        cells.append(made_up({"fault": fault, "guard": "none"}, [6.0] + [bare] * 9))
+        cells.append(made_up({"fault": fault, "guard": "skip"}, [6.0] + [2.32] * 9, events=rollback[:2]))
+        cells.append(made_up({"fault": fault, "guard": "rollback"}, [6.0] + [2.3] * 9, events=rollback))
+    finding = spike_recovery.analyse(cells)
+    assert finding.numbers["steps_lost_nan"] == {"none": 0, "skip": 2, "rollback": 2 + 21}
+    assert finding.reproduced is True
+    assert drawn(finding)
+
+
+def test_any_grid_without_a_verdict():
+    cells = [made_up({"a": "x", "b": b}, [6.0, final]) for b, final in (("1", 3.0), ("2", math.nan))]
+    finding = final_loss.analyse(cells)
+    assert finding.reproduced is None
+    assert "that of x_1" in finding.words[0]
+    assert "1 of 2" in finding.words[1]
+    assert drawn(finding)
+
+
+def test_smooth():
+    assert smooth(([1, 2, 3, 4], [1.0, 3.0, 5.0, 7.0]), 2) == ([1, 2, 3, 4], [1.0, 2.0, 4.0, 6.0])

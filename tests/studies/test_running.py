@@ -1,0 +1,216 @@
+"""A study's life: run, interrupted, killed and gone on with; cells that come to a bad end; what it leaves behind."""
+
+import html.parser
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from blobjax.training.run_directory import read_jsonl
+from tests.studies.small import BASE, write
+
+
+def command(path: str, directory: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "blobjax.cli", "study", path, "--dir", str(directory), "--jobs", "1", *more]
+
+
+def run(path: str, directory: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(path, directory, *more), capture_output=True, text=True, timeout=300)
+
+
+def until_step(cell: Path, step: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 200
+    while not any(line["step"] >= step for line in read_jsonl(cell / "metrics.jsonl")):
+        assert process.poll() is None, "the study ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+# Long enough to be caught in the middle.
+SEEDS = {"grid": {"seed": {"key": "seed", "values": [0, 1]}}}
+LONG = BASE | {"duration": {"length": "600 steps", "global_batch_size": 4}, "checkpoint": {"every": "100 steps"}}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = run(write(folder, base=LONG, **SEEDS), folder / "study")
+    assert done.returncode == 0, done.stderr
+    return folder / "study"
+
+
+def cells(directory: Path) -> list[dict]:
+    """cells.jsonl without what differs from run to run."""
+    lines = [json.loads(line) for line in (directory / "cells.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "wall_seconds"} for line in lines]
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+
+
+def test_stopped_and_killed_in_the_middle_it_comes_to_the_same(tmp_path, undisturbed):
+    path, directory = write(tmp_path, base=LONG, **SEEDS), tmp_path / "study"
+    first, second = directory / "cells" / "0", directory / "cells" / "1"
+
+    # Ctrl-C in the first cell: saved, and nothing is said to have come of it.
+    process = subprocess.Popen(command(path, directory), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until_step(first, 50, process)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=100)
+    assert process.returncode == 75, errors
+    assert "run the same command to go on" in output
+    assert (directory / "cells.jsonl").read_text() == ""
+    assert list(read_jsonl(first / "events.jsonl"))[-1]["reason"] == "SIGTERM"
+    assert not (directory / "index.html").exists()
+
+    # kill -9 of the study in the second cell: its worker saves and ends by itself, and a finished cell stays as it is.
+    process = subprocess.Popen(command(path, directory), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until_step(second, 50, process)
+    process.kill()
+    process.wait()
+    finished = contents(first)
+    assert list(read_jsonl(first / "events.jsonl"))[-1]["reason"] == "finished"
+    done = run(path, directory)
+    assert done.returncode == 0, done.stderr
+    assert "2 cells, 1 of them done before" in done.stdout
+    assert contents(first) == finished
+    assert cells(directory) == cells(undisturbed)
+    attempts = [event["event"] for event in read_jsonl(second / "events.jsonl")].count("start")
+    assert attempts == 2
+    # Nothing is left to run, and the same answer is given again.
+    before = contents(second)
+    again = run(path, directory)
+    assert again.returncode == 0, again.stderr
+    assert contents(second) == before
+
+
+def test_a_cell_that_ends_badly_is_a_result_and_one_whose_process_dies_is_tried_again(tmp_path):
+    halts = {"conditioning.guard": {"window": 2, "sigmas": 1e-4, "patience": 0}}
+    diverges = {"optimizer.learning_rate": 1e30, "conditioning.clip_norm": 0.0}
+    slow = {"duration.length": "100000 steps"}
+    path = write(tmp_path, grid={"end": {"halts": halts, "diverges": diverges, "dies": slow, "well": {}}})
+    directory = tmp_path / "study"
+    process = subprocess.Popen(command(path, directory), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    dying = directory / "cells" / "dies"
+    until_step(dying, 3, process)
+    os.kill(int((dying / ".blobjax-lock").read_text()), signal.SIGKILL)
+    output, errors = process.communicate(timeout=200)
+    assert process.returncode == 1, errors
+    found = {line["cell"]: line for line in cells(directory)}
+    assert {name: line["status"] for name, line in found.items()} == {
+        "halts": "halted",
+        "diverges": "diverged",
+        "dies": "failed",
+        "well": "finished",
+    }
+    assert "halted at step" in found["halts"]["reason"]
+    assert "SIGKILL" in found["dies"]["reason"]
+    assert "4/4  well: finished" in output
+    assert (directory / "index.html").is_file()
+    shown = run(path, directory, "--status")
+    assert shown.returncode == 0
+    assert [line.split()[:2] for line in shown.stdout.splitlines()][1:] == [
+        ["halts", "halted"],
+        ["diverges", "diverged"],
+        ["dies", "failed"],
+        ["well", "finished"],
+    ]
+    # The dead one goes on; here it is stopped again.
+    process = subprocess.Popen(command(path, directory), stdout=subprocess.PIPE, text=True)
+    until_step(dying, found["dies"]["steps"] + 1, process)
+    process.terminate()
+    assert process.wait(timeout=100) == 75
+
+
+class Page(html.parser.HTMLParser):
+    """Opens and closes tags in order, and keeps what the page refers to."""
+
+    VOID = frozenset({"meta", "img", "br"})
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.references: list[str] = []
+        self.text = ""
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.references += [value for name, value in attributes if name in ("src", "href", "srcset", "action", "data")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+
+def test_what_a_study_leaves_behind(undisturbed):
+    summary = json.loads((undisturbed / "summary.json").read_text())
+    assert summary["reproduced"] is None
+    assert summary["cells"] == {"finished": 2}
+    assert summary["versions"]["jax"]
+    assert summary["command"] == "blobjax study small.yaml"
+    assert str(undisturbed.parent) not in (undisturbed / "summary.json").read_text()
+    assert (undisturbed / "final_loss.png").read_bytes().startswith(b"\x89PNG")
+    text = (undisturbed / "index.html").read_text()
+    page = Page(text)
+    assert page.tags.count("h1") == 1
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert page.references
+    assert all(reference.startswith("data:image/png;base64,") for reference in page.references)
+    assert "url(" not in text
+    assert "@import" not in text
+    assert "Is 1 < 2?" in page.text
+    assert "Euclid & others" in page.text
+    assert "seed: 0 -> 1" in page.text
+    assert str(undisturbed.parent) not in text
+    for cell in (undisturbed / "cells").iterdir():
+        assert "600/600" in (cell / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["duration.length=7 steps"], "duration.length: 600 steps -> 7 steps); give --dir"),
+        (["compute.mesh.data=3"], "cell 0: compute.mesh"),
+        (["duration.length=1 step", "duration.warmup=2 steps", "grid.seed=[5]"], "cell 5: duration.warmup"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(undisturbed, tmp_path, more, expected):
+    """Another config in the cells' directories; and what only a run can find out, its devices and data."""
+    directory = tmp_path / "new" if "mesh" in more[0] else undisturbed
+    done = run(write(tmp_path, base=LONG, **SEEDS), directory, *more)
+    assert done.returncode == 2, done.stdout + done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert expected in line
+
+
+def test_a_directory_of_something_else_is_refused(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").write_text("")
+    done = run(write(tmp_path), tmp_path / "there")
+    assert done.returncode == 2
+    assert "is not empty and holds no study" in done.stderr
+
+
+def test_without_matplotlib_nothing_runs(tmp_path):
+    code = (
+        "import sys; sys.modules['matplotlib'] = None; from blobjax import cli; "
+        f"sys.argv = ['blobjax', 'study', {write(tmp_path)!r}, '--dir', {str(tmp_path / 'study')!r}]; cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "pip install 'blobjax[plot]'" in done.stderr
+    assert not (tmp_path / "study").exists()

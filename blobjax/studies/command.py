@@ -23,6 +23,7 @@ from blobjax.studies.finding import Finding
 from blobjax.studies.progress import Progress, table
 from blobjax.studies.results import DONE, Result, jsonable, read, write_cells
 from blobjax.studies.study import Plan, load_study
+from blobjax.training.progress import PatientConsole
 from blobjax.training.run_directory import write_atomically
 
 FINISHED, FAILED, RESUMABLE = 0, 1, 75
@@ -46,7 +47,7 @@ def study(name: str, overrides: Sequence[str] = (), directory: str = "", jobs: i
     if find_spec("matplotlib") is None:
         raise BadInputError("a study draws plots, and matplotlib is not installed; pip install 'blobjax[plot]'")
     plan = load_study(name, overrides, Path(directory) if directory else None)
-    console = Console()
+    console = PatientConsole()
     runner.check(plan)
     with runner.locked(plan.directory) as lock, _terminated_as_interrupted():
         write_atomically(plan.directory / "study.yaml", _record(plan))
@@ -73,8 +74,10 @@ def status(name: str, overrides: Sequence[str] = (), directory: str = "") -> Non
 
 
 def _record(plan: Plan) -> str:
-    """The study as it was asked for, overrides applied."""
-    content = {**plan.study.model_dump(mode="json"), "overrides": list(plan.overrides)}
+    """The study with its overrides applied and its base resolved: a study file again."""
+    content = plan.study.model_dump(mode="json")
+    content["base"] = plan.base.model_dump(mode="json", exclude={"name": True, "logging": {"run_dir"}})
+    content["grid"] = {axis: values.values for axis, values in plan.study.grid.items()}
     return yaml.safe_dump(content, sort_keys=False, width=100, allow_unicode=True)
 
 

@@ -21,6 +21,8 @@ from blobjax.studies.results import DONE, read
 from blobjax.studies.study import Cell, Plan
 from blobjax.training.run_directory import EventLog, RunDirectory, write_atomically
 
+# What our own files that mean nothing to others begin with.
+_OURS = ".blobjax-"
 # Seconds to wait for the workers of a study that was just killed: they save what they are at.
 _PATIENCE = 20.0
 
@@ -89,7 +91,7 @@ class Crew:
         self._environment = _environment(jobs, plan.directory)
         self._stopping = threading.Event()
         self._workers: dict[int, Worker] = {}
-        self._bad_input: list[str] = []
+        self._error: Exception | None = None
         self._threads = [threading.Thread(target=self._serve, args=(n,), daemon=True) for n in range(jobs)]
 
     def run(self) -> None:
@@ -112,8 +114,8 @@ class Crew:
                 for worker in list(self._workers.values()):
                     worker.kill()
             raise
-        if self._bad_input:
-            raise BadInputError(*self._bad_input)
+        if self._error is not None:
+            raise self._error
 
     def _wait(self) -> None:
         while any(thread.is_alive() for thread in self._threads):
@@ -127,6 +129,16 @@ class Crew:
             worker.end()
 
     def _serve(self, number: int) -> None:
+        try:
+            self._run_cells(number)
+        except Exception as error:
+            self._error = error
+            self.stop()
+        if (last := self._workers.get(number)) is not None:
+            last.end()
+            last.wait()
+
+    def _run_cells(self, number: int) -> None:
         while not self._stopping.is_set():
             try:
                 cell = self._waiting.popleft()
@@ -141,14 +153,10 @@ class Crew:
             if answer.get("died"):
                 del self._workers[number]
             if answer["code"] == 2:
-                self._bad_input += [f"cell {cell.name}: {line}" for line in answer["problems"]]
-                self.stop()
-            elif "error" in answer and not self._stopping.is_set():
+                raise BadInputError(*(f"cell {cell.name}: {line}" for line in answer["problems"]))
+            if "error" in answer and not self._stopping.is_set():
                 _note_failure(cell, answer["error"])
             self._progress.end(read(cell))
-        if (last := self._workers.get(number)) is not None:
-            last.end()
-            last.wait()
 
     def _worker(self, number: int, config: Config) -> Worker:
         """The thread's worker, or a new one where jax must be started in another way."""
@@ -179,7 +187,7 @@ def _environment(jobs: int, directory: Path) -> dict[str, str]:
     """What workers find in their environment besides ours; what the user set stays."""
     wanted = {
         # Cells that differ in a learning rate share the programs that initialise and evaluate.
-        "JAX_COMPILATION_CACHE_DIR": str((directory / ".blobjax-compiled").resolve()),
+        "JAX_COMPILATION_CACHE_DIR": str((directory / f"{_OURS}compiled").resolve()),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         # Each worker would start a thread for every core, and they would wait for each other.
         "PJRT_NPROC": str(max(cores() // jobs, 1)),
@@ -210,7 +218,8 @@ def check(plan: Plan) -> None:
     directory = plan.directory
     if directory.exists() and not directory.is_dir():
         raise BadInputError(f"study directory {directory} is a file; give another with --dir")
-    if directory.is_dir() and any(directory.iterdir()) and not (directory / "study.yaml").is_file():
+    others = directory.is_dir() and [entry for entry in directory.iterdir() if not entry.name.startswith(_OURS)]
+    if others and not (directory / "study.yaml").is_file():
         raise BadInputError(f"study directory {directory} is not empty and holds no study; give another with --dir")
     for cell in plan.cells:
         previous = RunDirectory(cell.config.logging.run_dir).previous_config()
@@ -231,7 +240,7 @@ def locked(directory: Path, patience: float = _PATIENCE) -> Iterator[IO[str]]:
       BadInputError: another study runs there, still after `patience` seconds.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".blobjax-lock").open("a+", encoding="utf-8") as lock:
+    with (directory / f"{_OURS}lock").open("a+", encoding="utf-8") as lock:
         deadline = time.monotonic() + patience
         while not _try(lock):
             if time.monotonic() > deadline:
@@ -244,7 +253,7 @@ def locked(directory: Path, patience: float = _PATIENCE) -> Iterator[IO[str]]:
 
 def in_use(directory: Path) -> bool:
     """Whether a study runs there now."""
-    path = directory / ".blobjax-lock"
+    path = directory / f"{_OURS}lock"
     if not path.is_file():
         return False
     with path.open("a+", encoding="utf-8") as lock:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from blobjax.studies.study import Plan, load_study
 from blobjax.training.run_directory import read_jsonl
 from tests.studies.small import BASE, write
 
@@ -42,6 +43,10 @@ def undisturbed(tmp_path_factory) -> Path:
     done = run(write(folder, base=LONG, **SEEDS), folder / "study")
     assert done.returncode == 0, done.stderr
     return folder / "study"
+
+
+def plan(directory: Path) -> Plan:
+    return load_study(str(directory.parent / "small.yaml"), [], directory)
 
 
 def cells(directory: Path) -> list[dict]:
@@ -176,6 +181,10 @@ def test_what_a_study_leaves_behind(undisturbed):
     assert "Euclid & others" in page.text
     assert "seed: 0 -> 1" in page.text
     assert str(undisturbed.parent) not in text
+    again = load_study(str(undisturbed / "study.yaml"), [], undisturbed)
+    assert [cell.config for cell in again.cells] == [
+        cell.config.model_copy(update={"name": f"study_{cell.name}"}) for cell in plan(undisturbed).cells
+    ]
     for cell in (undisturbed / "cells").iterdir():
         assert "600/600" in (cell / "log.txt").read_text()
 

@@ -57,7 +57,6 @@ SWITCHES = {
     "precision overrides": ("conditioning.precision_overrides={blocks/mlp/*: bfloat16}",),
     "mup": ("conditioning.parametrisation={kind: mup, base_width: 16}",),
     "completep": ("conditioning.parametrisation={kind: completep, base_width: 32, base_depth: 2}",),
-    "no depth-scaled init": ("conditioning.parametrisation.depth_scaled_init=false",),
     "agc": ("conditioning.clip=agc",),
     "qk-clip": ("conditioning.qk_clip=100", "conditioning.probe_every=1", "conditioning.qk_norm=false"),
     "sequence warm-up": ("duration={seq_len_warmup: 4 steps, seq_len_start: 8}",),

@@ -92,8 +92,7 @@ def scale_of(x: jax.Array, to: Format, axis: int = -1) -> jax.Array:
 def elements(x: jax.Array, to: Format, axis: int = -1) -> tuple[jax.Array, jax.Array]:
     """x as a format would hold it, but for the scale of the whole tensor, which is a factor of its own.
 
-    So what is left of an int8, fp8, mx or nv number has so few bits that it is a bfloat16 number too, and products of
-    them are exact.
+    So what is left of an int8, fp8, mx or nv number has at most eight bits of significand, as bfloat16 has.
 
     Args:
       x: float32.

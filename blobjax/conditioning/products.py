@@ -4,7 +4,7 @@ Three products come of one: y = x · w forward, and backward dx = g · wᵀ and 
 each of the three rounds its own two operands, with blocks along the dim that it sums over, and sums in float32:
 
   real        qwix rounds, and the device multiplies 8-bit numbers
-  simulated   formats.py rounds, and the device multiplies what is left in the compute dtype, in which it is exact
+  simulated   formats.py rounds, and the device multiplies what is left in float32
 
 Gradients pass through the rounding as if it were not there (Bengio et al. 2013, the straight-through estimator).
 
@@ -50,8 +50,6 @@ class Rounded:
     forward: Format
     gradient: Format
     simulated: bool
-    compute: DTypeLike
-    """Dtype that simulated products multiply in."""
 
     def multiply(self, a: jax.Array, b: jax.Array, axes: Axes, to_a: Format, to_b: Format) -> jax.Array:
         """a · b summed over `axes` of each, both rounded; float32."""
@@ -62,15 +60,10 @@ class Rounded:
         (a, a_scale), (b, b_scale) = (
             elements(x.astype(jnp.float32), to, over[-1]) for x, over, to in ((a, axes[0], to_a), (b, axes[1], to_b))
         )
-        # A float32 scale for each block leaves products that no 16-bit number holds.
-        dtype = jnp.float32 if to_a.scale == "blocks" else self.compute
-        product = jax.lax.dot_general(
-            a.astype(dtype),
-            b.astype(dtype),
-            dims,
-            precision=jax.lax.Precision.HIGHEST,
-            preferred_element_type=jnp.float32,
-        )
+        # Elements have at most eight bits of significand: exact in float32, and wherever a device takes float32 for
+        # something narrower (TF32, bfloat16). A float32 scale for each block makes them longer than that.
+        precision = jax.lax.Precision.HIGHEST if "blocks" in (to_a.scale, to_b.scale) else None
+        product = jax.lax.dot_general(a, b, dims, precision=precision)
         return product * (a_scale * b_scale)
 
 
@@ -138,24 +131,25 @@ class Product(nnx.Module):
 
     def __init__(self, config: Config, path: str):
         conditioning = config.conditioning
+        scaling, simulate = conditioning.matmul_scaling, conditioning.simulate
         self.policy = policy(conditioning, path)
-        self.rounded: Rounded | None = None
-        self.records: nnx.Dict | None = None
         matmul = self.policy.matmul
-        if matmul is None:
-            return
-        if matmul.forward == "fp8_e4m3" and not conditioning.simulate and not has_fp8(jax.devices()[0]):
+        if matmul and matmul.forward == "fp8_e4m3" and not simulate and not has_fp8(jax.devices()[0]):
             raise BadInputError(
-                f"conditioning.precision fp8 needs multipliers for it, and {jax.devices()[0].device_kind} is not known to "
-                "have any; set conditioning.simulate=true"
+                f"conditioning.precision fp8 needs a device that multiplies fp8, which {jax.devices()[0].device_kind} is "
+                "not known to do; set conditioning.simulate=true"
             )
-        if conditioning.matmul_scaling == "delayed":
-            self.records = nnx.Dict({operand: Record() for operand in ("input", "weight", "gradient")})
-            return
-        forward, gradient = (
-            operand_format(name, conditioning.matmul_scaling) for name in (matmul.forward, matmul.gradient)
+        operands = ("input", "weight", "gradient") if matmul and scaling == "delayed" else ()
+        self.records = nnx.Dict({name: Record() for name in operands})
+        self.rounded = (
+            Rounded(
+                operand_format(matmul.forward, scaling),
+                operand_format(matmul.gradient, scaling),
+                simulate,
+            )
+            if matmul and scaling != "delayed"
+            else None
         )
-        self.rounded = Rounded(forward, gradient, conditioning.simulate, self.policy.compute)
 
     def __call__(self, x_TI: jax.Array, w_IO: jax.Array, n_in: int = 1, result: DTypeLike | None = None) -> jax.Array:
         """x · w over the last `n_in` dims of x, which are the first of w.
@@ -184,7 +178,6 @@ class Product(nnx.Module):
         return y_TO.reshape(shape).astype(result)
 
     def _delayed(self, x_TI: jax.Array, w_IO: jax.Array) -> jax.Array:
-        assert self.records is not None
         known = {name: (record.scale[...], record.largest[...]) for name, record in self.records.items()}
         # Where a device has no units for fp8 XLA widens the operands: the simulation is the same program.
         return fp8_scaled_dot_general(

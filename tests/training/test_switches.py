@@ -38,6 +38,29 @@ SWITCHES = {
     "independent decay": ("optimizer.weight_decay_mode=independent",),
     "beta2": ("optimizer.beta2=0.99",),
     "epsilon": ("optimizer.epsilon=1e-6",),
+    "float16": ("conditioning.precision=float16",),
+    "static loss scaling": ("conditioning.loss_scaling.kind=static", "conditioning.precision=float16"),
+    "dynamic loss scaling": ("conditioning.loss_scaling.kind=dynamic", "conditioning.precision=float16"),
+    "loss multiplier": ("conditioning.loss_multiplier=0.01",),
+    "int8": ("conditioning.precision=int8",),
+    "simulated int8": ("conditioning.simulate=true", "conditioning.precision=int8"),
+    "int8 in blocks": ("conditioning.matmul_scaling=blocks", "conditioning.precision=int8"),
+    **{
+        name: (f"conditioning={{precision: {name}, simulate: true}}", "model.n_layers=1")
+        for name in ("fp8", "mxfp8", "mxfp6", "mxfp4", "nvfp4")
+    },
+    "delayed scaling": (
+        "conditioning.matmul_scaling=delayed",
+        "conditioning.precision=fp8",
+        "conditioning.simulate=true",
+    ),
+    "precision overrides": ("conditioning.precision_overrides={blocks/mlp/*: bfloat16}",),
+    "mup": ("conditioning.parametrisation={kind: mup, base_width: 16}",),
+    "completep": ("conditioning.parametrisation={kind: completep, base_width: 32, base_depth: 2}",),
+    "agc": ("conditioning.clip=agc",),
+    "qk-clip": ("conditioning.qk_clip=100", "conditioning.probe_every=1", "conditioning.qk_norm=false"),
+    "sequence warm-up": ("duration={seq_len_warmup: 4 steps, seq_len_start: 8}",),
+    "sustained spikes": ("conditioning.guard.rollback={}", "conditioning.guard.sigmas=6"),
 }
 
 
@@ -76,6 +99,17 @@ def test_defaults_said_aloud_change_nothing(without):
         "conditioning.noise_scale_every=7",
         "conditioning.curvature_every=7",
         "conditioning.guard=null",
+        "conditioning.loss_scaling={kind: none, initial: 2.0}",
+        "conditioning.loss_multiplier=1.0",
+        "conditioning.simulate=false",
+        "conditioning.matmul_scaling=current",
+        "conditioning.precision_overrides={}",
+        "conditioning.parametrisation.kind=standard",
+        "conditioning.agc={ratio: 0.5}",
+        "conditioning.qk_clip=0",
+        "duration.seq_len_warmup=0 steps",
+        "duration.batch_warmup=0 steps",
+        "faults={nan: [10, 20], poison: [20, 30]}",
         "optimizer.update_clipping=false",
         "optimizer.weight_decay_mode=coupled",
     )

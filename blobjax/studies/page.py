@@ -24,12 +24,12 @@ figure { margin: 1.4rem 0; } img { max-width: 100%; height: auto; display: block
 figcaption, .small { font-size: .9rem; color: #444; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; vertical-align: top; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid #e4e4e4; }
+th, td { text-align: left; vertical-align: top; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid #e4e4e4; }
 th { color: #444; font-weight: 600; white-space: nowrap; } td.n, th.n { text-align: right; }
 code, pre { font: .88em/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 pre { background: #f5f5f5; padding: .7rem .9rem; overflow-x: auto; white-space: pre-wrap; }
 td code { display: block; overflow-wrap: anywhere; padding-left: 1em; text-indent: -1em; }
-td:last-child:has(code) { min-width: 16rem; }
+td:last-child:has(code) { min-width: 14rem; }
 @media (max-width: 40rem) { body { font-size: 1rem; } h1 { font-size: 1.4rem; }
   td code { white-space: nowrap; } }
 @media print { body { max-width: none; padding: 0; font-size: 10pt; } figure, tr { break-inside: avoid; }

@@ -62,6 +62,8 @@ def draw(
       ticks: where x has labels; everywhere by default.
       marked: points are marked; off for long series.
     """
+    from matplotlib.ticker import LogFormatter
+
     for n, (name, (xs, ys)) in enumerate(lines.items()):
         finite = [value if math.isfinite(value) and (value > 0 or not log_y) else math.nan for value in ys]
         marker = _MARKERS[n % len(_MARKERS)] if marked else None
@@ -72,9 +74,11 @@ def draw(
         axes.set_xscale("log")
     if log_y:
         axes.set_yscale("log")
+        # Over less than two decades powers of ten alone would leave hardly a label.
+        axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.8)))
     if ticks:
         axes.set_xticks(list(ticks), [label(tick) for tick in ticks])
-        axes.minorticks_off()
+        axes.xaxis.minorticks_off()
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if title:

@@ -7,8 +7,8 @@ from blobjax.studies import plots
 from blobjax.studies.finding import Picture
 from blobjax.studies.results import Result
 
-# Nats by which a final loss may differ from the reference's and count as the same: about what another seed changes in
-# runs this short.
+# Nats by which a final loss may differ from the reference's, which had the same weights and batches, and count as the
+# same. Another seed changes more: four of them ended between 2.494 and 2.592 (precision-ladder's base).
 SAME = 0.03
 
 

@@ -58,7 +58,7 @@ def _blocks(cells: dict[str, Result]) -> Picture:
     figure, (left, right) = plots.charts(2)
 
     def by_block(of: Callable[[Result], list[float]]) -> dict[str, plots.Line]:
-        # float32 has no such numbers, but its place among the colours.
+        # float32 has no such numbers, but its place among the colours of the curves.
         return {name: (list(range(len(of(r)))), of(r)) for name, r in cells.items()}
 
     blocks = range(max(len(result.by_block("grad_rms")) for result in cells.values()))
@@ -66,8 +66,6 @@ def _blocks(cells: dict[str, Result]) -> Picture:
     plots.draw(left, ratios, "block", "weights: signal to noise, dB", ticks=blocks, legend=False)
     shares = by_block(lambda r: r.by_block("grad_flush_fraction"))
     plots.draw(right, shares, "block", "share of gradients flushed to zero", ticks=blocks, legend=False)
-    caption = (
-        "By block at the last probed step, in the colours from above. Left: the weights against themselves rounded "
-    )
-    caption += "to the cell's format. "
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=11)
+    caption = "By block at the last probed step. Left: the weights against themselves rounded to the cell's format. "
     return Picture("blocks", caption + "Right: gradients that are not zero and would be in that format.", figure)

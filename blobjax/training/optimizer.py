@@ -12,7 +12,6 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from blobjax.conditioning.clipping import adagc, scale_by_stable_adam, zclip
@@ -153,7 +152,8 @@ def make_optimizer(config: Config, rate: optax.Schedule, axes: Any) -> optax.Gra
         optax.add_decayed_weights(decay, matrices),
         optax.scale_by_learning_rate(rate),
     )
-    if policy(config.conditioning).params != jnp.float32:
+    precision = policy(config.conditioning)
+    if precision.params != precision.optimizer:
         whole = optax.chain(in_float32(whole), _rounding(config))
     guard = config.conditioning.guard
     return guarded(whole, guard) if guard else optax.with_extra_args_support(whole)

@@ -134,10 +134,11 @@ class Product(nnx.Module):
         scaling, simulate = conditioning.matmul_scaling, conditioning.simulate
         self.policy = policy(conditioning, path)
         matmul = self.policy.matmul
-        if matmul and matmul.forward == "fp8_e4m3" and not simulate and not has_fp8(jax.devices()[0]):
+        device = jax.devices()[0]
+        if matmul and matmul.forward == "fp8_e4m3" and not simulate and not has_fp8(device):
             raise BadInputError(
-                f"conditioning.precision fp8 needs a device that multiplies fp8, which {jax.devices()[0].device_kind} is "
-                "not known to do; set conditioning.simulate=true"
+                f"conditioning.precision fp8 needs a device that multiplies fp8, and {device.device_kind} is not known "
+                "to; set conditioning.simulate=true"
             )
         operands = ("input", "weight", "gradient") if matmul and scaling == "delayed" else ()
         self.records = nnx.Dict({name: Record() for name in operands})
@@ -171,10 +172,7 @@ class Product(nnx.Module):
         shape = (*x_TI.shape[: x_TI.ndim - n_in], *w_IO.shape[n_in:])
         features = math.prod(w_IO.shape[:n_in])
         x_TI, w_IO = x_TI.reshape(*x_TI.shape[: x_TI.ndim - n_in], features), w_IO.reshape(features, -1)
-        if self.rounded is not None:
-            y_TO = rounded_product(x_TI, w_IO, self.rounded)
-        else:
-            y_TO = self._delayed(x_TI, w_IO)
+        y_TO = self._delayed(x_TI, w_IO) if self.rounded is None else rounded_product(x_TI, w_IO, self.rounded)
         return y_TO.reshape(shape).astype(result)
 
     def _delayed(self, x_TI: jax.Array, w_IO: jax.Array) -> jax.Array:
@@ -233,6 +231,6 @@ def join_records(trained: Any, records: Any) -> Any:
 
 
 def add_gradients(sums: Any, grads: Any) -> Any:
-    """Gradients of one more part of a batch: those of records are magnitudes and scales, of which the largest counts."""
+    """Gradients of one more part of a batch; of records, which are magnitudes and scales, the largest counts."""
     (trained_sums, record_sums), (trained, records) = split_records(sums), split_records(grads)
     return join_records(jax.tree.map(jnp.add, trained_sums, trained), jax.tree.map(jnp.maximum, record_sums, records))

@@ -279,6 +279,6 @@ def _matmul_formats(config: "Config") -> list[str]:
         if conditioning.precision == "bfloat16_params":
             found.append(
                 "conditioning.matmul_scaling delayed keeps its scales among the parameters, which "
-                "conditioning.precision bfloat16_params rounds; set conditioning.precision=bfloat16 or matmul_scaling=current"
+                "conditioning.precision bfloat16_params rounds; set conditioning.precision=bfloat16"
             )
     return found

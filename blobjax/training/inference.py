@@ -67,15 +67,10 @@ def sample_run(run: str, prompt: str, tokens: int, *, seed: int, temperature: fl
     # One device and whatever attention it can do, wherever the run was trained.
     compute = config.compute.model_copy(update={"mesh": Mesh(), "attention": "auto"})
     tokenizer = str(directory.tokenizer) if directory.tokenizer.is_file() else config.data.tokenizer
+    data_settings = config.data.model_copy(update={"tokenizer": tokenizer})
     # Simulated formats give about the same numbers, whatever the device multiplies.
     conditioning = config.conditioning.model_copy(update={"simulate": True})
-    config = config.model_copy(
-        update={
-            "compute": compute,
-            "conditioning": conditioning,
-            "data": config.data.model_copy(update={"tokenizer": tokenizer}),
-        }
-    )
+    config = config.model_copy(update={"compute": compute, "conditioning": conditioning, "data": data_settings})
     arch = architecture(config)
     like = abstract_params(arch, make_layout(config, jax.devices()[:1]))
     checkpointer = Checkpointer(directory.checkpoints)

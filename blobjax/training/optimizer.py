@@ -13,7 +13,6 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from blobjax.conditioning.clipping import adagc, agc, fan_in, scale_by_stable_adam, zclip
@@ -170,7 +169,8 @@ def make_optimizer(config: Config, rate: optax.Schedule, axes: Any) -> optax.Gra
     )
     if config.conditioning.qk_clip:
         whole = optax.chain(whole, qk_clip(config.conditioning.qk_clip))
-    if policy(config.conditioning).params != jnp.float32:
+    precision = policy(config.conditioning)
+    if precision.params != precision.optimizer:
         whole = optax.chain(in_float32(whole), _rounding(config))
     guard, scaling = config.conditioning.guard, config.conditioning.loss_scaling
     if guard:

@@ -1,4 +1,4 @@
-"""Products in narrow formats: three products against slow ones, real against simulated, and what delayed scaling keeps."""
+"""Products in narrow formats: three against slow ones, real against simulated, and what delayed scaling keeps."""
 
 import functools
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from blobjax.compute.sharding import make_layout
 from blobjax.conditioning import products
 from blobjax.conditioning.precision import POLICIES, operand_format
 from blobjax.conditioning.products import Product, Rounded, rounded_product
@@ -92,6 +93,18 @@ def test_each_of_the_three_products_rounds_its_operands_along_what_it_sums_over(
     for got, exact in zip(three_products(x, w, g, how(precision, scaling)), wanted, strict=True):
         # Sums of up to 140 products in float32; one operand rounded the other way would show as 1e-3 and more.
         np.testing.assert_allclose(got, exact, rtol=0, atol=3e-6 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("precision", ["fp8", "nvfp4"])
+def test_operands_split_over_devices_have_the_scales_of_the_whole(precision):
+    mesh = make_layout(tiny("compute.mesh={data: 1, fsdp: 8}")).mesh
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+    rng = np.random.default_rng(1)
+    arrays = [rng.standard_normal(shape).astype(np.float32) for shape in ((64, 80), (80, 24), (64, 24))]
+    one = three_products(*arrays, how(precision, "current"))
+    eight = three_products(*(jax.device_put(a, rows) for a in arrays), how(precision, "current"))
+    for a, b in zip(one, eight, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * np.abs(a).max())
 
 
 @pytest.mark.parametrize(("precision", "scaling"), [("fp8", "current"), ("fp8", "blocks"), ("int8", "current")])

@@ -50,8 +50,9 @@ SINGLE = {
     "optimizer.learning_rate=1e999": "override: optimizer.learning_rate: expected a finite number, not inf",
     "data.mixture.bible=-1": "override: data.mixture.bible: expected at least 0.0, not -1",
     "compute.mesh.data=-2": "override: compute.mesh.data: expected at least -1, not -2",
-    "conditioning.precision=bfloat61": "override: conditioning.precision: expected 'float32', 'bfloat16', "
-    "'bfloat16_params' or 'float16', not 'bfloat61'; did you mean 'bfloat16'?",
+    "conditioning.precision=bfloat61": "override: conditioning.precision: expected 'float32', 'bfloat16', 'int8', "
+    "'fp8', 'mxfp8', 'mxfp6', 'mxfp4', 'nvfp4', 'bfloat16_params' or 'float16', not 'bfloat61'; did you mean "
+    "'bfloat16'?",
     "name=a b": "override: name: expected letters, digits, '.', '_' and '-' only, a letter or digit first, not 'a b'",
     "duration.length=300": "override: duration.length: expected a duration such as '300 steps', '20M tokens', "
     "'2e15 flops', '20 tokens/param', '3 epochs', '5%' or '10 minutes', not 300",
@@ -74,6 +75,25 @@ SINGLE = {
     "conditioning={precision: float16, loss_scaling: {kind: dynamic, floor: 1.0e+6}}": "override: "
     "conditioning.loss_scaling.floor 1000000.0 is above conditioning.loss_scaling.initial 65536.0; lower one or raise "
     "the other",
+    "conditioning.precision=mxfp6": "override: conditioning.precision mxfp6 exists in simulation only; set "
+    "conditioning.simulate=true",
+    "conditioning.simulate=true": "override, configs/laptop.yaml: conditioning.simulate is for products in int8, fp8, "
+    "mxfp8, mxfp6, mxfp4, nvfp4, and conditioning.precision float32 has none; choose one of these or leave "
+    "conditioning.simulate out",
+    "conditioning.matmul_scaling=blocks": "override, configs/laptop.yaml: conditioning.matmul_scaling blocks is for "
+    "products in int8, fp8, mxfp8, mxfp6, mxfp4, nvfp4, and conditioning.precision float32 has none; choose one of "
+    "these or leave conditioning.matmul_scaling out",
+    "conditioning={precision: int8, matmul_scaling: delayed}": "override: conditioning.matmul_scaling delayed is for "
+    "fp8, and int8 is scaled by the current largest magnitude; set conditioning.matmul_scaling=current",
+    "conditioning={precision: nvfp4, simulate: true, matmul_scaling: blocks}": "override: conditioning.matmul_scaling "
+    "blocks is for int8 and fp8, and nvfp4 has scales of its own; set conditioning.matmul_scaling=current",
+    "conditioning.precision_overrides.blocks/mpl/*=int8": "override: conditioning.precision_overrides: 'blocks/mpl/*' "
+    "matches no product with weights; there are blocks/attention/query, blocks/attention/key, blocks/attention/value, "
+    "blocks/attention/out, blocks/mlp/up, blocks/mlp/down, output",
+    "conditioning.precision_overrides={output: fp9}": "override: conditioning.precision_overrides.output: expected "
+    "'float32', 'bfloat16', 'int8', 'fp8', 'mxfp8', 'mxfp6', 'mxfp4' or 'nvfp4', not 'fp9'; did you mean 'fp8'?",
+    "conditioning={float32_head: true, precision_overrides: {output: int8}}": "override: conditioning.float32_head and "
+    "conditioning.precision_overrides both name output; leave one",
     "compute.gradient_accumulation=5": "configs/laptop.yaml, override: duration.global_batch_size 8 does not divide "
     "into compute.gradient_accumulation 5 parts (8 / 5 = 1.60)",
     "conditioning={qk_clip: 100}": "override: conditioning.qk_clip 100 acts on attention logits that "
@@ -156,12 +176,13 @@ def test_percentages_and_times_where_they_mean_something():
 
 def test_all_problems_at_once_with_their_places(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "base.yaml").write_text("model: {n_heads: 3}\nconditioning: {precision: fp8}\n")
+    (tmp_path / "base.yaml").write_text("model: {n_heads: 3}\nconditioning: {precision: fp9}\n")
     (tmp_path / "top.yaml").write_text("include: base.yaml\nzzz: 1\nduration: {length: 0 steps}\n")
     assert problems("seed=x", "bar", "data.seq_len=4096", name="top.yaml") == (
         "override 'bar' is not of the form dotted.key=value, such as model.d_model=512",
         "override: seed: expected an integer, not 'x'",
-        "base.yaml: conditioning.precision: expected 'float32', 'bfloat16', 'bfloat16_params' or 'float16', not 'fp8'",
+        "base.yaml: conditioning.precision: expected 'float32', 'bfloat16', 'int8', 'fp8', 'mxfp8', 'mxfp6', 'mxfp4', "
+        "'nvfp4', 'bfloat16_params' or 'float16', not 'fp9'; did you mean 'fp8'?",
         "top.yaml: zzz: unknown key; known: name, seed, model, compute, data, duration, objective, conditioning, "
         "optimizer, checkpoint, evaluation, logging, faults",
         "base.yaml: model.d_model 256 is not a multiple of model.n_heads 3 (256 / 3 = 85.33); change one, or give "

@@ -12,15 +12,15 @@ from blobjax.studies.study import Plan
 
 _CSS = """
 :root { color-scheme: light; }
-body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 50rem; color: #1a1a1a; background: #fff;
+body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 58rem; color: #1a1a1a; background: #fff;
   font: 1.05rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: .3rem 0 1rem; }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 .5rem; border-bottom: 1px solid #ddd; padding-bottom: .2rem; }
-p { margin: .5rem 0; }
+p { margin: .5rem 0; max-width: 48rem; }
 .kind { color: #555; margin: 0; }
 .verdict { display: inline-block; padding: .15rem .6rem; border: 1.5px solid; border-radius: .3rem; font-weight: 600; }
 .true { color: #00604a; } .partly { color: #8a5a00; } .false { color: #a3320b; } .null { color: #555; }
-figure { margin: 1.4rem 0; } img { max-width: 100%; height: auto; display: block; }
+figure { margin: 1.4rem 0; max-width: 48rem; } img { max-width: 100%; height: auto; display: block; }
 figcaption, .small { font-size: .9rem; color: #444; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
@@ -29,7 +29,7 @@ th { color: #444; font-weight: 600; white-space: nowrap; } td.n, th.n { text-ali
 code, pre { font: .88em/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 pre { background: #f5f5f5; padding: .7rem .9rem; overflow-x: auto; white-space: pre-wrap; }
 td code { display: block; overflow-wrap: anywhere; padding-left: 1em; text-indent: -1em; }
-td:last-child:has(code) { min-width: 14rem; }
+td:last-child:has(code) { min-width: 13rem; }
 @media (max-width: 40rem) { body { font-size: 1rem; } h1 { font-size: 1.4rem; }
   td code { white-space: nowrap; } }
 @media print { body { max-width: none; padding: 0; font-size: 10pt; } figure, tr { break-inside: avoid; }

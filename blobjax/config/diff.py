@@ -23,6 +23,12 @@ _SAME_MATHS = (
     "conditioning.guard.rollback.snapshots",
     "conditioning.guard.rollback.snapshot_every",
     "conditioning.guard.rollback.at_most",
+    # Probes are looked at, and change no number (QK-clip, which acts on them, is the exception below).
+    "conditioning.probe_every",
+    "conditioning.probe_format",
+    "conditioning.noise_scale_every",
+    "conditioning.curvature_every",
+    "conditioning.curvature_iterations",
 )
 
 
@@ -33,6 +39,16 @@ def changes_maths(key: str) -> bool:
     stretches the schedule).
     """
     return not any(key == same or key.startswith(f"{same}.") for same in _SAME_MATHS)
+
+
+def changed_maths(old: Config, new: Config) -> list[str]:
+    """The lines of `config_diff` that would make a run resumed with the new config another run."""
+    clips = old.conditioning.qk_clip or new.conditioning.qk_clip
+    return [
+        line
+        for line in config_diff(old, new)
+        if changes_maths(key := line.split(":")[0]) or (clips and key == "conditioning.probe_every")
+    ]
 
 
 def config_diff(old: Config, new: Config) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from blobjax.config import BadInputError, Config, dump, load
-from blobjax.config.diff import changes_maths, config_diff
+from blobjax.config.diff import changed_maths
 
 # Names of files that a crash may leave behind and that mean nothing.
 _OURS = ".blobjax-"
@@ -78,7 +78,7 @@ class RunDirectory:
         except (OSError, ValueError) as error:  # a name too long, or with a NUL in it
             raise BadInputError(f"run directory {str(self.path)[:80]!r} cannot be used: {error}"[:300]) from None
         if previous is not None and not allow_config_change:
-            changed = [line for line in config_diff(previous, config) if changes_maths(line.split(":")[0])]
+            changed = changed_maths(previous, config)
             if changed:
                 raise BadInputError(
                     f"run directory {self.path} belongs to another config; give another logging.run_dir, "

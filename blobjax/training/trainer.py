@@ -15,7 +15,7 @@ from blobjax import data
 from blobjax.compute.flops import param_count
 from blobjax.compute.sharding import make_layout, unsharded
 from blobjax.config import BadInputError, Config
-from blobjax.config.diff import changes_maths, config_diff
+from blobjax.config.diff import changed_maths
 from blobjax.training import flow_summary
 from blobjax.training.batches import Position, training_batches
 from blobjax.training.checkpoints import Checkpointer
@@ -173,8 +173,7 @@ def train(config: Config, allow_config_change: bool = False) -> int:
 
 def _maths(config: Config) -> str:
     """What must be the same on all processes, as text."""
-    leaves = config_diff(Config(), config)
-    return "\n".join(line for line in leaves if changes_maths(line.split(":")[0]))
+    return "\n".join(changed_maths(Config(), config))
 
 
 def _check_sample(config: Config, tokenizer: data.Tokenizer) -> None:

@@ -1,7 +1,7 @@
 import pytest
 
 from blobjax.config import load
-from blobjax.config.diff import changes_maths, config_diff
+from blobjax.config.diff import changed_maths, changes_maths, config_diff
 
 
 def test_equal_configs_do_not_differ():
@@ -40,6 +40,8 @@ def test_a_section_that_comes_or_goes():
         "data.prefetch",
         "data.prepared_dir",
         "duration.wall_clock_limit",
+        "conditioning.probe_every",
+        "conditioning.curvature_every",
     ],
 )
 def test_where_and_how_a_run_runs_is_not_maths(key):
@@ -64,3 +66,13 @@ def test_where_and_how_a_run_runs_is_not_maths(key):
 )
 def test_what_decides_the_updates_is_maths(key):
     assert changes_maths(key)
+
+
+def test_probes_are_maths_only_where_something_acts_on_them():
+    def changed(*overrides: str) -> list[str]:
+        old = load("laptop", ["conditioning.qk_norm=false", "conditioning.probe_every=5", *overrides])
+        new = load("laptop", ["conditioning.qk_norm=false", "conditioning.probe_every=1", *overrides])
+        return changed_maths(old, new)
+
+    assert changed() == []
+    assert changed("conditioning.qk_clip=100") == ["conditioning.probe_every: 5 -> 1"]

@@ -161,6 +161,8 @@ def _leading_power(x: jax.Array) -> jax.Array:
 
 def _by_block(x: jax.Array, to: Format, axis: int, of: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
     """of(values, their largest magnitude) of each block along a dim, in the shape of x; the last block may be short."""
+    if x.ndim == 0:
+        return _by_block(x[None], to, 0, of)[0]
     axis %= x.ndim
     length = x.shape[axis]
     before, after = x.shape[:axis], x.shape[axis + 1 :]

@@ -102,3 +102,10 @@ def test_saturated():
     # A block's power of two is rounded down, which leaves values up to 8 for a largest number of 6.
     block = jnp.array([1.0, 6.9, 7.1, -7.9])
     np.testing.assert_array_equal(saturated(block, FORMATS["mxfp4"]), [False, False, True, True])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_single_number_is_a_block_of_one(name):
+    x = jnp.float32(0.3)
+    assert quantise(x, FORMATS[name], 0).shape == ()
+    assert float(quantise(x, FORMATS[name], 0)) == float(quantise(x[None], FORMATS[name], 0)[0])

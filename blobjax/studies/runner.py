@@ -238,9 +238,15 @@ def locked(directory: Path, patience: float = _PATIENCE) -> Iterator[IO[str]]:
     """Holds a study's directory for this process and its workers.
 
     Raises:
-      BadInputError: another study runs there, still after `patience` seconds.
+      BadInputError: another study runs there, still after `patience` seconds; or nothing can be written there.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / f"{_OURS}lock").touch()
+    except OSError as error:
+        raise BadInputError(
+            f"study directory {directory} cannot be written: {error.strerror or error}; give another with --dir"
+        ) from None
     with (directory / f"{_OURS}lock").open("a+", encoding="utf-8") as lock:
         deadline = time.monotonic() + patience
         while not _try(lock):

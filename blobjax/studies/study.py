@@ -251,7 +251,7 @@ def _resolve(
     cells: list[Cell] = []
     wrong: dict[str, list[str]] = {}
     for labels in _combinations(study):
-        name = "_".join(_NOT_IN_NAMES.sub("-", each).strip("-") or "-" for each in labels.values())
+        name = "_".join(_NOT_IN_NAMES.sub("-", each).strip("-.") or "-" for each in labels.values())
         values = {axis: study.grid[axis].values[value] for axis, value in labels.items()}
         own = [
             Setting(key, value, f"{origin}: grid.{axis}.{labels[axis]}")

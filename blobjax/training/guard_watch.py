@@ -58,7 +58,7 @@ class GuardWatch:
             raise Trouble(
                 done.step,
                 first,
-                f"{refused} steps in a row had a loss or gradients that are not finite or spike "
+                f"{refused} step{'s' if refused > 1 else ''} in a row had a loss or gradients that are not finite or spike "
                 f"(conditioning.guard.patience {self._patience})",
             )
         if self._sustained and troubled >= self._sustained.steps:

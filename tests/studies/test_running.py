@@ -223,3 +223,11 @@ def test_without_matplotlib_nothing_runs(tmp_path):
     assert done.returncode == 2
     assert "pip install 'blobjax[plot]'" in done.stderr
     assert not (tmp_path / "study").exists()
+
+
+def test_a_directory_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run(write(tmp_path), tmp_path / "file" / "below")
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert "cannot be written" in line

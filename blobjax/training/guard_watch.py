@@ -58,8 +58,8 @@ class GuardWatch:
             raise Trouble(
                 done.step,
                 first,
-                f"{refused} step{'s' if refused > 1 else ''} in a row had a loss or gradients that are not finite or spike "
-                f"(conditioning.guard.patience {self._patience})",
+                f"{refused} step{'s' if refused > 1 else ''} in a row had a loss or gradients that are not finite or "
+                f"spike (conditioning.guard.patience {self._patience})",
             )
         if self._sustained and troubled >= self._sustained.steps:
             raise Trouble(

@@ -54,10 +54,11 @@ def survey(probes: Mapping[str, Mapping[str, History]], vocab_size: int) -> dict
       probes: place (`block_00`, `embedding`, `output`, `run`) to probe to history.
 
     Returns:
-      What flow.json holds: `verdict`, `places` in the order of the forward pass, and `sentences`, gravest first.
+      What flow.json holds: `verdict`, `places` in the order of the forward pass, and `sentences`, gravest first: what
+      is found of one probe in several places is one sentence, about the first of them.
     """
     places: dict[str, Any] = {}
-    said: list[tuple[int, str]] = []
+    said: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for place in sorted(probes, key=_forward):
         rows: dict[str, dict[str, Any]] = {}
         for name, history in sorted(probes[place].items()):
@@ -72,14 +73,19 @@ def survey(probes: Mapping[str, Mapping[str, History]], vocab_size: int) -> dict
                 "why": finding.why,
             }
             if finding.why:
-                said.append((_RANK[finding.verdict], f"{place}: {finding.why}"))
+                said.setdefault((finding.verdict, name), []).append((place, finding.why))
         places[place] = {"verdict": worst([row["verdict"] for row in rows.values()]), "probes": rows}
-    said.sort(key=lambda item: -item[0])
+    sentences = [_sentence(said[key]) for key in sorted(said, key=lambda key: -_RANK[key[0]])]
     return {
         "verdict": worst([place["verdict"] for place in places.values()]),
-        "sentences": [sentence for _, sentence in said],
+        "sentences": sentences,
         "places": places,
     }
+
+
+def _sentence(found: list[tuple[str, str]]) -> str:
+    (first, why), *others = found
+    return f"{first}: {why}" + (f"; so {', '.join(place for place, _ in others)}" if others else "")
 
 
 def _finite(name: str, value: float) -> bool:
@@ -125,11 +131,20 @@ def _log_z(values: list[float], vocab_size: int) -> Finding:
             "(Wortsman et al. 2023, section 3.1.2); conditioning.z_loss=1e-4 holds it",
         )
     if far > bound:
-        return Finding(WATCH, f"log_z_mean reached {values[-1]:.3g}, beyond 2 log(vocab_size) = {bound:.3g} (ours)")
+        return Finding(
+            WATCH, f"log_z_mean reached {max(values, key=abs):.3g}, beyond 2 log(vocab_size) = {bound:.3g} (ours)"
+        )
     return Finding(LAMINAR, "")
 
 
 def _growth(values: list[float], _: int) -> Finding:
+    top = max(values)
+    if top > 65504:
+        return Finding(TURBULENT, f"residual_rms reached {top:.3g}, beyond what float16 can hold (ours)")
+    if top > 1000:
+        return Finding(
+            WATCH, f"residual_rms reached {top:.3g}, above 1000: what a block adds is lost in 16 bits (ours)"
+        )
     if values[0] > 0 and values[-1] > 30 * values[0]:
         return Finding(
             WATCH,

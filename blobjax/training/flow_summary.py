@@ -65,8 +65,9 @@ def show(found: dict[str, Any], console: Console) -> None:
             row = content["probes"].get(name)
             cells.append("" if row is None else _cell(row))
         table.add_row(place, *cells)
-    # As wide as it is: cut off on a narrow terminal it would say less than wrapped.
-    console.print(table, width=120, crop=False)
+    # As wide as it is: on a narrow terminal, or in a file, its lines are wrapped rather than its numbers cut short.
+    wide = type(console)(file=console.file, width=max(console.width, 120), force_terminal=console.is_terminal)
+    wide.print(table, soft_wrap=True)
     if found["verdict"] == LAMINAR:
         console.print("The flow is laminar: nothing is beyond its threshold.", highlight=False)
     for sentence in found["sentences"][:_MOST_SENTENCES]:

@@ -109,7 +109,9 @@ def make_train_step(
             if scaled:
                 grads = jax.tree.map(lambda g: g / state.opt_state.scale, grads)
             whole = sum(parts.values(), jnp.float32(0))
-            measured = {"logits_LH": flow["blocks"]["attention_logit_max"]} if qk_clipping else {}
+            measured = {}
+            if qk_clipping:
+                measured["logits_LH"] = jnp.where(probing, flow["blocks"]["attention_logit_max"], 0)
             updates, opt_state = optimizer.update(grads, state.opt_state, trained, loss=whole, **measured)
             if guarded:
                 bad = skipped(opt_state)[1] > skipped(state.opt_state)[1]

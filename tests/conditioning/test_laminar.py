@@ -24,6 +24,8 @@ def over(*values: float) -> list[tuple[int, float]]:
         ("log_z_mean", (5.5, -6.0, -15.0, -30.0), TURBULENT),
         ("residual_rms", (0.5, 10.0), LAMINAR),
         ("residual_rms", (0.5, 20.0), WATCH),
+        ("residual_rms", (800.0, 2000.0), WATCH),
+        ("residual_rms", (1e6, 1e7), TURBULENT),
         ("update_ratio", (0.5, 0.1, 1e-3, 1e-3), LAMINAR),
         ("update_ratio", (1e-3, 0.05, 0.05, 0.05), WATCH),
         ("update_ratio", (1e-3, 1e-6, 1e-6, 1e-6), WATCH),
@@ -68,5 +70,12 @@ def test_a_survey_goes_forward_and_says_the_gravest_first():
     assert [place["verdict"] for place in found["places"].values()] == [LAMINAR, WATCH, TURBULENT, LAMINAR]
     assert found["verdict"] == TURBULENT
     assert [sentence.split(":")[0] for sentence in found["sentences"]] == ["block_01", "block_00"]
+    assert [sentence.split("; so ")[1:] for sentence in found["sentences"]] == [[], []]
     row = found["places"]["block_00"]["probes"]["attention_logit_max"]
     assert (row["first"], row["last"], row["largest"]) == (5, 150, 150)
+
+
+def test_one_sentence_for_what_several_places_share():
+    shared = {f"block_{i:02d}": {"dead_fraction": over(0.6)} for i in range(3)}
+    (sentence,) = survey(shared, vocab_size=256)["sentences"]
+    assert sentence == "block_00: dead_fraction reached 0.6, above 0.5 (ours); so block_01, block_02"

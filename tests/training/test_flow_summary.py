@@ -30,14 +30,22 @@ def test_without_probes_there_is_none(tmp_path, capsys):
 
 def test_numbers_that_json_does_not_know_stay_readable(tmp_path):
     directory = RunDirectory(tmp_path)
-    lines = [{"step": 1, "flow/block_00/grad_rms": 0.5}, {"step": 2, "flow/block_00/grad_rms": "nan"}]
+    wide = {f"flow/block_00/{name}": -1.234e-05 for name in ("residual_rms", "attention_entropy", "dead_fraction")}
+    wide |= {f"flow/block_00/{name}": 1.234e-05 for name in ("attention_logit_max", "update_ratio", "weight_sqnr_db")}
+    lines = [
+        {"step": 1, "flow/block_00/grad_rms": 0.5, "flow/output/log_z_mean": 5.217},
+        {"step": 2, "flow/block_00/grad_rms": "nan", **wide},
+    ]
     directory.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = flow_summary.conclude(directory, 256)
     kept = json.loads(directory.flow.read_text())
     assert kept["places"]["block_00"]["probes"]["grad_rms"]["last"] == "nan"
     assert kept["verdict"] == "turbulent"
-    console = Console(file=io.StringIO(), width=100)
+    console = Console(file=io.StringIO(), width=60)
     flow_summary.show(found, console)
     text = console.file.getvalue()
+    assert "5.22" in text
+    assert "1.23e-05" in text
+    assert "…" not in text
     assert "nan !!" in text
     assert "block_00: grad_rms is not finite at step 2" in text

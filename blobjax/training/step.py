@@ -111,6 +111,7 @@ def make_train_step(
             whole = sum(parts.values(), jnp.float32(0))
             measured = {}
             if qk_clipping:
+                assert probing is not None  # checked with the config
                 measured["logits_LH"] = jnp.where(probing, flow["blocks"]["attention_logit_max"], 0)
             updates, opt_state = optimizer.update(grads, state.opt_state, trained, loss=whole, **measured)
             if guarded:

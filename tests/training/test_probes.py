@@ -89,6 +89,14 @@ def test_probes_do_not_depend_on_how_it_is_computed(alone, devices, overrides):
         np.testing.assert_allclose(there[name], value, rtol=2e-2 if loose else 1e-3, atol=2e-3 if loose else 0)
 
 
+@pytest.mark.parametrize("devices", [1, 8])
+def test_no_collective_is_inside_a_condition_on_a_cpu(devices):
+    """Where devices are threads, two all-reduces that nothing orders can wait for each other for ever."""
+    settings = tiny(*PROBED, "compute.mesh={data: 1, fsdp: -1}")
+    program = make_program(settings, make_layout(settings, jax.devices()[:devices]), 10_000)
+    assert ("stablehlo.case" in program.lower_train_step().as_text()) == (devices == 1)
+
+
 def test_a_run_writes_them_under_their_names(tmp_path):
     settings = tiny(*PROBED, f"logging.run_dir={tmp_path}/run", "logging.every=5 steps", "duration.length=7 steps")
     assert train_run(settings) == 0

@@ -10,12 +10,13 @@ PACKAGE = Path(__file__).parent.parent / "blobjax"
 MAY_IMPORT = {
     "config": set(),
     "compute": {"config"},
+    "reliability": {"config", "compute"},
     "conditioning": {"config", "compute"},
     "data": {"config"},
     "model": {"config", "compute", "conditioning"},
     "objectives": {"config", "compute", "conditioning", "data", "model"},
-    "training": {"config", "compute", "conditioning", "data", "model", "objectives"},
-    "studies": {"config", "compute", "training"},
+    "training": {"config", "compute", "reliability", "conditioning", "data", "model", "objectives"},
+    "studies": {"config", "compute", "reliability", "training"},
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if len(path.relative_to(PACKAGE).parts) > 1)
 

@@ -8,7 +8,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from blobjax.training.run_directory import RunDirectory, read_jsonl
+from blobjax.reliability.run_directory import RunDirectory, read_jsonl
 
 
 def main() -> int:

@@ -9,6 +9,7 @@ _SAME_MATHS = (
     "name",
     "logging",  # where and how much is written
     "checkpoint",  # when the state is saved; a resumed run is bitwise the uninterrupted one
+    "reliability",  # when to give up, and what is looked at twice
     "evaluation",  # held-out losses are read, never trained on
     # The hardware may change between attempts. Mesh, remat, scanning, the attention kernel, chunks of the loss and
     # parts of the batch compute the same function and differ in rounding only.

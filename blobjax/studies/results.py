@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from blobjax.reliability.run_directory import RunDirectory, read_jsonl, write_atomically
 from blobjax.studies.study import Cell
-from blobjax.training.run_directory import RunDirectory, read_jsonl, write_atomically
 
 Status = Literal["finished", "diverged", "halted", "failed", "stopped", "waiting"]
 """finished: to its length, with a finite loss · diverged: to its length, without · halted: the run ended itself ·

@@ -16,10 +16,10 @@ from typing import IO, Any
 
 from blobjax.config import BadInputError, Config, dump
 from blobjax.config.diff import config_diff
+from blobjax.reliability.run_directory import EventLog, RunDirectory, write_atomically
 from blobjax.studies.progress import Progress
 from blobjax.studies.results import DONE, read
 from blobjax.studies.study import Cell, Plan
-from blobjax.training.run_directory import EventLog, RunDirectory, write_atomically
 
 # What our own files that mean nothing to others begin with.
 _OURS = ".blobjax-"

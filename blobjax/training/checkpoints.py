@@ -16,8 +16,8 @@ from orbax.checkpoint import v1 as ocp
 
 from blobjax.config import BadInputError
 from blobjax.config.schema import Checkpoint
+from blobjax.reliability.timers import check_agreement
 from blobjax.training.state import TrainState
-from blobjax.training.timers import check_agreement
 
 # Orbax logs every phase of every save at INFO; a run's own events.jsonl says what a reader needs.
 logging.getLogger("absl").setLevel(logging.WARNING)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from blobjax.conditioning.laminar import LAMINAR, TURBULENT, survey
-from blobjax.training.run_directory import RunDirectory, read_jsonl, write_atomically
+from blobjax.reliability.run_directory import RunDirectory, read_jsonl, write_atomically
 
 # The table's columns: what a person looks for first. flow.json has all of them.
 _COLUMNS = {

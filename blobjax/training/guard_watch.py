@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from blobjax.config.schema import Guard
+from blobjax.reliability.run_directory import EventLog
 from blobjax.training.loop import StepReport
-from blobjax.training.run_directory import EventLog
 
 
 class Trouble(Exception):  # noqa: N818 (it is no error: a run may have a way out of it)

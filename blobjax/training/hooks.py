@@ -10,14 +10,14 @@ import jax
 
 from blobjax.config import Duration
 from blobjax.data import Stream
+from blobjax.reliability.run_directory import EventLog
+from blobjax.reliability.timers import Every, process_zero_says
 from blobjax.training.batches import Position
 from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.evaluation import evaluate
 from blobjax.training.program import Program
 from blobjax.training.recorder import Recorder
-from blobjax.training.run_directory import EventLog
 from blobjax.training.state import TrainState
-from blobjax.training.timers import Every, process_zero_says
 
 
 class SaveHook:

@@ -11,8 +11,8 @@ from blobjax.config import BadInputError
 from blobjax.config.schema import Mesh
 from blobjax.data.tokenizer import load as load_tokenizer
 from blobjax.model import sampling
+from blobjax.reliability.run_directory import RunDirectory
 from blobjax.training.checkpoints import Checkpointer
-from blobjax.training.run_directory import RunDirectory
 from blobjax.training.state import Architecture, abstract_params, architecture
 
 

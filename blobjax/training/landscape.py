@@ -21,10 +21,10 @@ from blobjax.conditioning.precision import policy
 from blobjax.conditioning.products import split_records
 from blobjax.data import Stream
 from blobjax.objectives import next_token
+from blobjax.reliability.run_directory import EventLog, RunDirectory, read_jsonl
 from blobjax.training.batches import Position, local_rows, to_global
 from blobjax.training.program import Program
 from blobjax.training.recorder import Recorder
-from blobjax.training.run_directory import EventLog, RunDirectory, read_jsonl
 from blobjax.training.state import TrainState, architecture
 from blobjax.training.step import Batch
 

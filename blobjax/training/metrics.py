@@ -6,7 +6,7 @@ import math
 from typing import Any, Protocol
 
 from blobjax.config import Config, dump
-from blobjax.training.run_directory import RunDirectory, append_lines, read_jsonl, write_atomically
+from blobjax.reliability.run_directory import RunDirectory, append_lines, read_jsonl, write_atomically
 
 
 class Writer(Protocol):

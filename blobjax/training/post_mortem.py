@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from blobjax.reliability.run_directory import EventLog
 from blobjax.training.program import Program
-from blobjax.training.run_directory import EventLog
 from blobjax.training.stages import Stages
 from blobjax.training.state import TrainState
 from blobjax.training.step import Batch

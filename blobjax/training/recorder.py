@@ -10,13 +10,13 @@ from rich.console import Console
 
 from blobjax.compute import accelerators
 from blobjax.data import Stream
+from blobjax.reliability.run_directory import RunDirectory
+from blobjax.reliability.timers import Every
 from blobjax.training.batches import Position
 from blobjax.training.loop import StepReport
 from blobjax.training.metrics import Writer, make_writers
 from blobjax.training.program import Program
 from blobjax.training.progress import ProgressLine
-from blobjax.training.run_directory import RunDirectory
-from blobjax.training.timers import Every
 
 
 class Recorder:

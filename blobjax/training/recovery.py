@@ -15,6 +15,8 @@ import jax
 
 from blobjax.config import BadInputError, HaltedError
 from blobjax.data import PassedOver, Stream
+from blobjax.reliability.run_directory import EventLog, RunDirectory, write_atomically
+from blobjax.reliability.timers import check_agreement
 from blobjax.training.batches import Position
 from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.guard_watch import Trouble
@@ -23,11 +25,9 @@ from blobjax.training.loop import Hook, StepReport, run
 from blobjax.training.post_mortem import Examiner, as_json, first_bad
 from blobjax.training.program import Program
 from blobjax.training.recorder import Recorder
-from blobjax.training.run_directory import EventLog, RunDirectory, write_atomically
 from blobjax.training.snapshots import SnapshotRing
 from blobjax.training.state import TrainState
 from blobjax.training.step import Batch, Metrics
-from blobjax.training.timers import check_agreement
 
 Passage = dict[str, Any]
 """A window that a rollback passed over: `first` and `last` (excluded) sequence of the stream, the `step` it was decided

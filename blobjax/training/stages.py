@@ -3,8 +3,8 @@
 import time
 from typing import Any
 
+from blobjax.reliability.run_directory import EventLog
 from blobjax.training.program import Program
-from blobjax.training.run_directory import EventLog
 from blobjax.training.state import TrainState
 from blobjax.training.step import Batch, Metrics
 

@@ -16,6 +16,8 @@ from blobjax.compute.flops import param_count
 from blobjax.compute.sharding import make_layout, unsharded
 from blobjax.config import BadInputError, Config
 from blobjax.config.diff import changed_maths
+from blobjax.reliability.run_directory import EventLog, RunDirectory
+from blobjax.reliability.timers import Every, check_agreement
 from blobjax.training import flow_summary
 from blobjax.training.batches import Position, training_batches
 from blobjax.training.checkpoints import Checkpointer
@@ -28,11 +30,9 @@ from blobjax.training.program import Program, make_program
 from blobjax.training.progress import PatientConsole
 from blobjax.training.recorder import Recorder
 from blobjax.training.recovery import Recovery, read_passages, windows
-from blobjax.training.run_directory import EventLog, RunDirectory
 from blobjax.training.snapshots import SnapshotRing
 from blobjax.training.stages import Stages
 from blobjax.training.step import Batch
-from blobjax.training.timers import Every, check_agreement
 
 FINISHED = 0
 RESUMABLE = 75

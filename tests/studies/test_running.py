@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from blobjax.reliability.run_directory import read_jsonl
 from blobjax.studies.study import Plan, load_study
-from blobjax.training.run_directory import read_jsonl
 from tests.studies.small import BASE, write
 
 

@@ -5,8 +5,8 @@ import json
 
 from rich.console import Console
 
+from blobjax.reliability.run_directory import RunDirectory
 from blobjax.training import flow_summary
-from blobjax.training.run_directory import RunDirectory
 from blobjax.training.trainer import train
 from tests.tiny import tiny
 

@@ -7,10 +7,10 @@ import time
 import pytest
 
 from blobjax.config import BatchSizes, Clockwork, Duration
+from blobjax.reliability.run_directory import EventLog, read_jsonl
+from blobjax.reliability.timers import Every
 from blobjax.training.batches import Position
 from blobjax.training.hooks import ProfileHook, SaveHook, StopHook
-from blobjax.training.run_directory import EventLog, read_jsonl
-from blobjax.training.timers import Every
 
 CLOCKWORK = Clockwork(tokens_per_step=1, flops_per_token=1.0, params=1, tokens_per_epoch=1, length=10)
 

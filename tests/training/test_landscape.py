@@ -10,10 +10,10 @@ from blobjax import data
 from blobjax.compute.sharding import make_layout
 from blobjax.config import BadInputError
 from blobjax.objectives import next_token
+from blobjax.reliability.run_directory import RunDirectory, read_jsonl
 from blobjax.training.batches import global_batches
 from blobjax.training.landscape import make_curvature, make_noise, noise_parts
 from blobjax.training.program import make_program
-from blobjax.training.run_directory import RunDirectory, read_jsonl
 from blobjax.training.trainer import train as train_run
 from tests.tiny import tiny
 

@@ -11,10 +11,10 @@ import pytest
 
 from blobjax.compute.sharding import make_layout
 from blobjax.config import BadInputError, HaltedError, dump
+from blobjax.reliability.run_directory import read_jsonl
 from blobjax.training import trainer
 from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.recovery import read_passages
-from blobjax.training.run_directory import read_jsonl
 from tests.tiny import TINY, tiny
 from tests.training.test_processes import losses
 from tests.training.test_processes import train as train_processes

@@ -23,6 +23,7 @@ from blobjax.config.schema.conditioning import (
 )
 from blobjax.config.schema.data import Data, Source
 from blobjax.config.schema.model import Model, Rope, RopeScaling
+from blobjax.config.schema.reliability import Reliability
 from blobjax.config.schema.section import Section
 from blobjax.config.schema.training import Checkpoint, Evaluation, Faults, Logging, Objective, Optimizer, Training
 
@@ -44,6 +45,7 @@ __all__ = [
     "Objective",
     "Optimizer",
     "Parametrisation",
+    "Reliability",
     "Rollback",
     "Rope",
     "RopeScaling",
@@ -70,6 +72,7 @@ class Config(Section):
     conditioning: Conditioning = Conditioning()
     optimizer: Optimizer = Optimizer()
     checkpoint: Checkpoint = Checkpoint()
+    reliability: Reliability = Reliability()
     evaluation: Evaluation = Evaluation()
     logging: Logging = Logging()
     faults: Faults = Faults()

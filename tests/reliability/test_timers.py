@@ -1,7 +1,7 @@
 """When things are due, with a clock that the test turns."""
 
 from blobjax.config import Clockwork, Duration
-from blobjax.training.timers import Every
+from blobjax.reliability.timers import Every
 
 CLOCKWORK = Clockwork(tokens_per_step=100, flops_per_token=10.0, params=50, tokens_per_epoch=1000, length=200)
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from blobjax.config import BadInputError, Config
+from blobjax.reliability.run_directory import EventLog, RunDirectory, read_jsonl, write_atomically
 from blobjax.training.metrics import JsonlWriter
-from blobjax.training.run_directory import EventLog, RunDirectory, read_jsonl, write_atomically
 
 
 def config(tmp_path, **changes) -> Config:

@@ -1,7 +1,7 @@
 """Fingerprints of arrays: computed on the devices, the same however an array is split over them.
 
-A fingerprint is two sums, modulo 2^32, over an array's elements: of each element's bits, mixed with where it stands. Sums
-of integers do not depend on their order, so neither sharding nor device count shows. A mix is a bijection of the
+A fingerprint is two sums, modulo 2^32, over an array's elements: of each element's bits, mixed with where it stands.
+Sums of integers do not depend on their order, so neither sharding nor device count shows. A mix is a bijection of the
 element's bits, so a change of any one element changes both sums; several changes cancel in both with a probability of
 about 2^-64. The mix is the finaliser of MurmurHash3 (Appleby 2011): it finds accidents, not forgeries.
 """

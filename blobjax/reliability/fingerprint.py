@@ -6,11 +6,14 @@ element's bits, so a change of any one element changes both sums; several change
 about 2^-64. The mix is the finaliser of MurmurHash3 (Appleby 2011): it finds accidents, not forgeries.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
 # Odd, so that multiplying places by one loses nothing: 2^32 over the golden ratio, and a constant of MurmurHash3.
 _SEEDS = (0x9E3779B1, 0xC2B2AE35)
@@ -51,3 +54,27 @@ def fingerprint_all(arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 def as_text(fingerprints: Mapping[str, jax.Array]) -> dict[str, str]:
     """Name to 16 hexadecimal digits; waits for the devices."""
     return {name: "".join(f"{int(word):08x}" for word in np.asarray(x)) for name, x in fingerprints.items()}
+
+
+def fingerprint_parts(arrays: Mapping[str, jax.Array]) -> jax.Array:
+    """Fingerprints of what each device holds by itself, so that copies of the same part can be compared.
+
+    Args:
+      arrays: all with a NamedSharding on one mesh. A device's part is fingerprinted as an array of its own.
+
+    Returns:
+      uint32 [devices, arrays, 2]: devices in the mesh's order and one row on each, arrays in the order of the mapping.
+      No device learns of another's: there is no collective in it.
+    """
+    shardings: list[Any] = [x.sharding for x in arrays.values()]
+    program = _parts_program(shardings[0].mesh, tuple(sharding.spec for sharding in shardings))
+    return program(*arrays.values())
+
+
+@lru_cache(maxsize=8)
+def _parts_program(mesh: Mesh, specs: tuple[PartitionSpec, ...]) -> Callable[..., jax.Array]:
+    def of_device(*parts: jax.Array) -> jax.Array:
+        return jnp.stack([fingerprint(part) for part in parts])[None]
+
+    rows = PartitionSpec(mesh.axis_names)
+    return jax.jit(jax.shard_map(of_device, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False))

@@ -34,6 +34,12 @@ class TrainState:
     opt_state: Any
 
 
+def flatten(tree: Any) -> dict[str, Any]:
+    """Path to leaf, in the tree's order; a path reads like `params/blocks/attention/wq`."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
 @dataclass(frozen=True)
 class Architecture:
     """The model without its numbers: what turns parameters into a module inside jit, and what is known of each of them.

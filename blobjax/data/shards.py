@@ -16,6 +16,7 @@ from blobjax.config import BadInputError
 BLOCK_BYTES = 1 << 24
 # Blocks checked at opening: 256 MiB, a fraction of a second. A file with more is sampled, first and last included.
 CHECKED_BLOCKS = 16
+DTYPES = ("uint8", "uint16", "uint32")
 
 
 class ShardWriter:
@@ -62,8 +63,14 @@ def open_shard(folder: Path, entry: dict[str, Any]) -> np.ndarray:
     """Memory-maps a shard, read-only.
 
     Raises:
-      BadInputError: missing, or not of the recorded size.
+      BadInputError: missing, or not of the recorded size; or the entry is not one that `ShardWriter` makes.
     """
+    # A manifest may come from anywhere: it names no file outside of its folder and no type that is not tokens.
+    if Path(entry["file"]).name != entry["file"] or entry["dtype"] not in DTYPES:
+        raise BadInputError(
+            f"{folder}: the manifest names a shard {entry['file']!r} of {entry['dtype']!r}, which no preparation writes; "
+            "delete the folder and it is prepared again"
+        )
     path, dtype = folder / entry["file"], np.dtype(entry["dtype"])
     expected = entry["tokens"] * dtype.itemsize
     try:
@@ -83,6 +90,8 @@ def verify_shard(folder: Path, entry: dict[str, Any]) -> None:
     """
     data = open_shard(folder, entry).view(np.uint8).data
     blocks = len(entry["crc32"])
+    if blocks != -(-len(data) // entry["block_bytes"]):
+        raise _damaged(folder / entry["file"], f"{blocks} checksums for {len(data)} bytes")
     chosen = range(blocks) if blocks <= CHECKED_BLOCKS else np.linspace(0, blocks - 1, CHECKED_BLOCKS).astype(int)
     for block in chosen:
         start = int(block) * entry["block_bytes"]

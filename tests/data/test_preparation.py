@@ -2,6 +2,7 @@ import fcntl
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -172,6 +173,34 @@ def test_damaged_shard_is_named_with_the_way_out(make_config):
     assert f"delete the folder {folder} and it is prepared again" in complaint(config)
     (folder / "manifest.json").write_text("{")
     assert f"{folder / 'manifest.json'}: damaged" in complaint(config)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"file": "../outside.bin"},
+        {"file": "/etc/passwd"},
+        {"file": ".."},
+        {"dtype": "object"},
+        {"dtype": "float32"},
+        {"dtype": ["uint8"]},
+        {"crc32": []},
+        {"tokens": -1},
+        {"block_bytes": 0},
+    ],
+    ids=str,
+)
+def test_a_manifest_that_lies_opens_nothing_outside_of_its_folder(make_config, lie):
+    config = make_config(mixture={"bible": 1})
+    folder = prepare(config).domains["bible"].folder
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["shards"]["train"] |= lie
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    shutil.copy(folder / "train.bin", folder.parent / "outside.bin")
+    try:
+        assert "delete the folder" in complaint(config)
+    finally:
+        (folder.parent / "outside.bin").unlink()
 
 
 def complaint(config: Config) -> str:

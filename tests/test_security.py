@@ -96,3 +96,36 @@ def test_secrets_stay_out_of_the_report_of_a_failure(tmp_path):
         done = subprocess.run([*trainer, broken], env={**os.environ, **SECRETS}, capture_output=True, text=True)
         assert done.returncode == 2, done.stderr
         assert "0f4be1d5-secret" not in done.stdout + done.stderr
+
+
+# Ends the process at the first object that any library unpickles, wherever it comes from.
+NO_PICKLE = """
+import os, sys
+def hook(event, arguments):
+    if event == "pickle.find_class":
+        os.write(2, f"unpickled {arguments}".encode())
+        os._exit(99)
+sys.addaudithook(hook)
+from blobjax.cli import main
+main()
+"""
+
+
+def without_pickle(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", NO_PICKLE, *arguments], capture_output=True, text=True, timeout=240)
+
+
+def test_nothing_is_unpickled_on_the_way_from_data_to_a_resumed_run(tmp_path):
+    control = NO_PICKLE.replace(
+        "from blobjax.cli import main\nmain()", "import pickle; pickle.loads(pickle.dumps(os.getcwd))"
+    )
+    assert subprocess.run([sys.executable, "-c", control], capture_output=True).returncode == 99
+    settings = [*TINY, f"logging.run_dir={tmp_path / 'run'}", f"data.prepared_dir={tmp_path / 'prepared'}"]
+    for arguments in (
+        ("train", "laptop", *settings, "duration.wall_clock_limit=0.001 seconds"),
+        ("train", "laptop", *settings),
+        ("sample", str(tmp_path / "run"), "--tokens", "2"),
+    ):
+        done = without_pickle(*arguments)
+        assert done.returncode in (0, 75), done.stdout + done.stderr
+    assert (tmp_path / "run" / "checkpoints" / "12").is_dir()

@@ -68,7 +68,7 @@ def open_shard(folder: Path, entry: dict[str, Any]) -> np.ndarray:
     # A manifest may come from anywhere: it names no file outside of its folder and no type that is not tokens.
     if Path(entry["file"]).name != entry["file"] or entry["dtype"] not in DTYPES:
         raise BadInputError(
-            f"{folder}: the manifest names a shard {entry['file']!r} of {entry['dtype']!r}, which no preparation writes; "
+            f"{folder}: the manifest names a shard {entry['file']!r} of {entry['dtype']!r}, which is none of ours; "
             "delete the folder and it is prepared again"
         )
     path, dtype = folder / entry["file"], np.dtype(entry["dtype"])

@@ -258,7 +258,20 @@ def _run() -> tuple[int, str]:
         if hasattr(error, "exit_code") and hasattr(error, "show"):
             error.show()
             return error.exit_code, ""
-        return 1, traceback.format_exc()
+        return 1, traceback.format_exc() + _whose()
+
+
+def _whose() -> str:
+    """With several processes: that the error may be none of this one's."""
+    if "jax" in sys.modules:
+        import jax
+
+        if jax.distributed.is_initialized() and jax.process_count() > 1:
+            return (
+                f"blobjax: process {jax.process_index()} of {jax.process_count()} failed; if it lost a connection, "
+                "another process ended first and the cause stands in that one's log"
+            )
+    return ""
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A run's directory: whose it is, what it holds, and that it can be written, all found out before anything is computed.
 
 config.yaml (resolved, reloadable) · metrics.jsonl · events.jsonl · checkpoints/ · tensorboard/; of a run with probes
-flow.json; of a run that had trouble passed_over.json · undone_metrics.jsonl · halt.json
+flow.json; of a run that had trouble passed_over.json · undone_metrics.jsonl · halt.json · quarantine/
 """
 
 import fcntl
@@ -29,6 +29,7 @@ class RunDirectory:
         self.metrics = self.path / "metrics.jsonl"
         self.events = self.path / "events.jsonl"
         self.checkpoints = self.path / "checkpoints"
+        self.quarantine = self.path / "quarantine"
         self.tensorboard = self.path / "tensorboard"
         self.profile = self.path / "profile"
         self.tokenizer = self.path / "tokenizer.json"
@@ -88,24 +89,27 @@ class RunDirectory:
         self._probe()
         return previous is not None
 
-    def claim(self, config: Config) -> TextIO:
+    def claim(self, config: Config) -> None:
         """Makes the directory this config's; atomic, so that a crash leaves the old config or the new one.
+
+        Only for whoever holds the lock.
+        """
+        write_atomically(self.config, dump(config))
+        self.checkpoints.mkdir(exist_ok=True)
+        if config.data.tokenizer != "bytes":
+            # A run can be sampled from wherever it is moved to, so it takes its tokenizer along.
+            write_atomically(self.tokenizer, Path(config.data.tokenizer).read_text(encoding="utf-8"))
+
+    def lock(self) -> TextIO:
+        """Makes sure that no other process on this machine trains here, or moves its checkpoints; makes the directory.
 
         Returns:
           The lock, held until it is closed or this process ends, however it ends.
 
         Raises:
-          BadInputError: another process on this machine trains here.
+          BadInputError: another does.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = self._lock()
-        write_atomically(self.config, dump(config))
-        if config.data.tokenizer != "bytes":
-            # A run can be sampled from wherever it is moved to, so it takes its tokenizer along.
-            write_atomically(self.tokenizer, Path(config.data.tokenizer).read_text(encoding="utf-8"))
-        return lock
-
-    def _lock(self) -> TextIO:
         file = (self.path / f"{_OURS}lock").open("a+", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

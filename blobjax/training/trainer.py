@@ -17,19 +17,20 @@ from blobjax.compute.sharding import make_layout, unsharded
 from blobjax.config import BadInputError, Config
 from blobjax.config.diff import changed_maths
 from blobjax.reliability.run_directory import EventLog, RunDirectory
-from blobjax.reliability.timers import Every, check_agreement
+from blobjax.reliability.timers import Earliest, Every, check_agreement
 from blobjax.training import flow_summary
 from blobjax.training.batches import Position, training_batches
 from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.guard_watch import GuardWatch
-from blobjax.training.hooks import EvaluateHook, ProfileHook, SaveHook, StopHook
+from blobjax.training.hooks import EvaluateHook, ProfileHook, StopHook
 from blobjax.training.inference import sample
 from blobjax.training.landscape import LandscapeHook
 from blobjax.training.loop import Hook, StepReport
 from blobjax.training.program import Program, make_program
 from blobjax.training.progress import PatientConsole
 from blobjax.training.recorder import Recorder
-from blobjax.training.recovery import Recovery, read_passages, windows
+from blobjax.training.recovery import Recovery, quarantined, read_passages, windows
+from blobjax.training.saving import SaveHook
 from blobjax.training.snapshots import SnapshotRing
 from blobjax.training.stages import Stages
 from blobjax.training.step import Batch
@@ -68,8 +69,7 @@ def train(config: Config, allow_config_change: bool = False) -> int:
     program = make_program(config, layout, stream.tokens_per_epoch)
     length = program.clockwork.length
 
-    reader = Checkpointer(directory.checkpoints) if resuming else None
-    saved = reader.steps() if reader else []
+    saved = Checkpointer(directory.checkpoints).steps() if resuming else []
     # Also a barrier: no process may look at the directory while process 0 claims it.
     check_agreement(
         maths=_maths(config),
@@ -82,36 +82,50 @@ def train(config: Config, allow_config_change: bool = False) -> int:
             f"already finished: {directory.path} is at step {saved[-1]} of {length}", highlight=False, soft_wrap=True
         )
         return FINISHED
-    compile_began = time.monotonic()
-    sizes = program.clockwork.batches
-    batch_size = sizes.at(saved[-1] + 1 if saved else 1)
-    lowered = program.lower_train_step(batch_size)
-    restoring = time.monotonic()
-    with ThreadPoolExecutor(1) as compiler:
-        # XLA compiles without Python's lock, so the state is made or read meanwhile.
-        compiling = compiler.submit(lambda: (lowered.compile(), time.monotonic() - compile_began))
-        if reader and saved:
-            known = None if allow_config_change else prepared.fingerprint
-            state, sequences = reader.restore(saved[-1], program.state, known)
-        else:
-            state, sequences = program.init(), 0
-        ready = time.monotonic()
-        compiled, compile_seconds = compiling.result()
-    start = int(state.step)
-    position = Position(start, sequences, sizes)
 
     with ExitStack() as stack:
+        # Before anything is put aside or cleared away that might be another run's.
         if writes:
-            stack.enter_context(directory.claim(config))
-        events = stack.enter_context(EventLog(directory.events if writes else None))
-        # Made only now: it clears away unfinished saves, which before the claim might be another run's.
+            stack.enter_context(directory.lock())
         checkpointer = Checkpointer(directory.checkpoints, config.checkpoint)
+        checkpointer.prepare(program.state)
+        bad: list[int] = []
+
+        def put_aside(step: int, reason: str, moved_to: str) -> None:
+            bad.append(step)
+            # The log of this attempt is not open yet, and a new directory must not hold one before it is claimed.
+            with EventLog(directory.events if writes else None) as log:
+                line = quarantined(log, step, reason, moved_to)
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+        compile_began = time.monotonic()
+        sizes = program.clockwork.batches
+        batch_size = sizes.at(saved[-1] + 1 if saved else 1)
+        lowered = program.lower_train_step(batch_size)
+        restoring = time.monotonic()
+        with ThreadPoolExecutor(1) as compiler:
+            # XLA compiles without Python's lock, so the state is made or read meanwhile.
+            compiling = compiler.submit(lambda: (lowered.compile(), time.monotonic() - compile_began))
+            known = None if allow_config_change else prepared.fingerprint
+            restored = checkpointer.restore_newest(program.state, known, None, put_aside) if resuming else None
+            state, sequences = (restored.state, restored.sequences) if restored else (program.init(), 0)
+            ready = time.monotonic()
+            compiled, compile_seconds = compiling.result()
+        start = int(state.step)
+        position = Position(start, sequences, sizes)
+        if writes:
+            directory.claim(config)
+        events = stack.enter_context(EventLog(directory.events if writes else None))
         events.write("start", **_facts(program))
-        if resuming and not saved and directory.metrics.exists():
-            console.print(f"no checkpoint in {directory.path}: starting again from step 0", highlight=False)
-        if saved:
-            events.write("restore", step=start, seconds=ready - restoring)
+        if resuming and not restored and (bad or directory.metrics.exists()):
+            none = "NO GOOD CHECKPOINT IS LEFT" if bad else "no checkpoint"
+            console.print(f"{none} in {directory.path}: starting again from step 0", highlight=False, soft_wrap=True)
+        if restored:
+            events.write("restore", step=start, seconds=ready - restoring, verified=restored.verified)
             events.write("resume", step=start)
+            if not restored.verified:
+                line = f"checkpoint {restored.step} has no fingerprints: taken as it is, unverified"
+                console.print(line, highlight=False, soft_wrap=True)
         events.write("compile", seconds=compile_seconds, batch_size=batch_size)
         train_step = Stages(program, {batch_size: compiled}, events)
         console.print(_headline(program, start), highlight=False, soft_wrap=True)
@@ -122,12 +136,23 @@ def train(config: Config, allow_config_change: bool = False) -> int:
             # Behind the recorder, so after it has written its last, however the run ends.
             stack.callback(_summarise_flow, directory, config, console)
         recorder = stack.enter_context(Recorder(program, stream, position, directory if writes else None, console))
-        save_every = Every(config.checkpoint.every, program.clockwork)
+        save_every = Earliest(config.checkpoint.every, program.clockwork)
         evaluate_every = Every(config.evaluation.every, program.clockwork)
-        save = SaveHook(checkpointer, save_every, length, position, prepared.fingerprint, events)
+        evaluation = EvaluateHook(program, stream, evaluate_every, recorder, events)
+        best = config.checkpoint.keep_best
+        save = SaveHook(
+            checkpointer,
+            config.checkpoint,
+            save_every,
+            length,
+            position,
+            prepared.fingerprint,
+            events,
+            metric=lambda step: evaluation.newest(best.metric, step) if best else None,
+            say=recorder.say,
+        )
         stop = stack.enter_context(StopHook(config.duration.wall_clock_limit, began, save))
         profile = stack.enter_context(ProfileHook(config.logging.profile_steps, start, directory.profile))
-        evaluation = EvaluateHook(program, stream, evaluate_every, recorder, events)
         hooks: list[Hook] = [evaluation, save, stop, profile, train_step]
         if config.conditioning.surveyed:
             hooks.append(LandscapeHook(program, stream, position, directory, recorder, events))
@@ -153,10 +178,12 @@ def train(config: Config, allow_config_change: bool = False) -> int:
         try:
             try:
                 state = recovery.run(train_step, state, report, hooks)
-            finally:
+            except BaseException:
                 # Whatever ended the loop, a save under way is worth finishing.
-                save.finish()
-                checkpointer.close()
+                save.part()
+                raise
+            save.finish()
+            checkpointer.close()
         except BaseException as error:
             events.write("stop", reason=f"{type(error).__name__}: {error}"[:500].removesuffix(": "))
             raise

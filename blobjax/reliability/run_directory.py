@@ -4,9 +4,12 @@ config.yaml (resolved, reloadable) · metrics.jsonl · events.jsonl · checkpoin
 flow.json; of a run that had trouble passed_over.json · undone_metrics.jsonl · halt.json · quarantine/
 """
 
+import contextlib
+import errno
 import fcntl
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -164,20 +167,50 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             yield content
 
 
-def append_lines(path: Path) -> TextIO:
-    """Opens a file of lines to append to; a last line torn by a crash is ended first, so that it spoils no other."""
-    torn = path.is_file() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
-    file = path.open("a", encoding="utf-8", buffering=1)
-    if torn:
-        file.write("\n")
-    return file
+class Lines:
+    """A file of lines to append to. A full disk costs lines, not the run; that it does is said, once each time.
+
+    A last line torn by a crash, or by a full disk, is ended before the next, so that it spoils no other.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._torn = path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+        # Without a buffer: what could not be written must not be tried again behind what comes after it.
+        self._file = path.open("ab", buffering=0)
+        self._lost = 0
+
+    def write(self, line: str) -> None:
+        """Appends one line, given with its end."""
+        content = (b"\n" if self._torn else b"") + line.encode()
+        try:
+            written = self._file.write(content)
+            if written is None or written < len(content):
+                self._torn = self._torn or bool(written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            if not self._lost:
+                self._say(f"cannot be written: {error.strerror or error}; its lines are lost until it can")
+            self._lost += 1
+            return
+        if self._lost:
+            self._say(f"can be written again; {self._lost} of its lines are lost")
+        self._torn, self._lost = False, 0
+
+    def _say(self, what: str) -> None:
+        print(f"blobjax: {self._path} {what}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Closes the file."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 class EventLog:
     """Appends to events.jsonl; every event has a name, wall time in seconds since 1970, and usually a step."""
 
     def __init__(self, path: Path | None):
-        self._file = append_lines(path) if path is not None else None
+        self._file = Lines(path) if path is not None else None
 
     def write(self, event: str, **fields: Any) -> None:
         """Appends one event; a process that is not the one to write does nothing."""

@@ -4,7 +4,6 @@ Nothing here reads an array or imports jax, so that looking at a run costs nothi
 that Orbax renames once it is whole; what goes wrong with it goes wrong later.
 """
 
-import contextlib
 import errno
 import hashlib
 import json
@@ -154,19 +153,16 @@ def kept(metrics: Mapping[int, float | None], policy: Checkpoint) -> dict[int, s
     return {step: reasons[step] for step in steps if step in reasons}
 
 
-def prune(checkpoints: Path, policy: Checkpoint) -> list[int]:
-    """Deletes what no rule keeps and returns the steps. What cannot be deleted now is left to the next time."""
+def surplus(checkpoints: Path, policy: Checkpoint) -> list[int]:
+    """Steps of the checkpoints that no rule keeps, ascending."""
     metrics = {}
     for step in committed(checkpoints):
         try:
             metrics[step] = read_record(checkpoints / str(step)).metric
         except (BadCheckpointError, OSError):
             continue  # whoever wants it will find out, and put it aside
-    gone = [step for step in metrics if step not in kept(metrics, policy)]
-    for step in gone:
-        with contextlib.suppress(OSError):
-            delete(checkpoints / str(step))
-    return gone
+    stay = kept(metrics, policy)
+    return [step for step in metrics if step not in stay]
 
 
 def delete(folder: Path) -> None:

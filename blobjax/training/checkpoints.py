@@ -9,6 +9,7 @@ fingerprinted again, on whatever mesh it is then, and nothing trains on what dif
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,9 @@ class Checkpointer:
             off_devices.set_result(None)
         response.result()
         if self._policy is not None and jax.process_index() == 0:
-            files.prune(self._directory, self._policy)
+            for old in files.surplus(self._directory, self._policy):
+                with suppress(OSError):  # what cannot be deleted now is left to the next time
+                    files.delete(self._directory / str(old))
 
     @property
     def writing(self) -> bool:

@@ -1,14 +1,18 @@
 """`blobjax …`: a thin skin over the rooms. Imports nothing heavy until a command needs it."""
 
-import contextlib
-import json
-import sys
-import traceback
-from typing import Annotated
+import time
 
-import typer
+_BEGAN = time.monotonic()  # before the imports, which take time too
 
-from blobjax.config.errors import BadInputError, HaltedError
+import contextlib  # noqa: E402
+import json  # noqa: E402
+import sys  # noqa: E402
+import traceback  # noqa: E402
+from typing import Annotated  # noqa: E402
+
+import typer  # noqa: E402
+
+from blobjax.config.errors import BadInputError, HaltedError  # noqa: E402
 
 app = typer.Typer(
     name="blobjax",
@@ -21,6 +25,8 @@ data_app = typer.Typer(help="Prepare and describe training data.", no_args_is_he
 config_app = typer.Typer(help="Look at configs.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
+checkpoint_app = typer.Typer(help="Look at a run's checkpoints; no model, no accelerator.", no_args_is_help=True)
+app.add_typer(checkpoint_app, name="checkpoint")
 
 
 def _print_version(wanted: bool) -> None:
@@ -72,12 +78,22 @@ def train(
     local_device_ids: Annotated[
         str | None, typer.Option(help="Comma-separated ids of the devices this process uses; all by default.")
     ] = None,
+    restarts: Annotated[
+        int, typer.Option(min=0, help="Start again this often when it fails; not on bad input, nor without progress.")
+    ] = 0,
 ) -> None:
     """Train, or resume the run in the config's run directory."""
     from blobjax.config import load
 
     settings = load(config, overrides or [])
+    if restarts:
+        from blobjax.reliability import supervisor
+
+        raise typer.Exit(supervisor.supervise_training(sys.argv[1:], restarts, settings.logging.run_dir))
+    from blobjax.reliability.clock import Clock
     from blobjax.reliability.stopping import Stopping
+
+    clock = Clock(_BEGAN)
 
     stopping = Stopping(settings.reliability.grace.seconds or 0)
     stopping.listen()  # for good: this process does nothing else
@@ -96,7 +112,20 @@ def train(
     stopping.join()
     from blobjax.training.trainer import train as run
 
-    raise typer.Exit(run(settings, allow_config_change, stopping))
+    raise typer.Exit(run(settings, allow_config_change, stopping, clock))
+
+
+@app.command()
+def status(
+    run: Annotated[str, typer.Argument(help="A run directory, such as runs/laptop.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """How a run stands, how much of its time counted, and what the rest went to."""
+    from blobjax.reliability import status as found
+
+    what = found.status(run)
+    for line in [json.dumps(what)] if as_json else found.lines(what):
+        typer.echo(line)
 
 
 @app.command()
@@ -192,6 +221,66 @@ def data_describe(config: ConfigName, overrides: Overrides = None) -> None:
     clockwork = make_clockwork(settings, data.open_stream(settings, prepared).tokens_per_epoch)
     sequences = clockwork.batches.sequences(clockwork.length)
     Console().print(data.render(data.describe(settings, prepared, sequences)))
+
+
+RunPath = Annotated[str, typer.Argument(help="A run directory, such as runs/laptop.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+@checkpoint_app.command("list")
+def checkpoint_list(run: RunPath, as_json: AsJson = False) -> None:
+    """Which there are: step, size, time, fingerprints, and which rule keeps it."""
+    from blobjax.training import checkpoint_command as command
+
+    found = command.describe(run)
+    for line in [json.dumps(found)] if as_json else command.list_lines(found):
+        typer.echo(line)
+
+
+@checkpoint_app.command("verify")
+def checkpoint_verify(
+    run: RunPath,
+    step: Annotated[int | None, typer.Option(help="One only; all by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read every array and compare its fingerprint; exit code 1 when one is bad."""
+    from blobjax.training import checkpoint_command as command
+
+    bad = False
+    for found in command.verify(run, step):
+        typer.echo(json.dumps(found) if as_json else command.verify_line(found))
+        bad = bad or not found["good"]
+    raise typer.Exit(1 if bad else 0)
+
+
+@checkpoint_app.command("show")
+def checkpoint_show(
+    run: RunPath,
+    step: Annotated[int | None, typer.Option(help="Which; the newest by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What one holds: every array with shape, dtype, size and fingerprint."""
+    from blobjax.training import checkpoint_command as command
+
+    found = command.show(run, step)
+    for line in [json.dumps(found)] if as_json else command.show_lines(found):
+        typer.echo(line)
+
+
+@checkpoint_app.command("prune")
+def checkpoint_prune(
+    run: RunPath,
+    keep: Annotated[int | None, typer.Option(min=1, help="The newest to keep; checkpoint.keep by default.")] = None,
+    keep_every: Annotated[
+        int | None, typer.Option(min=0, help="Keep multiples of it; checkpoint.keep_every by default.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which would go.")] = False,
+) -> None:
+    """Delete what no rule keeps; refused while the run trains."""
+    from blobjax.training import checkpoint_command as command
+
+    for line in command.prune(run, keep, keep_every, dry_run):
+        typer.echo(line)
 
 
 @config_app.command("show")

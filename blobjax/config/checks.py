@@ -6,6 +6,7 @@ They live outside the sections' own validation so that all of them are found at 
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+from blobjax.config.closest import suggest
 from blobjax.config.schema.conditioning import MATMUL_FORMATS
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def problems(config: "Config") -> list[str]:
         *_data(config),
         *_batch(config),
         *_durations(config),
+        *_checkpoint(config),
         *_switches(config),
         *_faults(config),
         *_parametrisation(config),
@@ -128,7 +130,8 @@ def _durations(config: "Config") -> list[str]:
         if duration.seconds is not None:
             share = "" if key in ("duration.length", "duration.batch_warmup") else ", or a percentage of the run"
             found.append(f"{key} '{duration}' is wall-clock time; give {_PROGRESS}{share}")
-    for key, duration in {**in_progress, "checkpoint.every": config.checkpoint.every}.items():
+    saves = [("checkpoint.every", each) for each in config.checkpoint.every.parts]
+    for key, duration in [*in_progress.items(), *saves]:
         may_be_zero = key.endswith("warmup") or key == "optimizer.decay"
         if not duration.amount and not may_be_zero:
             found.append(f"{key} '{duration}' must be more than 0")
@@ -150,6 +153,22 @@ def _durations(config: "Config") -> list[str]:
     first, last = config.logging.profile_steps or (0, 0)
     if config.logging.profile_steps and first >= last:
         found.append(f"logging.profile_steps: the last step {last} must come after the first {first}")
+    return found
+
+
+def _checkpoint(config: "Config") -> list[str]:
+    found = []
+    limit, best = config.checkpoint.stall_limit, config.checkpoint.keep_best
+    if not limit.seconds:
+        found.append(f"checkpoint.stall_limit '{limit}' is not a time such as '10 minutes'")
+    if best is not None:
+        names = ("cross_entropy", "perplexity", "bits_per_byte")
+        known = [f"eval/{domain}/{name}" for domain in config.data.mixture for name in names]
+        if best.metric not in known:
+            found.append(
+                f"checkpoint.keep_best.metric: '{best.metric}' is none of what is evaluated; "
+                + suggest(best.metric, known)
+            )
     return found
 
 

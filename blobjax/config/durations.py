@@ -170,6 +170,32 @@ class Duration:
         )
 
 
+@dataclass(frozen=True)
+class Durations:
+    """One duration or several, of which the first to pass counts; written as one, or as a list."""
+
+    parts: tuple[Duration, ...]
+
+    @classmethod
+    def parse(cls, given: Any) -> "Durations":
+        """Reads what `Duration.parse` reads, or a list of it. Raises as it does, and for an empty list."""
+        if isinstance(given, cls):
+            return given
+        parts = tuple(Duration.parse(each) for each in (given if isinstance(given, list | tuple) else [given]))
+        if not parts:
+            raise ValueError("a duration such as '300 steps' or '10 minutes', or a list of such, not an empty list")
+        return cls(parts)
+
+    def _plain(self) -> str | list[str]:
+        return str(self.parts[0]) if len(self.parts) == 1 else [str(part) for part in self.parts]
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(cls._plain)
+        )
+
+
 def _compact(amount: float) -> str:
     """The shortest of `300`, `20M` and `0.1` that is read back as exactly this amount."""
     for suffix, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6)):

@@ -1,12 +1,15 @@
 """A run's directory: whose it is, what it holds, and that it can be written, all found out before anything is computed.
 
 config.yaml (resolved, reloadable) · metrics.jsonl · events.jsonl · checkpoints/ · tensorboard/; of a run with probes
-flow.json; of a run that had trouble passed_over.json · undone_metrics.jsonl · halt.json
+flow.json; of a run that had trouble passed_over.json · undone_metrics.jsonl · halt.json · quarantine/
 """
 
+import contextlib
+import errno
 import fcntl
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -29,6 +32,7 @@ class RunDirectory:
         self.metrics = self.path / "metrics.jsonl"
         self.events = self.path / "events.jsonl"
         self.checkpoints = self.path / "checkpoints"
+        self.quarantine = self.path / "quarantine"
         self.tensorboard = self.path / "tensorboard"
         self.profile = self.path / "profile"
         self.tokenizer = self.path / "tokenizer.json"
@@ -88,24 +92,27 @@ class RunDirectory:
         self._probe()
         return previous is not None
 
-    def claim(self, config: Config) -> TextIO:
+    def claim(self, config: Config) -> None:
         """Makes the directory this config's; atomic, so that a crash leaves the old config or the new one.
+
+        Only for whoever holds the lock.
+        """
+        write_atomically(self.config, dump(config))
+        self.checkpoints.mkdir(exist_ok=True)
+        if config.data.tokenizer != "bytes":
+            # A run can be sampled from wherever it is moved to, so it takes its tokenizer along.
+            write_atomically(self.tokenizer, Path(config.data.tokenizer).read_text(encoding="utf-8"))
+
+    def lock(self) -> TextIO:
+        """Makes sure that no other process on this machine trains here, or moves its checkpoints; makes the directory.
 
         Returns:
           The lock, held until it is closed or this process ends, however it ends.
 
         Raises:
-          BadInputError: another process on this machine trains here.
+          BadInputError: another does.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = self._lock()
-        write_atomically(self.config, dump(config))
-        if config.data.tokenizer != "bytes":
-            # A run can be sampled from wherever it is moved to, so it takes its tokenizer along.
-            write_atomically(self.tokenizer, Path(config.data.tokenizer).read_text(encoding="utf-8"))
-        return lock
-
-    def _lock(self) -> TextIO:
         file = (self.path / f"{_OURS}lock").open("a+", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -121,6 +128,18 @@ class RunDirectory:
         file.write(str(os.getpid()))
         file.flush()
         return file
+
+    def in_use(self) -> bool:
+        """Whether a process of this machine trains here now."""
+        path = self.path / f"{_OURS}lock"
+        try:
+            with path.open("r", encoding="utf-8") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # never locked, or not ours to read
+            return False
+        return False
 
     def _probe(self) -> None:
         """Finds an unwritable directory now rather than at the first save."""
@@ -160,25 +179,75 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             yield content
 
 
-def append_lines(path: Path) -> TextIO:
-    """Opens a file of lines to append to; a last line torn by a crash is ended first, so that it spoils no other."""
-    torn = path.is_file() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
-    file = path.open("a", encoding="utf-8", buffering=1)
-    if torn:
-        file.write("\n")
-    return file
+class Lines:
+    """A file of lines to append to. A full disk costs lines, not the run; that it does is said, once each time.
+
+    A last line torn by a crash, or by a full disk, is ended before the next, so that it spoils no other.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._torn = path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+        # Without a buffer: what could not be written must not be tried again behind what comes after it.
+        self._file = path.open("ab", buffering=0)
+        self._lost = 0
+
+    def write(self, line: str) -> None:
+        """Appends one line, given with its end."""
+        content = (b"\n" if self._torn else b"") + line.encode()
+        try:
+            written = self._file.write(content)
+            if written is None or written < len(content):
+                self._torn = self._torn or bool(written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            if not self._lost:
+                self._say(f"cannot be written: {error.strerror or error}; its lines are lost until it can")
+            self._lost += 1
+            return
+        if self._lost:
+            self._say(f"can be written again; {self._lost} of its lines are lost")
+        self._torn, self._lost = False, 0
+
+    def _say(self, what: str) -> None:
+        print(f"blobjax: {self._path} {what}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Closes the file."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 class EventLog:
-    """Appends to events.jsonl; every event has a name, wall time in seconds since 1970, and usually a step."""
+    """Appends to events.jsonl; every event has a name, wall time in seconds since 1970, and usually a step.
 
-    def __init__(self, path: Path | None):
-        self._file = append_lines(path) if path is not None else None
+    Args:
+      path: the file; None on a process that is not the one to write.
+      wait: hold what is written until `open`; it is forgotten if that never comes.
+    """
+
+    def __init__(self, path: Path | None, wait: bool = False):
+        self._path = path
+        self._file: Lines | None = None
+        self._held: list[str] = []
+        if not wait:
+            self.open()
+
+    def open(self) -> None:
+        """Writes to the file from now on, and first what was held."""
+        if self._path is not None and self._file is None:
+            self._file = Lines(self._path)
+            for line in self._held:
+                self._file.write(line)
+            self._held.clear()
 
     def write(self, event: str, **fields: Any) -> None:
-        """Appends one event; a process that is not the one to write does nothing."""
+        """Appends one event."""
+        line = json.dumps({"event": event, "time": time.time(), **fields}) + "\n"
         if self._file is not None:
-            self._file.write(json.dumps({"event": event, "time": time.time(), **fields}) + "\n")
+            self._file.write(line)
+        elif self._path is not None:
+            self._held.append(line)
 
     def __enter__(self) -> "EventLog":
         return self

@@ -2,12 +2,12 @@
 
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
-from blobjax.config import BadInputError, Clockwork, Duration
+from blobjax.config import BadInputError, Clockwork, Duration, Durations
 
 # Processes ask process 0 for the time only this often: a broadcast waits for the device.
 _AGREE_EVERY = 10
@@ -20,6 +20,16 @@ def process_zero_says(flag: bool) -> bool:
     from jax.experimental import multihost_utils
 
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(flag)))
+
+
+def everyone(values: Sequence[int]) -> np.ndarray:
+    """These numbers of each process, int32 [processes, numbers]; a collective when there are several."""
+    mine = np.asarray(values, np.int32)
+    if jax.process_count() == 1:
+        return mine[None]
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(mine))
 
 
 def check_agreement(**facts: str) -> None:
@@ -44,7 +54,7 @@ def check_agreement(**facts: str) -> None:
 
 
 class Every:
-    """Due at multiples of a number of steps, or when a time has passed since it was last due.
+    """Due at multiples of a number of steps, or when a time has passed since it was last due or begun anew.
 
     Args:
       duration: steps, tokens, … or wall-clock time.
@@ -69,3 +79,27 @@ class Every:
             self._last = now
             return True
         return False
+
+    def begin_anew(self) -> None:
+        """Lets a time count from now."""
+        self._last = self._clock()
+
+
+class Earliest:
+    """Due whenever any of several durations is; a time then counts from there.
+
+    Args:
+      durations: see `Every`.
+    """
+
+    def __init__(self, durations: Durations, clockwork: Clockwork, clock: Callable[[], float] = time.monotonic):
+        self._all = [Every(each, clockwork, clock) for each in durations.parts]
+
+    def due(self, step: int) -> bool:
+        """Whether any is due after this step; every process must ask at every step."""
+        # Each is asked, whatever the others say: asking may be a collective.
+        due = any([each.due(step) for each in self._all])
+        if due:
+            for each in self._all:
+                each.begin_anew()
+        return due

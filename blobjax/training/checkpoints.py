@@ -1,36 +1,43 @@
 """Checkpoints: everything that decides the future, in one atomic save, and the only file that talks to Orbax.
 
 The state is saved as flat dictionaries from path to array, so that a checkpoint does not depend on the classes that
-optax happens to build its state from, and so that parameters can be read alone.
+optax happens to build its state from, and so that parameters can be read alone. With it goes a record of every array:
+shape, dtype and a fingerprint, taken on the devices before the next step may reuse their memory. What is read back is
+fingerprinted again, on whatever mesh it is then, and nothing trains on what differs.
 """
 
-import contextlib
 import logging
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from blobjax.config import BadInputError
+from blobjax.config import BadInputError, HaltedError
 from blobjax.config.schema import Checkpoint
-from blobjax.reliability.timers import check_agreement
+from blobjax.reliability.fingerprint import as_text, fingerprint_all
+from blobjax.reliability.timers import everyone
+from blobjax.training import checkpoint_files as files
+from blobjax.training.checkpoint_files import BadCheckpointError, Leaf, Record
 from blobjax.training.state import TrainState
 
-# Orbax logs every phase of every save at INFO; a run's own events.jsonl says what a reader needs.
-logging.getLogger("absl").setLevel(logging.WARNING)
+# Orbax logs every phase of every save, and a trace for each of several threads when one fails. All of it comes to us as
+# an exception too, and what a reader needs of it stands in events.jsonl and in one line on the terminal.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+# What a process found when it tried to read a checkpoint; the largest of all processes' counts.
+_GOOD, _BAD, _MISFIT, _NOT_NOW = range(4)
 
 
-# Orbax writes this file into a checkpoint's folder.
-_COMMITTED = "_CHECKPOINT_METADATA"
-
-
-def _flatten(tree: Any) -> dict[str, Any]:
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Path to leaf; a path reads like `blocks/attention/wq`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    return {prefix + jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _unflatten(flat: dict[str, Any], like: Any) -> Any:
@@ -40,57 +47,136 @@ def _unflatten(flat: dict[str, Any], like: Any) -> Any:
     )
 
 
+def _named(state: TrainState) -> dict[str, Any]:
+    """Every array of a state by its path in a checkpoint."""
+    return {
+        **_flatten(state.params, "params/"),
+        **_flatten(state.opt_state, "optimizer/"),
+        "progress/step": state.step,
+    }
+
+
+def _kinds(arrays: dict[str, Any]) -> dict[str, Any]:
+    """What a program compiled for such arrays depends on."""
+    return {path: (x.shape, x.dtype, x.sharding) for path, x in arrays.items()}
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What came out of a checkpoint.
+
+    Attributes:
+      step: the checkpoint's name.
+      sequences: position of the data stream.
+      verified: whether it had fingerprints to be checked against.
+    """
+
+    step: int
+    state: TrainState
+    sequences: int
+    verified: bool
+
+
 class Checkpointer:
-    """Saves and restores one run's states.
+    """Saves and restores one run's states. All processes call the same methods in the same order.
 
     Args:
-      directory: where the checkpoints live; made if it is missing.
-      policy: how many are kept; None for reading only.
+      directory: where the checkpoints live, in the run's directory.
+      policy: which are kept; None for reading only. With one the directory is cleared of unfinished saves.
     """
 
     def __init__(self, directory: Path, policy: Checkpoint | None = None):
-        policies = ocp.training.preservation_policies
-        keep = None
-        if policy is not None:
-            rules: list[Any] = [policies.LatestN(policy.keep)]
-            if policy.keep_every:
-                rules.append(policies.EveryNSteps(policy.keep_every))
-            keep = policies.AnyPreservationPolicy(rules)
-        self._orbax = ocp.training.Checkpointer(
-            directory.resolve(), preservation_policy=keep, cleanup_tmp_directories=policy is not None
-        )
-        self._pending: Any = None
+        self._directory = directory.resolve()
+        self._policy = policy
+        # One thread, so one save at a time, with all that waits for storage: training does not.
+        self._writer = ThreadPoolExecutor(1, "save")
+        self._pending: Future[None] | None = None
+        self._compiled: Future[Any] | None = None
+        self._likely: dict[str, Any] = {}
+        if policy is not None and jax.process_index() == 0:
+            files.clear_unfinished(self._directory)
+
+    def prepare(self, like: TrainState) -> None:
+        """Compiles what takes the fingerprints of such a state, in the background, so that no save waits for it."""
+        named = _named(like)
+        self._likely = _kinds(named)
+        self._compiled = self._writer.submit(lambda: fingerprint_all.lower(named).compile())
 
     def steps(self) -> list[int]:
         """Steps with a committed checkpoint, ascending; any other numbered folder is none."""
-        steps = [checkpoint.step for checkpoint in self._orbax.checkpoints]
-        return [step for step in steps if (Path(self._orbax.directory) / str(step) / _COMMITTED).is_file()]
+        return files.committed(self._directory)
 
-    def save(self, state: TrainState, step: int, sequences: int, data: str) -> None:
+    def save(self, state: TrainState, step: int, sequences: int, data: str, metric: float | None = None) -> None:
         """Starts a save and returns once the state is off the devices; waits for the previous save first.
 
         Args:
           step: optimizer steps taken; names the checkpoint.
           sequences: position of the data stream, in training sequences.
           data: fingerprint of the data that position counts in.
+          metric: what `checkpoint.keep_best` ranks it by.
+
+        Raises:
+          HaltedError: storage has not even taken note of it within `checkpoint.stall_limit`.
         """
         self.wait()
-        self._pending = self._orbax.save_checkpointables_async(
-            step,
-            {
-                "params": _flatten(state.params),
-                "optimizer": _flatten(state.opt_state),
-                "progress": {"step": state.step, "sequences": sequences},
-            },
-            custom_metadata={"data": data},
-            force=True,
-        )
+        arrays = _named(state)
+        # Dispatched before anything else: whatever the next step does with this memory comes after it.
+        fingerprints = self._fingerprints(arrays)
 
-    def wait(self) -> None:
-        """Returns when the save in flight, if any, is committed; raises what it raised."""
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            pending.result()
+        def record() -> Record:
+            texts = as_text(fingerprints)
+            leaves = {path: Leaf(tuple(x.shape), str(x.dtype), texts[path]) for path, x in arrays.items()}
+            return Record(data, step, sequences, metric, leaves)
+
+        trees = {
+            "params": _flatten(state.params),
+            "optimizer": _flatten(state.opt_state),
+            "progress": {"step": state.step, "sequences": sequences},
+        }
+        off_devices: Future[None] = Future()
+        self._pending = self._writer.submit(self._write, step, trees, record, off_devices)
+        limit = self._policy.stall_limit if self._policy else Checkpoint().stall_limit
+        if not wait([off_devices], limit.seconds).done:
+            raise HaltedError(
+                f"storage has not answered for {limit} (checkpoint.stall_limit) when step {step} was to be saved in "
+                f"{self._directory}; see to it, and run the same command to go on from the newest checkpoint"
+            )
+
+    def _write(self, step: int, trees: dict[str, Any], record: Callable[[], Record], off_devices: Future[None]) -> None:
+        try:
+            if jax.process_index() == 0:
+                files.clear_unfinished(self._directory)
+            response = ocp.save_checkpointables_async(
+                self._directory / str(step), trees, custom_metadata=record().as_metadata()
+            )
+        finally:
+            off_devices.set_result(None)
+        response.result()
+        if self._policy is not None and jax.process_index() == 0:
+            for old in files.surplus(self._directory, self._policy):
+                with suppress(OSError):  # what cannot be deleted now is left to the next time
+                    files.delete(self._directory / str(old))
+
+    @property
+    def writing(self) -> bool:
+        """Whether a save is still being written by this process."""
+        return self._pending is not None and not self._pending.done()
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Whether no save is in flight any more, waiting for it at most so long; raises what the save raised."""
+        if self._pending is None:
+            return True
+        if not wait([self._pending], seconds).done:
+            return False
+        pending, self._pending = self._pending, None
+        pending.result()
+        return True
+
+    def probe(self, seconds: float | None) -> str:
+        """Why this process cannot write a checkpoint, found out by writing a few bytes; empty if it can."""
+        probing = self._writer.submit(files.probe, self._directory)
+        done = wait([probing], seconds).done
+        return probing.result() if done else f"{self._directory} has not answered for {seconds:g} s"
 
     def restore(self, step: int, like: TrainState, data: str | None) -> tuple[TrainState, int]:
         """The state at a step, on the mesh and shardings of `like`, and the data stream's position in sequences.
@@ -100,92 +186,214 @@ class Checkpointer:
 
         Raises:
           BadInputError: the checkpoint holds other parameters than `like`, or was trained on other data.
+          BadCheckpointError: it is not what was saved.
+          HaltedError: it cannot be read at the moment.
         """
-        with self._readable(step):
-            self._check(step, {"params": like.params, "optimizer": like.opt_state}, data)
-            loaded = self._orbax.load_checkpointables(
-                step,
-                {
-                    "params": _flatten(like.params),
-                    "optimizer": _flatten(like.opt_state),
-                    "progress": {"step": like.step, "sequences": 0},
-                },
-            )
+        restored = self._restore(step, like, data)
+        return restored.state, restored.sequences
+
+    def restore_newest(
+        self, like: TrainState, data: str | None, last: int | None, bad: Callable[[int, str, str], None]
+    ) -> Restored | None:
+        """The newest good state that is not after a step; those that are bad are put aside on the way to it.
+
+        Only whoever holds the run's lock may call this: it renames.
+
+        Args:
+          last: the newest step that will do; None: any.
+          bad: told of each bad one: its step, what is wrong with it, and where it was moved to.
+
+        Returns:
+          None where no good one is left.
+
+        Raises:
+          BadInputError, HaltedError: as `restore`, and nothing is put aside.
+        """
+        for step in files.newest(files.numbered(self._directory), last):
+            try:
+                return self._restore(step, like, data)
+            except BadCheckpointError as found:
+                bad(step, str(found), self._put_aside(step))
+        return None
+
+    def _restore(self, step: int, like: TrainState, data: str | None) -> Restored:
+        trees = {"params": _flatten(like.params), "optimizer": _flatten(like.opt_state)}
+        trees["progress"] = {"step": like.step}
+        record, loaded = self._agreed(step, lambda: self._load(step, trees, data))
+        arrays = {f"{name}/{path}": leaf for name, tree in loaded.items() for path, leaf in tree.items()}
+        position = int(arrays.pop("progress/sequences"))
+        wrong = self._differences(record, arrays)
+        if record.sequences not in (None, position):
+            wrong.append("progress/sequences")
+        self._refuse(step, wrong)
         state = TrainState(
             loaded["progress"]["step"],
             _unflatten(loaded["params"], like.params),
             _unflatten(loaded["optimizer"], like.opt_state),
         )
-        return state, int(loaded["progress"]["sequences"])
+        return Restored(step, _as(state, like), position, verified=record.leaves is not None)
 
     def restore_params(self, step: int, like: Any) -> Any:
-        """The parameters alone, on the shardings of `like`."""
-        with self._readable(step):
-            self._check(step, {"params": like}, None)
-            loaded = self._orbax.load_checkpointables(step, {"params": _flatten(like)})
-        return _unflatten(loaded["params"], like)
+        """The parameters alone, on the shardings of `like`. Raises as `restore`, but for other data."""
+        record, loaded = self._agreed(step, lambda: self._load(step, {"params": _flatten(like)}, None))
+        self._refuse(step, self._differences(record, {f"params/{p}": leaf for p, leaf in loaded["params"].items()}))
+        return _as(_unflatten(loaded["params"], like), like)
 
-    @contextlib.contextmanager
-    def _readable(self, step: int) -> Iterator[None]:
-        """Turns whatever a damaged checkpoint makes Orbax raise into one line that says which it is."""
-        try:
-            yield
-        except BadInputError:
-            raise
-        except Exception as error:
-            older = [each for each in self.steps() if each < step]
-            instead = f"to go on from step {older[-1]}" if older else "to start again"
-            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]
+    def _load(self, step: int, trees: dict[str, dict[str, Any]], data: str | None) -> tuple[Record, dict[str, Any]]:
+        """What the checkpoint says of itself, and these arrays as they were saved."""
+        folder = self._directory / str(step)
+        files.check_links(folder)
+        record = files.read_record(folder)
+        if data is not None and record.data != data:
             raise BadInputError(
-                f"checkpoint {self._orbax.directory / str(step)} cannot be read ({reason}); move it away {instead}"
-            ) from error
-
-    def _check(self, step: int, trees: dict[str, Any], data: str | None) -> None:
-        """Refuses a checkpoint whose arrays or data are not the expected ones, naming the first that differ."""
-        described = ocp.checkpointables_metadata(self._orbax.directory / str(step))
-        if data is not None and described.custom_metadata["data"] != data:
-            raise BadInputError(
-                f"checkpoint {self._orbax.directory / str(step)} was trained on other data: the sources changed since; "
-                "restore them, or give --allow-config-change to go on with the new ones"
+                f"checkpoint {folder} was trained on other data: the sources changed since; restore them, or give "
+                "--allow-config-change to go on with the new ones"
             )
-        found = described.metadata
-        for name, tree in trees.items():
-            there = {path: tuple(leaf.shape) for path, leaf in found[name].items()}
-            here = {path: tuple(leaf.shape) for path, leaf in _flatten(tree).items()}
-            different = sorted(path for path in there.keys() | here.keys() if there.get(path) != here.get(path))
-            if different:
-                raise BadInputError(
-                    f"checkpoint {self._orbax.directory / str(step)} does not fit this config: "
-                    + _differences(different, there, here)
-                )
+        # Each process reads for itself, without waiting for the others, so that what one cannot read hangs none.
+        me = jax.process_index()
+        alone = ocp.Context(
+            multiprocessing_options=ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+        )
+        with alone:
+            found = _shapes(record, folder)
+            for name in ("params", "optimizer"):
+                if name in trees:
+                    _check_fit(folder, {path: leaf.shape for path, leaf in trees[name].items()}, found[name])
+            # In the dtype they were saved in: what is converted while it is read has another fingerprint.
+            wanted: dict[str, dict[str, Any]] = {
+                name: {
+                    path: jax.ShapeDtypeStruct(leaf.shape, found[name][path][1], sharding=leaf.sharding)
+                    for path, leaf in tree.items()
+                }
+                for name, tree in trees.items()
+            }
+            if "progress" in wanted:
+                wanted["progress"]["sequences"] = 0  # an integer, in Orbax's way of saying so
+            return record, ocp.load_checkpointables(folder, wanted)
+
+    def _agreed(self, step: int, read: Callable[[], Any]) -> Any:
+        """What reading a checkpoint returns on this process; raises on all what is worst on any."""
+        mine, result = _GOOD, None
+        problem: Exception | None = None
+        try:
+            result = read()
+        except BadCheckpointError as error:
+            mine, problem = _BAD, error
+        except BadInputError as error:
+            mine, problem = _MISFIT, error
+        except Exception as error:
+            mine, problem = self._judge(step, error)
+        worst = int(everyone([mine]).max())
+        if worst == _GOOD:
+            return result
+        if mine == worst and problem is not None:
+            raise problem
+        elsewhere = f"checkpoint {self._directory / str(step)}: another process says what is wrong with it"
+        raise {_BAD: BadCheckpointError, _MISFIT: BadInputError, _NOT_NOW: HaltedError}[worst](elsewhere)
+
+    def _judge(self, step: int, error: Exception) -> tuple[int, Exception]:
+        """Whether an error says something against the checkpoint, or only that it cannot be read at the moment."""
+        folder = self._directory / str(step)
+        cause = files.unreadable(folder)
+        if cause is None and "RESOURCE_EXHAUSTED" not in str(error) and not isinstance(error, MemoryError):
+            return _BAD, BadCheckpointError(files.first_line(error))
+        reason = files.first_line(cause or error)
+        return _NOT_NOW, HaltedError(
+            f"checkpoint {folder} cannot be read at the moment ({reason}); it is left where it is: see to that, and "
+            "run the same command again"
+        )
+
+    def _differences(self, record: Record, arrays: dict[str, jax.Array]) -> list[str]:
+        """Paths of arrays that are not what the record says; none where it says nothing. A collective."""
+        if record.leaves is None:
+            return []
+        found = self._fingerprints(arrays)
+        return [path for path, text in as_text(found).items() if text != record.leaves[path].fingerprint]
+
+    def _fingerprints(self, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The fingerprints of arrays, still being computed; a collective."""
+        if self._compiled is not None and self._likely == _kinds(arrays):
+            return self._compiled.result()(arrays)
+        return fingerprint_all(arrays)
+
+    def _refuse(self, step: int, different: list[str]) -> None:
+        """Raises BadCheckpointError on all processes where there are differences on any."""
+        if everyone([len(different)]).max():
+            named = ", ".join(different[:3]) or "what another process read"
+            more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+            raise BadCheckpointError(f"not what was saved: {named}{more}")
+
+    def put_aside_after(self, step: int) -> list[tuple[int, str]]:
+        """Moves every checkpoint after a step to the quarantine, newest first; returns each and where it went."""
+        self.wait()
+        later = [each for each in files.newest(self.steps(), None) if each > step]
+        everyone([0])  # all have looked before one moves
+        return [(each, self._put_aside(each)) for each in later]
+
+    def _put_aside(self, step: int) -> str:
+        """Moves a bad checkpoint to the quarantine; returns where, relative to the run's directory."""
+        moved, problem = "", ""
+        if jax.process_index() == 0:
+            try:
+                moved = str(files.quarantine(self._directory / str(step)).relative_to(self._directory.parent))
+            except OSError as error:
+                problem = f": {error.strerror or error}"
+        if everyone([bool(problem)]).max():
+            raise HaltedError(f"bad checkpoint {self._directory / str(step)} cannot be put aside{problem}")
+        return moved
 
     def delete_after(self, step: int) -> None:
-        """Deletes every checkpoint after a step; all processes call it, and return once it is done.
-
-        Orbax's own deletion takes a checkpoint apart file by file. Here its folder is moved away first, so that a
-        process killed at any moment leaves whole checkpoints only; and the newest goes first.
-        """
+        """Deletes every checkpoint after a step, newest first; all processes call it, and return once it is done."""
         self.wait()
-        undone = [each for each in self.steps() if each > step]
-        # A barrier before, lest one looks when another has begun; and one after.
-        check_agreement(checkpoints=str(undone))
+        everyone([0])  # nobody looks at the directory while it changes
         if jax.process_index() == 0:
-            checkpoints = Path(self._orbax.directory)
-            aside = checkpoints.parent / ".blobjax-undone"
-            for each in reversed(undone):
-                shutil.rmtree(aside, ignore_errors=True)
-                (checkpoints / str(each)).rename(aside)
-            shutil.rmtree(aside, ignore_errors=True)
-        check_agreement(checkpoints=str(undone))
-        self._orbax.reload()
+            for each in files.newest(self.steps(), None):
+                if each > step:
+                    files.delete(self._directory / str(each))
+        everyone([0])
 
     def close(self) -> None:
-        """Finishes the save in flight and lets go of Orbax's threads."""
+        """Finishes the save in flight and lets go of the thread."""
         self.wait()
-        self._orbax.close()
+        self._writer.shutdown()
 
 
-def _differences(paths: Iterable[str], there: dict[str, tuple], here: dict[str, tuple]) -> str:
+def _shapes(record: Record, folder: Path) -> dict[str, dict[str, tuple[tuple[int, ...], str]]]:
+    """Shape and dtype of each array, by tree and path: from the record, or from Orbax where there is none."""
+    found: dict[str, dict[str, tuple[tuple[int, ...], str]]] = {"params": {}, "optimizer": {}, "progress": {}}
+    if record.leaves is not None:
+        for path, leaf in record.leaves.items():
+            name, _, rest = path.partition("/")
+            found[name][rest] = (leaf.shape, leaf.dtype)
+        return found
+    described: Mapping[str, Any] = ocp.checkpointables_metadata(folder).metadata
+    for name, tree in found.items():
+        for path, leaf in described[name].items():
+            if hasattr(leaf, "shape"):
+                tree[path] = (tuple(leaf.shape), str(leaf.dtype))
+    return found
+
+
+def _check_fit(folder: Path, here: dict[str, tuple[int, ...]], there: dict[str, tuple[tuple[int, ...], str]]) -> None:
+    """Refuses a checkpoint whose arrays are not the expected ones, naming the first that differ."""
+    shapes = {path: shape for path, (shape, _) in there.items()}
+    different = sorted(path for path in shapes.keys() | here.keys() if shapes.get(path) != here.get(path))
+    if different:
+        raise BadInputError(f"checkpoint {folder} does not fit this config: " + _listed(different, shapes, here))
+
+
+def _listed(paths: Iterable[str], there: dict[str, tuple], here: dict[str, tuple]) -> str:
     paths = list(paths)
     listed = [f"{path} is {there.get(path, 'absent')} there, {here.get(path, 'absent')} here" for path in paths[:3]]
     return "; ".join(listed) + (f"; and {len(paths) - 3} more" if len(paths) > 3 else "")
+
+
+def _as(tree: Any, like: Any) -> Any:
+    """The tree in the dtypes of `like`; the arrays themselves where they have them."""
+    return jax.tree.map(
+        lambda x, wanted: (
+            x if x.dtype == wanted.dtype else jax.device_put(jnp.astype(x, wanted.dtype), wanted.sharding)
+        ),
+        tree,
+        like,
+    )

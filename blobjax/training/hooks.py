@@ -1,4 +1,4 @@
-"""What happens between steps: evaluation, saving, stopping early, and a profiler window."""
+"""What happens between steps: evaluation, stopping early, and a profiler window. (Saving: saving.py.)"""
 
 import time
 from pathlib import Path
@@ -9,66 +9,17 @@ import numpy as np
 
 from blobjax.config import Duration
 from blobjax.data import Stream
+from blobjax.reliability.clock import Clock
 from blobjax.reliability.run_directory import EventLog
 from blobjax.reliability.stopping import LIMIT, Stopping
 from blobjax.reliability.timers import Every
 from blobjax.reliability.watchdog import Watchdog
-from blobjax.training.batches import Position
-from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.evaluation import evaluate
 from blobjax.training.loop import Hook
 from blobjax.training.program import Program
 from blobjax.training.recorder import Recorder
+from blobjax.training.saving import SaveHook
 from blobjax.training.state import TrainState
-
-
-class SaveHook:
-    """Saves the state when due and after the last step.
-
-    Attributes:
-      standing: whether the run has a checkpoint to go on from.
-    """
-
-    def __init__(
-        self, checkpointer: Checkpointer, every: Every, length: int, position: Position, data: str, events: EventLog
-    ):
-        self._checkpointer = checkpointer
-        self._every = every
-        self._length = length
-        self._position = position
-        self._data = data
-        self._events = events
-        self.standing = False
-        self._newest = -1
-        self._in_flight: dict[str, Any] | None = None
-
-    def due(self, step: int) -> bool:
-        """Every so often, and at the end."""
-        return self._every.due(step) or step == self._length
-
-    def run(self, step: int, state: TrainState) -> bool:
-        """Starts an asynchronous save; training waits only until the state is off the devices."""
-        if step != self._newest:
-            began = time.perf_counter()
-            self.finish()
-            self._checkpointer.save(state, step, self._position.sequences(step), self._data)
-            self._newest = step
-            self._in_flight = {"step": step, "stall_seconds": time.perf_counter() - began}
-        return False
-
-    def undo(self, step: int) -> None:
-        """Lets go of every checkpoint after a step, on all processes: the run goes another way from there."""
-        self.finish()
-        self._checkpointer.delete_after(step)
-        self._newest = -1
-
-    def finish(self) -> None:
-        """Waits for the save in flight to be committed; only then is it an event."""
-        if self._in_flight is not None:
-            self._checkpointer.wait()
-            self.standing = True
-            self._events.write("save", **self._in_flight)
-            self._in_flight = None
 
 
 class EvaluateHook:
@@ -89,6 +40,7 @@ class EvaluateHook:
         self._events = events
         self._eval_step: Any = None
         self._held_out: dict[str, Any] = {}
+        self._newest: tuple[int, dict[str, float]] = (-1, {})
 
     def due(self, step: int) -> bool:
         """Every so often, and at the end."""
@@ -110,11 +62,17 @@ class EvaluateHook:
             self._program.batch_sharding,
             self._program.part_BT,
         )
+        self._newest = (step, metrics)
         self._recorder.write(step, metrics)
         figures = "  ".join(f"{domain} {metrics[f'eval/{domain}/bits_per_byte']:.3f}" for domain in self._held_out)
         self._recorder.say(f"step {step}  held-out bits/byte: {figures}")
         self._events.write("evaluate", step=step, seconds=time.perf_counter() - began)
         return False
+
+    def newest(self, metric: str, step: int) -> float | None:
+        """What the newest evaluation found, if it was made by this process and at or before a step."""
+        evaluated, metrics = self._newest
+        return metrics.get(metric) if evaluated <= step else None
 
 
 class StopHook:
@@ -147,7 +105,7 @@ class StopHook:
     def run(self, step: int, state: TrainState) -> bool:
         """Saves and stops."""
         self.explain(step)
-        self._save.run(step, state)
+        self._save.save_now(step, state)
         return True
 
     def explain(self, step: int) -> None:
@@ -169,17 +127,19 @@ class StopHook:
                 self.reason = f"{reason} to process {process}"
 
 
-class Patient:
-    """A hook whose work may take longer than a step, as the watchdog sees it."""
+class Watched:
+    """A hook whose work may take longer than a step, and has an account of its own."""
 
-    def __init__(self, hook: Hook, watchdog: Watchdog):
+    def __init__(self, hook: Hook, account: str, watchdog: Watchdog, clock: Clock):
         self._hook = hook
+        self._account = account
         self._watchdog = watchdog
+        self._clock = clock
         self.due = hook.due
 
     def run(self, step: int, state: TrainState) -> bool:
         """Does what the hook does."""
-        with self._watchdog.patience(f"{type(self._hook).__name__} after step {step}"):
+        with self._watchdog.patience(f"{type(self._hook).__name__} after step {step}"), self._clock.on(self._account):
             return self._hook.run(step, state)
 
 

@@ -6,7 +6,7 @@ import math
 from typing import Any, Protocol
 
 from blobjax.config import Config, dump
-from blobjax.reliability.run_directory import RunDirectory, append_lines, read_jsonl, write_atomically
+from blobjax.reliability.run_directory import Lines, RunDirectory, read_jsonl, write_atomically
 
 
 class Writer(Protocol):
@@ -33,7 +33,7 @@ class JsonlWriter:
     def __init__(self, directory: RunDirectory, resume_step: int):
         self._directory = directory
         self._cut(resume_step)
-        self._file = append_lines(directory.metrics)
+        self._file = Lines(directory.metrics)
 
     def _cut(self, step: int) -> list[dict[str, Any]]:
         """Drops the lines beyond a step and returns them."""
@@ -53,9 +53,11 @@ class JsonlWriter:
         """Moves the lines beyond a step to undone_metrics.jsonl."""
         self.close()
         undone = self._cut(step)
-        with append_lines(self._directory.undone_metrics) as file:
-            file.writelines(_line(line) for line in undone)
-        self._file = append_lines(self._directory.metrics)
+        lines = Lines(self._directory.undone_metrics)
+        for line in undone:
+            lines.write(_line(line))
+        lines.close()
+        self._file = Lines(self._directory.metrics)
 
     def close(self) -> None:
         """Closes the file."""

@@ -15,17 +15,18 @@ import jax
 
 from blobjax.config import BadInputError, HaltedError
 from blobjax.data import PassedOver, Stream
+from blobjax.reliability.clock import Clock
 from blobjax.reliability.run_directory import EventLog, RunDirectory, write_atomically
 from blobjax.reliability.timers import check_agreement
 from blobjax.reliability.watchdog import Watchdog
 from blobjax.training.batches import Position
 from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.guard_watch import Trouble
-from blobjax.training.hooks import SaveHook
 from blobjax.training.loop import Hook, StepReport, run
 from blobjax.training.post_mortem import Examiner, as_json, first_bad
 from blobjax.training.program import Program
 from blobjax.training.recorder import Recorder
+from blobjax.training.saving import SaveHook
 from blobjax.training.snapshots import SnapshotRing
 from blobjax.training.state import TrainState
 from blobjax.training.step import Batch, Metrics
@@ -58,6 +59,12 @@ def read_passages(path: Path) -> list[Passage]:
 def windows(passages: list[Passage]) -> PassedOver:
     """What a stream leaves out after these passages."""
     return PassedOver.of((each["first"], each["last"]) for each in passages)
+
+
+def quarantined(events: EventLog, step: int, reason: str, moved_to: str) -> str:
+    """Writes down that a bad checkpoint was put aside, and returns the line that says so."""
+    events.write("quarantine", step=step, reason=reason, moved_to=moved_to)
+    return f"checkpoint {step} is bad ({reason}): moved to {moved_to}"
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -112,6 +119,7 @@ class Recovery:
         events: EventLog,
         directory: RunDirectory,
         watchdog: Watchdog,
+        clock: Clock,
     ):
         guard = program.config.conditioning.guard
         self._rollback = guard.rollback if guard else None
@@ -127,6 +135,7 @@ class Recovery:
         self._events = events
         self._directory = directory
         self._watchdog = watchdog
+        self._clock = clock
 
     def run(
         self,
@@ -146,7 +155,9 @@ class Recovery:
             outcome = _run_until_trouble(step, state, self._batches(steps), steps, report, hooks)
             if not isinstance(outcome, Trouble):
                 return outcome
-            with self._watchdog.patience("going back"):
+            # Steps that may be undone have an entry of their own.
+            self._clock.write(self._events)
+            with self._watchdog.patience("going back"), self._clock.on("rollback"):
                 state = self._after(outcome, step)
 
     def _after(self, trouble: Trouble, step: _Watched) -> TrainState:
@@ -169,9 +180,15 @@ class Recovery:
         saved = [each for each in self._checkpointer.steps() if each <= step]
         if snapshot is not None and (not saved or saved[-1] <= snapshot.step):
             return snapshot.restore(self._program.state)
-        if saved:
-            return self._checkpointer.restore(saved[-1], self._program.state, None)[0]
-        return self._program.init()
+        restored = self._checkpointer.restore_newest(self._program.state, None, step, self._put_aside)
+        if restored is None:
+            return self._program.init()
+        if snapshot is not None and restored.step < snapshot.step:
+            return snapshot.restore(self._program.state)
+        return restored.state
+
+    def _put_aside(self, step: int, reason: str, moved_to: str) -> None:
+        self._recorder.say(quarantined(self._events, step, reason, moved_to))
 
     def _pass_over(self, trouble: Trouble, good: int, back_to: int) -> None:
         """Leaves out the data from the last good step on, and everything that came of it."""

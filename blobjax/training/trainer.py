@@ -1,318 +1,358 @@
 """A whole training run: checks first, then state (new or restored), the loop with its hooks, and what came of it."""
 
-import json
 import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 from rich.console import Console
 
-import blobjax
-from blobjax import data
-from blobjax.compute.flops import param_count
 from blobjax.compute.runtime import HEARTBEAT_SECONDS
-from blobjax.compute.sharding import make_layout, unsharded
-from blobjax.config import BadInputError, Config
-from blobjax.config.diff import changed_maths
+from blobjax.config import Config
+from blobjax.reliability.clock import Clock
 from blobjax.reliability.leaving import leave_unless_done
-from blobjax.reliability.run_directory import EventLog, RunDirectory
+from blobjax.reliability.run_directory import EventLog
 from blobjax.reliability.stopping import RESUMABLE, Stopping
 from blobjax.reliability.stragglers import Stragglers
-from blobjax.reliability.timers import Every, check_agreement
+from blobjax.reliability.supervisor import restarted
+from blobjax.reliability.timers import Earliest, Every
 from blobjax.reliability.watchdog import Watchdog
 from blobjax.training import flow_summary
+from blobjax.training.announcements import facts, headline, warnings
 from blobjax.training.batches import Position, training_batches
 from blobjax.training.checkpoints import Checkpointer
+from blobjax.training.corruption import CorruptionCheck, CorruptionError
 from blobjax.training.guard_watch import GuardWatch
-from blobjax.training.hooks import EvaluateHook, Patient, ProfileHook, SaveHook, StopHook
+from blobjax.training.hooks import EvaluateHook, ProfileHook, StopHook, Watched
 from blobjax.training.inference import sample
 from blobjax.training.landscape import LandscapeHook
 from blobjax.training.loop import Hook, StepReport
-from blobjax.training.program import Program, make_program
+from blobjax.training.preflight import Setting, preflight
 from blobjax.training.progress import PatientConsole
 from blobjax.training.recorder import Recorder
-from blobjax.training.recovery import Recovery, read_passages, windows
+from blobjax.training.recovery import Recovery, quarantined
+from blobjax.training.saving import SaveHook
 from blobjax.training.snapshots import SnapshotRing
 from blobjax.training.stages import Stages
+from blobjax.training.state import TrainState
 from blobjax.training.step import Batch
 
 FINISHED = 0
 
 
-def train(config: Config, allow_config_change: bool = False, stopping: Stopping | None = None) -> int:
+def train(
+    config: Config, allow_config_change: bool = False, stopping: Stopping | None = None, clock: Clock | None = None
+) -> int:
     """Trains to the config's length, resuming if its run directory holds a run.
 
     Args:
       config: the run.
       allow_config_change: go on in a run directory whose config had other maths.
       stopping: takes the signals; None: they are left alone.
+      clock: keeps account of this process's time; None: from now on.
 
     Returns:
       The exit code: 0 finished, 75 stopped early but resumable.
 
     Raises:
-      BadInputError: anything about the config, the data, the devices or the run directory that cannot work; nothing has
-        been written into the run directory then.
+      BadInputError: anything about the config, the data, the devices or the run directory that cannot work; no run has
+        been begun or changed then.
+      HaltedError: going on would waste what it costs.
     """
+    clock = clock or Clock()
     if stopping is None:
         stopping = Stopping(config.reliability.grace.seconds or 0)
     stopping.join()
-    limit = config.reliability.hang_limit
-    with Watchdog(limit.seconds if limit else None, jax.process_index()) as watchdog:
-        return _train(config, allow_config_change, stopping, watchdog)
-
-
-def _train(config: Config, allow_config_change: bool, stopping: Stopping, watchdog: Watchdog) -> int:
-    began = time.monotonic()
-    writes = jax.process_index() == 0
-    console = PatientConsole(quiet=not writes)
-    directory = RunDirectory(config.logging.run_dir)
-    resuming = directory.check(config, allow_config_change)
-    _check_wandb(config)
-    layout = make_layout(config)
-    with data.show_progress() as progress:
-        prepared = data.prepare(config, progress)
-    stream = data.open_stream(config, prepared)
-    passages = read_passages(directory.passed_over)
-    stream.passed_over = windows(passages)
-    _check_sample(config, stream.tokenizer)
-    program = make_program(config, layout, stream.tokens_per_epoch)
-    length = program.clockwork.length
-
-    reader = Checkpointer(directory.checkpoints) if resuming else None
-    saved = reader.steps() if reader else []
-    # Also a barrier: no process may look at the directory while process 0 claims it.
-    check_agreement(
-        maths=_maths(config),
-        data=prepared.fingerprint,
-        checkpoints=str(saved[-1:]),
-        **{"data passed over": json.dumps(passages)},
-    )
-    if saved and saved[-1] >= length:
-        console.print(
-            f"already finished: {directory.path} is at step {saved[-1]} of {length}", highlight=False, soft_wrap=True
-        )
+    setting = preflight(config, allow_config_change)
+    console = PatientConsole(quiet=not setting.writes)
+    if setting.saved and setting.saved[-1] >= setting.length:
+        line = f"already finished: {setting.directory.path} is at step {setting.saved[-1]} of {setting.length}"
+        console.print(line, highlight=False, soft_wrap=True)
         return FINISHED
-    # Not before: the others wait for the process that prepares the data, however long it takes.
-    watchdog.start("compiling and restoring")
-    compile_began = time.monotonic()
-    sizes = program.clockwork.batches
-    batch_size = sizes.at(saved[-1] + 1 if saved else 1)
-    lowered = program.lower_train_step(batch_size)
-    restoring = time.monotonic()
-    with ThreadPoolExecutor(1) as compiler:
-        # XLA compiles without Python's lock, so the state is made or read meanwhile.
-        compiling = compiler.submit(lambda: (lowered.compile(), time.monotonic() - compile_began))
-        if reader and saved:
-            known = None if allow_config_change else prepared.fingerprint
-            state, sequences = reader.restore(saved[-1], program.state, known)
-        else:
-            state, sequences = program.init(), 0
-        ready = time.monotonic()
-        compiled, compile_seconds = compiling.result()
-    start = int(state.step)
-    position = Position(start, sequences, sizes)
+    limit = config.reliability.hang_limit
+    with Watchdog(limit.seconds if limit else None, jax.process_index()) as watchdog, ExitStack() as stack:
+        # Not before: the others wait for the process that prepares the data, however long it takes.
+        watchdog.start("compiling and restoring")
+        # Before anything is put aside or cleared away that might be another run's.
+        if setting.writes:
+            stack.enter_context(setting.directory.lock())
+        events = stack.enter_context(EventLog(setting.directory.events if setting.writes else None, wait=True))
+        attempt = _Attempt(setting, console, events, stopping, watchdog, clock)
+        try:
+            return attempt.run(allow_config_change, stack)
+        except BaseException as error:
+            clock.write(events)
+            events.write("stop", reason=f"{type(error).__name__}: {error}"[:500].removesuffix(": "))
+            raise
 
-    with ExitStack() as stack:
-        if writes:
-            stack.enter_context(directory.claim(config))
-        events = stack.enter_context(EventLog(directory.events if writes else None))
-        watchdog.write_to(directory.path, events)
-        # Made only now: it clears away unfinished saves, which before the claim might be another run's.
-        checkpointer = Checkpointer(directory.checkpoints, config.checkpoint)
-        events.write("start", **_facts(program))
-        if resuming and not saved and directory.metrics.exists():
-            console.print(f"no checkpoint in {directory.path}: starting again from step 0", highlight=False)
-        if saved:
-            events.write("restore", step=start, seconds=ready - restoring)
-            events.write("resume", step=start)
+
+def _last_written(setting: Setting) -> float | None:
+    """When the attempt before this one last wrote a metric, in seconds since 1970: its last sign of life if it died."""
+    try:
+        return setting.directory.metrics.stat().st_mtime
+    except OSError:
+        return None
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A run that is ready for its next step.
+
+    Attributes:
+      state: the newest, new or restored.
+      sequences: the data stream's position.
+      restored: whether it came out of a checkpoint.
+      train_step: compiled.
+    """
+
+    state: TrainState
+    sequences: int
+    restored: bool
+    train_step: Stages
+
+
+class _Attempt:
+    """One process's life with a run, from its state to its end."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        console: Console,
+        events: EventLog,
+        stopping: Stopping,
+        watchdog: Watchdog,
+        clock: Clock,
+    ):
+        self.setting = setting
+        self.console = console
+        self.events = events
+        self.stopping = stopping
+        self.watchdog = watchdog
+        self.clock = clock
+        self.checkpointer = Checkpointer(setting.directory.checkpoints, setting.config.checkpoint)
+
+    def run(self, allow_config_change: bool, stack: ExitStack) -> int:
+        """All of it; returns the exit code."""
+        setting, events = self.setting, self.events
+        if setting.resuming:
+            self._open_log()
+        events.write(
+            "start",
+            began=self.clock.began,
+            last_alive=_last_written(setting),
+            supervised=restarted(),
+            **facts(setting.program),
+        )
+        begun = self._begin(None if allow_config_change else setting.data)
+        if setting.writes:
+            setting.directory.claim(setting.config)
+        self._open_log()
+        start = int(begun.state.step)
+        self._say(headline(setting.program, start))
+        for line in warnings(setting.program):
+            self._say(f"warning: {line}")
+        try:
+            state, reason = self._train(begun, start, stack)
+        except CorruptionError as found:
+            return self._corrupted(found)
+        stopped = int(state.step)
+        finished = stopped == setting.length
+        self.clock.write(events)
+        events.write("stop", step=stopped, reason="finished" if finished else reason)
+        if not finished:
+            kept = ", saved" if stopped > start else ""
+            self._say(f"stopped at step {stopped} of {setting.length} ({reason}){kept}; run the same command to go on")
+            return RESUMABLE
+        with self.watchdog.patience("sampling"):
+            self._conclude(state.params)
+        return FINISHED
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _open_log(self) -> None:
+        """From now on events are written to the disk: a new directory holds none before it is the run's."""
+        self.events.open()
+        self.watchdog.write_to(self.setting.directory.path, self.events)
+
+    def _begin(self, data: str | None) -> _Begun:
+        """Compiles the step while the state is made or read."""
+        setting, events, program = self.setting, self.events, self.setting.program
+        self.checkpointer.prepare(program.state)
+        bad: list[int] = []
+
+        def put_aside(step: int, reason: str, moved_to: str) -> None:
+            bad.append(step)
+            self._say(quarantined(events, step, reason, moved_to))
+
+        compile_began = time.monotonic()
+        batch_size = program.clockwork.batches.at(setting.saved[-1] + 1 if setting.saved else 1)
+        with self.clock.on("compile"):
+            lowered = program.lower_train_step(batch_size)
+        restoring = time.monotonic()
+        with ThreadPoolExecutor(1) as compiler:
+            # XLA compiles without Python's lock, so the state is made or read meanwhile.
+            compiling = compiler.submit(lambda: (lowered.compile(), time.monotonic() - compile_began))
+            with self.clock.on("restore"):
+                newest = setting.resuming and self.checkpointer.restore_newest(program.state, data, None, put_aside)
+                state, sequences = (newest.state, newest.sequences) if newest else (program.init(), 0)
+            ready = time.monotonic()
+            with self.clock.on("compile"):
+                compiled, compile_seconds = compiling.result()
+        if newest:
+            events.write("restore", step=newest.step, seconds=ready - restoring, verified=newest.verified)
+            events.write("resume", step=newest.step)
+            if not newest.verified:
+                self._say(f"checkpoint {newest.step} has no fingerprints: taken as it is, unverified")
+        elif setting.resuming and (bad or setting.directory.metrics.exists()):
+            none = "NO GOOD CHECKPOINT IS LEFT" if bad else "no checkpoint"
+            self._say(f"{none} in {setting.directory.path}: starting again from step 0")
         events.write("compile", seconds=compile_seconds, batch_size=batch_size)
-        train_step = Stages(program, {batch_size: compiled}, events)
-        console.print(_headline(program, start), highlight=False, soft_wrap=True)
-        for line in _warnings(program):
-            console.print(f"warning: {line}", highlight=False, soft_wrap=True)
+        return _Begun(state, sequences, bool(newest), Stages(program, {batch_size: compiled}, events))
 
-        if writes and config.conditioning.probes:
+    def _train(self, begun: _Begun, start: int, stack: ExitStack) -> tuple[TrainState, str]:
+        """Runs the loop; returns the last state, and why it ended if it did before the run's length."""
+        setting, events, program, config = self.setting, self.events, self.setting.program, self.setting.config
+        stream, clockwork = setting.stream, program.clockwork
+        position = Position(start, begun.sequences, clockwork.batches)
+        writes_to = setting.directory if setting.writes else None
+        if writes_to and config.conditioning.probes:
             # Behind the recorder, so after it has written its last, however the run ends.
-            stack.callback(_summarise_flow, directory, config, console)
-        recorder = stack.enter_context(Recorder(program, stream, position, directory if writes else None, console))
-        save_every = Every(config.checkpoint.every, program.clockwork)
-        evaluate_every = Every(config.evaluation.every, program.clockwork)
-        save = SaveHook(checkpointer, save_every, length, position, prepared.fingerprint, events)
-        save.standing = bool(saved)
-        stop = StopHook(stopping, config.duration.wall_clock_limit, began, save, events)
-        profile = stack.enter_context(ProfileHook(config.logging.profile_steps, start, directory.profile))
-        evaluation = EvaluateHook(program, stream, evaluate_every, recorder, events)
-        hooks: list[Hook] = [evaluation, save, stop, profile, train_step]
+            stack.callback(self._summarise_flow)
+        recorder = stack.enter_context(Recorder(program, stream, position, writes_to, self.console))
+        evaluation = EvaluateHook(program, stream, Every(config.evaluation.every, clockwork), recorder, events)
+        best = config.checkpoint.keep_best
+        save = SaveHook(
+            self.checkpointer,
+            config.checkpoint,
+            Earliest(config.checkpoint.every, clockwork),
+            setting.length,
+            position,
+            setting.data,
+            events,
+            metric=lambda step: evaluation.newest(best.metric, step) if best else None,
+            say=recorder.say,
+            standing=begun.restored,
+        )
+        stop = StopHook(self.stopping, config.duration.wall_clock_limit, setting.began, save, events)
+        profile = stack.enter_context(ProfileHook(config.logging.profile_steps, start, setting.directory.profile))
+        watched: list[Hook] = [
+            self._watched("evaluate", evaluation),
+            self._watched("save", save),
+            self._watched("save", stop),
+            self._watched("other", profile),
+            self._watched("compile", begun.train_step),
+        ]
+        train_step: Any = begun.train_step
+        if config.reliability.check_every:
+            self._good = start
+            train_step = CorruptionCheck(
+                begun.train_step, config.reliability.check_every, setting.length, self._checked
+            )
+            # Before anything is saved.
+            watched.insert(0, self._watched("other", train_step))
         if config.conditioning.surveyed:
-            hooks.append(LandscapeHook(program, stream, position, directory, recorder, events))
+            survey = LandscapeHook(program, stream, position, setting.directory, recorder, events)
+            watched.append(self._watched("other", survey))
         guard = config.conditioning.guard
         watch = GuardWatch(guard, recorder.say, events) if guard else None
         ring = None
         if watch and guard and guard.rollback:
             ring = SnapshotRing(guard.rollback.snapshots, guard.rollback.snapshot_every, watch)
-            hooks.append(ring)
+            watched.append(self._watched("other", ring))
         stragglers = None
         if jax.process_count() > 1 and config.reliability.stragglers_every.amount:
-            every = Every(config.reliability.stragglers_every, program.clockwork)
-            hooks.append(stragglers := Stragglers(every, events, recorder.say))
+            gather_every = Every(config.reliability.stragglers_every, clockwork)
+            stragglers = Stragglers(gather_every, events, recorder.say)
+            watched.append(self._watched("other", stragglers))
 
         def batches(steps: range) -> Iterator[Batch]:
-            return training_batches(stream, position, steps, program.batch_sharding, config.data.seq_len)
+            made = training_batches(stream, position, steps, program.batch_sharding, config.data.seq_len)
+            return self.clock.waiting(made)
 
         recovery = Recovery(
             program,
             stream,
             position,
             batches,
-            passages,
+            setting.passages,
             ring,
-            checkpointer,
+            self.checkpointer,
             save,
             recorder,
             events,
-            directory,
-            watchdog,
+            setting.directory,
+            self.watchdog,
+            self.clock,
         )
 
         def report(done: StepReport) -> None:
-            watchdog.beat(f"the step after {done.step}")
+            self.watchdog.beat(f"the step after {done.step}")
+            self.clock.step(done.step, events)
             if stragglers:
                 stragglers.note(done.seconds, done.data_wait, done.device_wait)
             recorder.report(done)
             if watch:
                 watch.report(done)
 
+        state = begun.state
         try:
-            try:
-                if stopping.agreed():
-                    stop.explain(start)
-                else:
-                    watchdog.beat()
-                    state = recovery.run(train_step, state, report, [Patient(hook, watchdog) for hook in hooks])
-            except BaseException as error:
-                if jax.process_count() > 1:
-                    # The others may wait for this process, so it must not wait for them for long.
-                    leave_unless_done(HEARTBEAT_SECONDS, "".join(traceback.format_exception(error)))
-                raise
-            finally:
-                # Whatever ended the loop, a save under way is worth finishing.
-                with watchdog.patience("finishing the save"):
-                    save.finish()
-                    checkpointer.close()
+            if self.stopping.agreed():
+                stop.explain(start)
+            else:
+                self.watchdog.beat()
+                with self.clock.on("train"):
+                    state = recovery.run(train_step, state, report, watched)
         except BaseException as error:
-            events.write("stop", reason=f"{type(error).__name__}: {error}"[:500].removesuffix(": "))
+            if jax.process_count() > 1 and not isinstance(error, CorruptionError):  # to which all come together
+                # The others may wait for this process, so it must not wait for them for long.
+                leave_unless_done(HEARTBEAT_SECONDS, "".join(traceback.format_exception(error)))
+            # Whatever ended the loop, a save under way is worth finishing.
+            with self.watchdog.patience("finishing the save"), self.clock.on("save"):
+                save.part()
             raise
-        stopped = int(state.step)
-        finished = stopped == length
-        events.write("stop", step=stopped, reason="finished" if finished else stop.reason)
-    if not finished:
-        kept = ", saved" if stopped > start else ""
-        line = f"stopped at step {stopped} of {length} ({stop.reason}){kept}; run the same command to go on"
-        console.print(line, highlight=False, soft_wrap=True)
+        with self.watchdog.patience("finishing the save"), self.clock.on("save"):
+            save.finish()
+            self.checkpointer.close()
+        return state, stop.reason
+
+    def _watched(self, account: str, hook: Any) -> Watched:
+        return Watched(hook, account, self.watchdog, self.clock)
+
+    def _checked(self, step: int) -> None:
+        """A step was found good by the check for silent corruption."""
+        self._good = step
+
+    def _corrupted(self, found: CorruptionError) -> int:
+        """Puts aside what was saved since the last step that was found good, and ends: elsewhere the run may go on."""
+        reason = f"saved by devices that were found to be wrong later ({found})"
+        for step, moved_to in self.checkpointer.put_aside_after(self._good):
+            self._say(quarantined(self.events, step, reason, moved_to))
+        self.clock.write(self.events)
+        self.events.write("corruption", reason=str(found), good_step=self._good)
+        self.events.write("stop", reason=f"silent corruption: {found}")
+        self._say(
+            f"silent corruption: {found}; what was saved after step {self._good}, the last that was found good, is put "
+            "aside; run the same command on other devices to go on"
+        )
         return RESUMABLE
-    with watchdog.patience("sampling"):
-        _conclude(program, state.params, stream, console, directory)
-    return FINISHED
 
+    def _summarise_flow(self) -> None:
+        found = flow_summary.conclude(self.setting.directory, self.setting.config.model.vocab_size)
+        if found is not None:
+            flow_summary.show(found, self.console)
 
-def _maths(config: Config) -> str:
-    """What must be the same on all processes, as text."""
-    return "\n".join(changed_maths(Config(), config))
-
-
-def _check_sample(config: Config, tokenizer: data.Tokenizer) -> None:
-    """Finds a passage that cannot be sampled before training rather than after it."""
-    wanted = 1 + len(tokenizer.encode(config.evaluation.sample_prompt)) + config.evaluation.sample_tokens
-    if config.evaluation.sample_prompt and wanted > config.model.max_seq_len:
-        raise BadInputError(
-            f"evaluation.sample_prompt and evaluation.sample_tokens {config.evaluation.sample_tokens} make {wanted} "
-            f"tokens, more than model.max_seq_len {config.model.max_seq_len}; ask for fewer"
-        )
-
-
-def _check_wandb(config: Config) -> None:
-    """Finds a missing W&B before the run directory is touched."""
-    from importlib.util import find_spec
-
-    if config.logging.wandb is not None and find_spec("wandb") is None:
-        raise BadInputError("logging.wandb is set but wandb is not installed; pip install 'blobjax[wandb]'")
-
-
-def _facts(program: Program) -> dict[str, Any]:
-    """What a reader of events.jsonl wants to know of an attempt."""
-    devices = jax.devices()
-    return {
-        "versions": {"blobjax": blobjax.__version__, "jax": jax.__version__},
-        "device_kind": devices[0].device_kind,
-        "devices": len(devices),
-        "processes": jax.process_count(),
-        "mesh": dict(program.layout.mesh.shape),
-        "length": program.clockwork.length,
-        "tokens_per_step": program.clockwork.tokens_per_step,
-        "flops_per_token": program.clockwork.flops_per_token,
-    }
-
-
-def _warnings(program: Program) -> list[str]:
-    """What works, but may not be what is wanted."""
-    found = [f"{name} is whole on every device of a mesh that could split it" for name in _unsharded(program)]
-    conditioning = program.config.conditioning
-    if conditioning.precision == "float16" and conditioning.loss_scaling.kind == "none":
-        found.append(
-            "float16 without loss scaling: small gradients become 0; unless that is what you study, set "
-            "conditioning.loss_scaling.kind=dynamic"
-        )
-    return found
-
-
-def _unsharded(program: Program) -> list[str]:
-    """Large parameters that no rule splits although the mesh has an axis for them."""
-    leaves = jax.tree_util.tree_leaves_with_path(program.arch.shapes)
-    axes = jax.tree.leaves(program.arch.axes, is_leaf=lambda node: isinstance(node, tuple))
-    named = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): (leaf.shape, each)
-        for (path, leaf), each in zip(leaves, axes, strict=True)
-    }
-    return unsharded(program.layout, named)
-
-
-def _headline(program: Program, start: int) -> str:
-    config = program.config
-    count = param_count(config.model, config.conditioning, embeddings=True)
-    mesh = " ".join(f"{axis}={size}" for axis, size in program.layout.mesh.shape.items() if size > 1)
-    where = f"{len(jax.devices())} × {jax.devices()[0].device_kind}" + (f" ({mesh})" if mesh else "")
-    tokens = program.clockwork.batches.sequences(program.clockwork.length) * config.data.seq_len
-    resumed = f", resuming at step {start}" if start else ""
-    return (
-        f"{config.name}: {count / 1e6:,.1f}M parameters on {where}; {program.clockwork.length:,} steps, "
-        f"{f'{tokens / 1e6:,.1f}M' if tokens >= 1e6 else f'{tokens / 1e3:,.0f}k'} tokens{resumed}"
-    )
-
-
-def _summarise_flow(directory: RunDirectory, config: Config, console: Console) -> None:
-    found = flow_summary.conclude(directory, config.model.vocab_size)
-    if found is not None:
-        flow_summary.show(found, console)
-
-
-def _conclude(program: Program, params: Any, stream: data.Stream, console: Console, directory: RunDirectory) -> None:
-    """The sampled passage and where everything is."""
-    prompt = program.config.evaluation.sample_prompt
-    if prompt:
-        passage = sample(
-            program.arch,
-            params,
-            stream.tokenizer,
-            prompt,
-            program.config.evaluation.sample_tokens,
-            seed=program.config.seed,
-        )
-        console.rule("sampled")
-        console.print(prompt + passage, highlight=False, markup=False, soft_wrap=True)
-        console.rule()
-    console.print(f"run directory: {directory.path}", highlight=False, soft_wrap=True)
+    def _conclude(self, params: Any) -> None:
+        """The sampled passage and where everything is."""
+        config, program = self.setting.config, self.setting.program
+        prompt, tokens = config.evaluation.sample_prompt, config.evaluation.sample_tokens
+        if prompt:
+            passage = sample(program.arch, params, self.setting.stream.tokenizer, prompt, tokens, seed=config.seed)
+            self.console.rule("sampled")
+            self._say(prompt + passage)
+            self.console.rule()
+        self._say(f"run directory: {self.setting.directory.path}")

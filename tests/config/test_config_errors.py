@@ -127,6 +127,12 @@ SINGLE = {
     "duration.length=50%": "override: duration.length cannot be a percentage of itself; give steps, tokens, flops, "
     "tokens/param or epochs",
     "duration.warmup=101%": "override: duration.warmup '101%' is more than the whole run",
+    "checkpoint.every=[]": "override: checkpoint.every: expected a duration such as '300 steps' or '10 minutes', or a "
+    "list of such, not an empty list",
+    "checkpoint.every=[3 steps, 0 minutes]": "override: checkpoint.every '0 minutes' must be more than 0",
+    "checkpoint.stall_limit=30 steps": "override: checkpoint.stall_limit '30 steps' is not a time such as '10 minutes'",
+    "checkpoint.keep_best={metric: eval/shakespear/bits_per_byte}": "override: checkpoint.keep_best.metric: "
+    "'eval/shakespear/bits_per_byte' is none of what is evaluated; did you mean 'eval/shakespeare/bits_per_byte'?",
     "checkpoint.every=0 minutes": "override: checkpoint.every '0 minutes' must be more than 0",
     "evaluation.every=0%": "override: evaluation.every '0%' must be more than 0",
     "duration.wall_clock_limit=3 steps": "override: duration.wall_clock_limit '3 steps' "
@@ -171,7 +177,7 @@ def test_zero_warmup_and_decay_are_fine():
 
 def test_percentages_and_times_where_they_mean_something():
     config = load("laptop", ["evaluation.every=25%", "checkpoint.every=10 minutes", "logging.every=1%"])
-    assert (str(config.evaluation.every), config.checkpoint.every.seconds) == ("25%", 600)
+    assert (str(config.evaluation.every), config.checkpoint.every.parts[0].seconds) == ("25%", 600)
 
 
 def test_all_problems_at_once_with_their_places(tmp_path, monkeypatch):

@@ -1,11 +1,13 @@
 """Whose a run directory is, whether it can be written, and what its files survive."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from blobjax.config import BadInputError, Config
-from blobjax.reliability.run_directory import EventLog, RunDirectory, read_jsonl, write_atomically
+from blobjax.reliability.run_directory import EventLog, Lines, RunDirectory, read_jsonl, write_atomically
 from blobjax.training.metrics import JsonlWriter
 
 
@@ -13,19 +15,24 @@ def config(tmp_path, **changes) -> Config:
     return Config(logging={"run_dir": str(tmp_path / "run")}, **changes)
 
 
+def claim(directory: RunDirectory, settings: Config) -> None:
+    with directory.lock():
+        directory.claim(settings)
+
+
 def test_a_new_directory_is_claimed_and_then_resumed(tmp_path):
     settings = config(tmp_path)
     directory = RunDirectory(settings.logging.run_dir)
     assert not directory.check(settings, allow_config_change=False)
     assert not directory.path.exists(), "a check writes nothing that lasts"
-    directory.claim(settings).close()
+    claim(directory, settings)
     assert directory.check(settings, allow_config_change=False)
     assert directory.previous_config() == settings
 
 
 def test_other_maths_is_refused_with_a_diff_unless_allowed(tmp_path):
     directory = RunDirectory(tmp_path / "run")
-    directory.claim(config(tmp_path)).close()
+    claim(directory, config(tmp_path))
     other = config(tmp_path, seed=3, model={"d_model": 128})
     with pytest.raises(BadInputError) as refused:
         directory.check(other, allow_config_change=False)
@@ -38,7 +45,7 @@ def test_other_maths_is_refused_with_a_diff_unless_allowed(tmp_path):
 
 def test_what_does_not_change_the_maths_may_change(tmp_path):
     directory = RunDirectory(tmp_path / "run")
-    directory.claim(config(tmp_path)).close()
+    claim(directory, config(tmp_path))
     assert directory.check(config(tmp_path, compute={"mesh": {"data": 1, "fsdp": 8}}), allow_config_change=False)
 
 
@@ -90,9 +97,9 @@ def test_atomic_write_leaves_no_trace_of_itself(tmp_path):
 
 def test_a_directory_in_use_is_refused_and_free_again_afterwards(tmp_path):
     directory = RunDirectory(tmp_path / "run")
-    with directory.claim(config(tmp_path)), pytest.raises(BadInputError, match="in use by another run"):
-        directory.claim(config(tmp_path))
-    directory.claim(config(tmp_path)).close()
+    with directory.lock(), pytest.raises(BadInputError, match="in use by another run"):
+        directory.lock()
+    claim(directory, config(tmp_path))
 
 
 def test_what_a_crash_leaves_behind_does_not_spoil_the_directory(tmp_path):
@@ -100,7 +107,7 @@ def test_what_a_crash_leaves_behind_does_not_spoil_the_directory(tmp_path):
     directory.path.mkdir()
     (directory.path / ".blobjax-config.yaml").write_text("half a con")
     assert not directory.check(config(tmp_path), allow_config_change=False)
-    directory.claim(config(tmp_path)).close()
+    claim(directory, config(tmp_path))
     assert directory.check(config(tmp_path), allow_config_change=False)
 
 
@@ -110,3 +117,24 @@ def test_a_torn_last_event_spoils_no_other(tmp_path):
     with EventLog(path) as log:
         log.write("stop")
     assert [event["event"] for event in read_jsonl(path)] == ["start", "stop"]
+
+
+def test_a_full_disk_costs_lines_and_says_so(capsys):
+    """/dev/full is a disk without room."""
+    with EventLog(Path("/dev/full")) as log:
+        log.write("start")
+        log.write("stop")
+    assert capsys.readouterr().err.count("/dev/full cannot be written: No space left on device") == 1
+
+
+def test_a_line_that_a_full_disk_tore_spoils_no_other(tmp_path, capsys, monkeypatch):
+    lines = Lines(tmp_path / "events.jsonl")
+    lines.write('{"event": "start"}\n')
+    write = lines._file.write
+    with monkeypatch.context() as full:
+        full.setattr(lines, "_file", SimpleNamespace(write=lambda content: write(content[:5])))
+        lines.write('{"event": "lost"}\n')
+    lines.write('{"event": "stop"}\n')
+    lines.close()
+    assert [event["event"] for event in read_jsonl(tmp_path / "events.jsonl")] == ["start", "stop"]
+    assert "1 of its lines are lost" in capsys.readouterr().err

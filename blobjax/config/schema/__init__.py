@@ -25,7 +25,16 @@ from blobjax.config.schema.data import Data, Source
 from blobjax.config.schema.model import Model, Rope, RopeScaling
 from blobjax.config.schema.reliability import Reliability
 from blobjax.config.schema.section import Section
-from blobjax.config.schema.training import Checkpoint, Evaluation, Faults, Logging, Objective, Optimizer, Training
+from blobjax.config.schema.training import (
+    Checkpoint,
+    Evaluation,
+    Faults,
+    KeepBest,
+    Logging,
+    Objective,
+    Optimizer,
+    Training,
+)
 
 __all__ = [
     "AGC",
@@ -38,6 +47,7 @@ __all__ = [
     "Evaluation",
     "Faults",
     "Guard",
+    "KeepBest",
     "Logging",
     "LossScaling",
     "Mesh",

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from blobjax.config.durations import Duration
+from blobjax.config.durations import Duration, Durations
 from blobjax.config.schema.section import Count, Fraction, FromList, Nonnegative, Positive, Section
 
 
@@ -77,15 +77,32 @@ class Optimizer(Section):
     gradients. For whatever AdamW updates: everything (adamw), or what is no hidden matrix (muon)."""
 
 
-class Checkpoint(Section):
-    """How often the whole state is saved, and which saves are kept."""
+class KeepBest(Section):
+    """Saves that are kept because a held-out metric was best."""
 
-    every: Duration = Duration(100, "steps")
-    """Progress or time between saves (`100 steps`, `10 minutes`, `5%`); the last step is always saved."""
+    metric: str
+    """Such as `eval/shakespeare/bits_per_byte`; a save has that of the newest evaluation at or before it."""
+    count: Positive = 1
+    """How many are kept."""
+    mode: Literal["min", "max"] = "min"
+    """Whether the smallest or the largest is best."""
+
+
+class Checkpoint(Section):
+    """How often the whole state is saved, and which saves are kept: all that any of the rules keeps."""
+
+    every: Durations = Durations((Duration(100, "steps"),))
+    """Progress or time between saves (`100 steps`, `10 minutes`, `5%`), or a list: whichever comes first. The last step
+    is always saved."""
     keep: Positive = 3
     """The newest saves kept."""
     keep_every: Count = 0
     """Saves at multiples of this many steps are kept for ever; 0: none."""
+    keep_best: KeepBest | None = None
+    """Keep the best by a held-out metric too."""
+    stall_limit: Duration = Duration(10, "minutes")
+    """How long storage may keep a run waiting. A save that falls due while another is being written is left out, so
+    that training does not stand still; one that is not written after this long ends the run, its older saves whole."""
 
 
 class Evaluation(Section):

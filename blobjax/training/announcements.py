@@ -1,0 +1,71 @@
+"""What a run says of itself when it starts: to a reader of events.jsonl, and to the person watching."""
+
+from typing import Any
+
+import jax
+
+import blobjax
+from blobjax.compute.flops import param_count
+from blobjax.compute.sharding import unsharded
+from blobjax.training.program import Program
+
+
+def facts(program: Program) -> dict[str, Any]:
+    """What a reader of events.jsonl wants to know of an attempt."""
+    devices = jax.devices()
+    return {
+        "versions": {"blobjax": blobjax.__version__, "jax": jax.__version__},
+        "device_kind": devices[0].device_kind,
+        "devices": len(devices),
+        "processes": jax.process_count(),
+        "mesh": dict(program.layout.mesh.shape),
+        "length": program.clockwork.length,
+        "tokens_per_step": program.clockwork.tokens_per_step,
+        "flops_per_token": program.clockwork.flops_per_token,
+    }
+
+
+def headline(program: Program, start: int) -> str:
+    """One line: what is trained, on what, for how long.
+
+    Args:
+      start: the step this attempt begins after.
+    """
+    config = program.config
+    count = param_count(config.model, config.conditioning, embeddings=True)
+    mesh = " ".join(f"{axis}={size}" for axis, size in program.layout.mesh.shape.items() if size > 1)
+    where = f"{len(jax.devices())} × {jax.devices()[0].device_kind}" + (f" ({mesh})" if mesh else "")
+    tokens = program.clockwork.batches.sequences(program.clockwork.length) * config.data.seq_len
+    resumed = f", resuming at step {start}" if start else ""
+    return (
+        f"{config.name}: {count / 1e6:,.1f}M parameters on {where}; {program.clockwork.length:,} steps, "
+        f"{f'{tokens / 1e6:,.1f}M' if tokens >= 1e6 else f'{tokens / 1e3:,.0f}k'} tokens{resumed}"
+    )
+
+
+def warnings(program: Program) -> list[str]:
+    """What works, but may not be what is wanted."""
+    found = [f"{name} is whole on every device of a mesh that could split it" for name in _unsharded(program)]
+    conditioning = program.config.conditioning
+    if conditioning.precision == "float16" and conditioning.loss_scaling.kind == "none":
+        found.append(
+            "float16 without loss scaling: small gradients become 0; unless that is what you study, set "
+            "conditioning.loss_scaling.kind=dynamic"
+        )
+    if program.config.reliability.check_every and jax.default_backend() == "gpu":
+        found.append(
+            "reliability.check_every compares steps bit by bit, and on GPUs some sums are made in any order: give "
+            "compute.xla_flags=[gpu-deterministic] too, unless what you run is known to repeat itself"
+        )
+    return found
+
+
+def _unsharded(program: Program) -> list[str]:
+    """Large parameters that no rule splits although the mesh has an axis for them."""
+    leaves = jax.tree_util.tree_leaves_with_path(program.arch.shapes)
+    axes = jax.tree.leaves(program.arch.axes, is_leaf=lambda node: isinstance(node, tuple))
+    named = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (leaf.shape, each)
+        for (path, leaf), each in zip(leaves, axes, strict=True)
+    }
+    return unsharded(program.layout, named)

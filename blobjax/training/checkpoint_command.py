@@ -1,0 +1,262 @@
+"""`blobjax checkpoint list|verify|show|prune RUN`: a run's checkpoints from their files, with no model and no jax.
+
+Arrays are read by TensorStore, the library under Orbax, one chunk at a time: a chunk is what one device held when it
+was saved, so no more of the state is in memory than that, whatever mesh it was saved from.
+"""
+
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from blobjax.config import BadInputError, Config, HaltedError
+from blobjax.reliability import host_fingerprint
+from blobjax.reliability.run_directory import RunDirectory
+from blobjax.training import checkpoint_files as files
+from blobjax.training.checkpoint_files import BadCheckpointError, Leaf, Record
+
+# What a checkpoint is made of; each is an OCDBT database of zarr arrays.
+_TREES = ("params", "optimizer", "progress")
+
+
+def _open(run: str) -> tuple[RunDirectory, Config]:
+    directory = RunDirectory(run)
+    if not directory.config.is_file():
+        raise BadInputError(f"{run} is not a run directory: it has no config.yaml; give one such as runs/laptop")
+    config = directory.previous_config()
+    assert config is not None
+    return directory, config
+
+
+def _steps(directory: RunDirectory, wanted: int | None) -> list[int]:
+    steps = files.numbered(directory.checkpoints)
+    if wanted is not None and wanted not in steps:
+        known = ", ".join(map(str, steps)) or "none"
+        raise BadInputError(f"{directory.path} has no checkpoint of step {wanted}; there are: {known}")
+    return steps if wanted is None else [wanted]
+
+
+def describe(run: str) -> list[dict[str, Any]]:
+    """One object for each checkpoint, the oldest first, then one for each that was put aside."""
+    directory, config = _open(run)
+    records: dict[int, Record | str] = {}
+    for step in files.numbered(directory.checkpoints):
+        try:
+            records[step] = files.read_record(directory.checkpoints / str(step))
+        except BadCheckpointError as bad:
+            records[step] = str(bad)
+        except FileNotFoundError:
+            continue  # deleted since by a run that is going on
+    reasons = files.kept(
+        {step: record.metric for step, record in records.items() if isinstance(record, Record)}, config.checkpoint
+    )
+    found = []
+    for step, record in records.items():
+        known = record if isinstance(record, Record) else None
+        found.append(
+            {
+                "step": step,
+                "bytes": files.size(directory.checkpoints / str(step)),
+                "time": known.time if known else None,
+                "fingerprints": known is not None and known.leaves is not None,
+                "kept": reasons.get(step, ""),
+                "bad": "" if known else record,
+            }
+        )
+    if directory.quarantine.is_dir():
+        for folder in sorted(each for each in directory.quarantine.iterdir() if each.is_dir()):
+            found.append({"quarantine": folder.name, "bytes": files.size(folder)})
+    return found
+
+
+def list_lines(found: list[dict[str, Any]]) -> Iterator[str]:
+    """`describe` for people."""
+    yield f"{'step':>10}  {'size':>9}  {'saved':<19}  {'fingerprints':<12}  kept as"
+    for each in found:
+        if "quarantine" in each:
+            yield f"{each['quarantine']:>10}  {_size(each['bytes']):>9}  in quarantine: bad; never deleted"
+            continue
+        saved = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each["time"])) if each["time"] else "?"
+        why = f"BAD: {each['bad']}" if each["bad"] else each["kept"] or "nothing: deleted after the next save"
+        has = "yes" if each["fingerprints"] else "no"
+        yield f"{each['step']:>10}  {_size(each['bytes']):>9}  {saved:<19}  {has:<12}  {why}"
+
+
+def verify(run: str, step: int | None = None) -> Iterator[dict[str, Any]]:
+    """Reads every array of every checkpoint and compares its fingerprint; one object for each checkpoint.
+
+    Raises:
+      HaltedError: one cannot be read at the moment, which says nothing about it.
+    """
+    directory, _ = _open(run)
+    for each in _steps(directory, step):
+        folder = directory.checkpoints / str(each)
+        began, bad, verified = time.perf_counter(), "", False
+        try:
+            verified = _verify(folder)
+        except Exception as error:
+            cause = files.unreadable(folder)
+            if cause is not None or isinstance(error, MemoryError):
+                reason = files.first_line(cause or error)
+                raise HaltedError(f"checkpoint {folder} cannot be read at the moment ({reason})") from None
+            bad = str(error) if isinstance(error, BadCheckpointError) else files.first_line(error)
+        yield {
+            "step": each,
+            "good": not bad,
+            "verified": verified and not bad,
+            "bad": bad,
+            "bytes": files.size(folder),
+            "seconds": time.perf_counter() - began,
+        }
+
+
+def verify_line(found: dict[str, Any]) -> str:
+    """One object of `verify` for people."""
+    if found["bad"]:
+        return f"step {found['step']}: BAD: {found['bad']}"
+    what = "good" if found["verified"] else "can be read; it has no fingerprints to verify it by"
+    return f"step {found['step']}: {what}  ({_size(found['bytes'])} in {found['seconds']:.1f} s)"
+
+
+def _verify(folder: Path) -> bool:
+    """Whether a checkpoint has fingerprints to be good by; raises BadCheckpointError, or what TensorStore does."""
+    files.check_links(folder)
+    record = files.read_record(folder)
+    wrong = []
+    for tree in _TREES:
+        stored = _stored(folder / tree)
+        leaves = {path: leaf for path, leaf in (record.leaves or {}).items() if path.startswith(f"{tree}/")}
+        if record.leaves is not None and {f"{tree}/{name}" for name in stored} - {"progress/sequences"} != set(leaves):
+            raise BadCheckpointError(f"{tree} holds other arrays than were saved")
+        for name in stored:
+            wanted = leaves.get(f"{tree}/{name}")
+            array = _array(folder / tree, name)
+            found = Leaf(tuple(array.shape), array.dtype.name, _fingerprint(array))
+            if (wanted is not None and found != wanted) or (
+                name == "sequences" and record.sequences not in (None, int(array.read().result()))
+            ):
+                wrong.append(f"{tree}/{name}")
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise BadCheckpointError(f"not what was saved: {', '.join(wrong[:3])}{more}")
+    return record.leaves is not None
+
+
+def _database(tree: Path) -> dict[str, Any]:
+    return {"driver": "ocdbt", "base": {"driver": "file", "path": f"{tree.resolve()}/"}}
+
+
+def _stored(tree: Path) -> list[str]:
+    """Names of the arrays in one tree; Orbax's own list of them must be the same."""
+    import tensorstore
+
+    keys = [key.decode() for key in tensorstore.KvStore.open(_database(tree)).result().list().result()]
+    names = sorted(key.removesuffix("/zarr.json") for key in keys if key.endswith("/zarr.json"))
+    try:
+        listed = json.loads((tree / "_METADATA").read_text(encoding="utf-8"))["tree_metadata"].values()
+        told = sorted("/".join(str(key["key"]) for key in each["key_metadata"]) for each in listed)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadCheckpointError(f"{tree.name}/_METADATA is damaged ({type(error).__name__})") from error
+    if told != names:
+        raise BadCheckpointError(f"{tree.name}/_METADATA lists other arrays than there are")
+    return names
+
+
+def _array(tree: Path, name: str) -> Any:
+    import tensorstore
+
+    return tensorstore.open(
+        {"driver": "zarr3", "kvstore": {**_database(tree), "path": f"{name}/"}}, read=True, open=True
+    ).result()
+
+
+def _fingerprint(array: Any) -> str:
+    """Of an array in a file, read chunk by chunk."""
+    shape = array.shape
+    chunk = array.chunk_layout.read_chunk.shape or ()  # a scalar has none
+    sums = np.zeros(2, np.uint32)
+    for start in itertools.product(*(range(0, size, step) for size, step in zip(shape, chunk, strict=True))):
+        place = tuple(slice(at, min(at + step, size)) for at, step, size in zip(start, chunk, shape, strict=True))
+        sums += host_fingerprint.part(array[place].read().result(), start, shape)
+    return host_fingerprint.as_text(sums)
+
+
+def show(run: str, step: int | None = None) -> dict[str, Any]:
+    """What one checkpoint says it holds; the newest, unless told which. No array is read.
+
+    Raises:
+      BadInputError: there is none, or it says nothing that can be read.
+    """
+    directory, _ = _open(run)
+    steps = _steps(directory, step)
+    if not steps:
+        raise BadInputError(f"run {run} has no checkpoint yet; train it first")
+    folder = directory.checkpoints / str(steps[-1])
+    try:
+        record = files.read_record(folder)
+    except BadCheckpointError as bad:
+        raise BadInputError(f"checkpoint {folder} is bad: {bad}; choose another with --step") from None
+    if record.leaves is None:
+        raise BadInputError(f"checkpoint {folder} is from before fingerprints, and does not say what it holds")
+    leaves = {
+        path: {
+            "shape": list(leaf.shape),
+            "dtype": leaf.dtype,
+            "bytes": int(np.prod(leaf.shape, dtype=np.int64)) * np.dtype(leaf.dtype).itemsize,
+            "fingerprint": leaf.fingerprint,
+        }
+        for path, leaf in record.leaves.items()
+    }
+    return {
+        "folder": str(folder),
+        "step": record.step,
+        "sequences": record.sequences,
+        "data": record.data,
+        "metric": record.metric,
+        "time": record.time,
+        "leaves": leaves,
+    }
+
+
+def show_lines(found: dict[str, Any]) -> Iterator[str]:
+    """`show` for people."""
+    yield f"{found['folder']}: step {found['step']}, {found['sequences']:,} sequences of data {found['data'][:16]}"
+    width = max(len(path) for path in found["leaves"])
+    for path, leaf in found["leaves"].items():
+        shape = "×".join(map(str, leaf["shape"])) or "scalar"
+        yield f"{path:<{width}}  {leaf['dtype']:<8}  {_size(leaf['bytes']):>9}  {leaf['fingerprint']}  {shape}"
+    yield f"{len(found['leaves'])} arrays, {_size(sum(leaf['bytes'] for leaf in found['leaves'].values()))}"
+
+
+def prune(run: str, keep: int | None, keep_every: int | None, dry_run: bool) -> Iterator[str]:
+    """Deletes what the run's own rules do not keep, or these instead; a line for each.
+
+    Raises:
+      BadInputError: a run trains there.
+    """
+    directory, config = _open(run)
+    given = {"keep": keep, "keep_every": keep_every}
+    policy = config.checkpoint.model_copy(update={key: value for key, value in given.items() if value is not None})
+    if dry_run:
+        gone = files.surplus(directory.checkpoints, policy)
+    else:
+        with directory.lock():
+            gone = files.surplus(directory.checkpoints, policy)
+            for step in gone:
+                files.delete(directory.checkpoints / str(step))
+    for step in gone:
+        yield f"{'would delete' if dry_run else 'deleted'} the checkpoint of step {step}"
+    stay = [step for step in files.committed(directory.checkpoints) if step not in gone]
+    yield f"kept: {', '.join(map(str, stay)) or 'none'}"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

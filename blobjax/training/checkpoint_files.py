@@ -1,0 +1,248 @@
+"""Checkpoints as files: which there are, what each says of itself, which are kept, and how one is put aside.
+
+Nothing here reads an array or imports jax, so that looking at a run costs nothing. A checkpoint is a numbered folder
+that Orbax renames once it is whole; what goes wrong with it goes wrong later.
+"""
+
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from blobjax.config.schema import Checkpoint
+
+# Orbax writes this file last into a checkpoint's folder; `custom_metadata` in it is ours.
+COMMITTED = "_CHECKPOINT_METADATA"
+# What Orbax has in the name of a folder that it has not finished.
+_UNFINISHED = ".orbax-checkpoint-tmp"
+# Errors that say something of the storage or of this machine, and nothing of the file that was asked for.
+_NOT_THE_FILE = {
+    getattr(errno, name)
+    for name in (
+        *("EACCES", "EPERM", "EIO", "ESTALE", "ENOTCONN", "ETIMEDOUT", "EHOSTDOWN", "EHOSTUNREACH"),
+        *("ENODEV", "ENXIO", "EMFILE", "ENFILE", "ENOMEM", "EAGAIN", "EINTR", "EREMOTEIO"),
+    )
+    if hasattr(errno, name)
+}
+
+
+class BadCheckpointError(Exception):
+    """A checkpoint that is not, or no longer, what was saved; the text says in one line what was found."""
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One array of a checkpoint.
+
+    Attributes:
+      shape: of the whole array.
+      dtype: its name, such as bfloat16.
+      fingerprint: 16 hexadecimal digits (`reliability/fingerprint.py`).
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a checkpoint says of itself, and everything it is checked against.
+
+    Attributes:
+      data: fingerprint of the data that `sequences` counts in.
+      step: optimizer steps taken; None in a checkpoint from before fingerprints.
+      sequences: position of the data stream; None likewise.
+      metric: what `checkpoint.keep_best` ranks it by; None where nothing was evaluated yet.
+      leaves: path, such as `params/blocks/mlp/up`, to array; None likewise.
+      time: when it was committed, in seconds since 1970.
+    """
+
+    data: str
+    step: int | None = None
+    sequences: int | None = None
+    metric: float | None = None
+    leaves: Mapping[str, Leaf] | None = None
+    time: float = 0.0
+
+    def as_metadata(self) -> dict[str, Any]:
+        """As it stands in the checkpoint, with a digest: a damaged record must not pass for another config's."""
+        metric = self.metric if self.metric is not None and math.isfinite(self.metric) else None
+        leaves = {path: asdict(leaf) for path, leaf in (self.leaves or {}).items()}
+        content = {"step": self.step, "sequences": self.sequences, "metric": metric, "leaves": leaves}
+        return {"data": self.data, "record": content, "digest": _digest(self.data, content)}
+
+
+def _digest(data: str, content: Any) -> str:
+    # Through JSON once, so that tuples are what they are read back as.
+    return hashlib.sha256(json.dumps([data, json.loads(json.dumps(content))], sort_keys=True).encode()).hexdigest()
+
+
+def read_record(folder: Path) -> Record:
+    """What a checkpoint says of itself.
+
+    Raises:
+      BadCheckpointError: it says nothing, or something damaged.
+      OSError: it cannot be read at the moment.
+    """
+    try:
+        text = (folder / COMMITTED).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        if folder.is_dir():
+            raise BadCheckpointError(f"{COMMITTED} is missing") from None
+        raise
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise BadCheckpointError(f"{COMMITTED} is damaged ({error})") from None
+    try:
+        whole = json.loads(text)
+        ours, time = whole["custom_metadata"], float(whole["commit_timestamp_nsecs"] or 0) / 1e9
+        if "record" not in ours and "digest" not in ours:
+            return Record(str(ours["data"]), time=time)
+        content = ours["record"]
+        if ours["digest"] != _digest(ours["data"], content):
+            raise BadCheckpointError(f"{COMMITTED} is damaged (its record does not match its digest)")
+        leaves = {p: Leaf(tuple(e["shape"]), e["dtype"], e["fingerprint"]) for p, e in content["leaves"].items()}
+        return Record(ours["data"], content["step"], content["sequences"], content["metric"], leaves, time)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadCheckpointError(f"{COMMITTED} is damaged ({type(error).__name__}: {error})"[:200]) from None
+
+
+def numbered(checkpoints: Path) -> list[int]:
+    """Steps that have a folder, ascending, whatever is in it."""
+    if not checkpoints.is_dir():
+        return []
+    return sorted(int(each.name) for each in checkpoints.iterdir() if each.name.isdecimal() and each.is_dir())
+
+
+def committed(checkpoints: Path) -> list[int]:
+    """Steps whose folder Orbax finished, ascending."""
+    return [step for step in numbered(checkpoints) if (checkpoints / str(step) / COMMITTED).is_file()]
+
+
+def size(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
+
+
+def kept(metrics: Mapping[int, float | None], policy: Checkpoint) -> dict[int, str]:
+    """Which checkpoints the rules keep, and the first reason why.
+
+    Args:
+      metrics: each step that has a checkpoint, with what it is ranked by.
+    """
+    steps, best = sorted(metrics), policy.keep_best
+    reasons: dict[int, str] = {}
+    if best is not None:
+        ranked = {step: value for step, value in metrics.items() if value is not None}
+        sign = 1 if best.mode == "min" else -1
+        # Of two with the same evaluation the earlier is the nearer to it.
+        for step in sorted(ranked, key=lambda step: (sign * ranked[step], step))[: best.count]:
+            reasons[step] = f"best {best.metric} ({ranked[step]:.4g})"
+    for step in steps:
+        if policy.keep_every and step % policy.keep_every == 0:
+            reasons[step] = f"every {policy.keep_every} steps"
+    for step in steps[-policy.keep :]:
+        reasons.setdefault(step, f"one of the newest {policy.keep}")
+    return {step: reasons[step] for step in steps if step in reasons}
+
+
+def surplus(checkpoints: Path, policy: Checkpoint) -> list[int]:
+    """Steps of the checkpoints that no rule keeps, ascending."""
+    metrics = {}
+    for step in committed(checkpoints):
+        try:
+            metrics[step] = read_record(checkpoints / str(step)).metric
+        except (BadCheckpointError, OSError):
+            continue  # whoever wants it will find out, and put it aside
+    stay = kept(metrics, policy)
+    return [step for step in metrics if step not in stay]
+
+
+def delete(folder: Path) -> None:
+    """Deletes one checkpoint; moved away first, so that a process killed at any moment leaves whole ones only."""
+    aside = folder.parent.parent / ".blobjax-undone"
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def quarantine(folder: Path) -> Path:
+    """Moves one checkpoint to RUN/quarantine/STEP-N, and returns where; nothing there is ever deleted."""
+    away = folder.parent.parent / "quarantine"
+    away.mkdir(exist_ok=True)
+    number = 1
+    while (away / f"{folder.name}-{number}").exists():
+        number += 1
+    return folder.rename(away / f"{folder.name}-{number}")
+
+
+def clear_unfinished(checkpoints: Path) -> None:
+    """Deletes what a save that was killed or failed has left; nobody may be saving."""
+    for each in checkpoints.glob(f"*{_UNFINISHED}*"):
+        shutil.rmtree(each, ignore_errors=True)
+
+
+def probe(checkpoints: Path) -> str:
+    """Why nothing can be written there, in one line; empty if it can."""
+    try:
+        # Orbax would make a directory that has vanished anew, and the run would go on in one that is no run's.
+        if not checkpoints.is_dir():
+            return f"{checkpoints} is gone"
+        with tempfile.NamedTemporaryFile(dir=checkpoints, prefix=".blobjax-probe-") as file:
+            file.write(b"probe")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return f"{checkpoints} cannot be written: {error.strerror or error}"
+    return ""
+
+
+def check_links(folder: Path) -> None:
+    """Refuses a checkpoint with a link that leads out of it. (TensorStore itself refuses `..` in a manifest.)
+
+    Raises:
+      BadCheckpointError: there is one.
+    """
+    root = folder.resolve()
+    for each in folder.rglob("*"):
+        if each.is_symlink() and not each.resolve().is_relative_to(root):
+            raise BadCheckpointError(f"{each.relative_to(folder)} is a link that leads out of the checkpoint")
+
+
+def unreadable(folder: Path) -> OSError | None:
+    """Why this process cannot read a checkpoint at the moment, where that says nothing against the checkpoint.
+
+    A directory that is not there is such a reason too: a file system that has been unmounted looks like that.
+    """
+    try:
+        for each in [folder, *folder.rglob("*")]:
+            if each.is_dir():
+                os.listdir(each)
+            elif each.is_file():
+                with each.open("rb") as file:
+                    file.read(1)
+        if not folder.is_dir():
+            return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+    except OSError as error:
+        return error if error.errno in _NOT_THE_FILE else None
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong at the bottom of it, in one line of at most 200 characters."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}".split(" [tensorstore_spec=")[0][:200]
+
+
+def newest(steps: Sequence[int], last: int | None) -> list[int]:
+    """Those not after a step (None: all), the newest first."""
+    return [step for step in reversed(steps) if last is None or step <= last]

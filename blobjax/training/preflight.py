@@ -1,0 +1,103 @@
+"""Before a run computes anything: whatever about it cannot work is found out, and nothing is written."""
+
+import json
+import time
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import jax
+
+from blobjax import data
+from blobjax.compute.sharding import make_layout
+from blobjax.config import BadInputError, Config
+from blobjax.config.diff import changed_maths
+from blobjax.data import Stream, Tokenizer
+from blobjax.reliability.run_directory import RunDirectory
+from blobjax.reliability.timers import check_agreement
+from blobjax.training import checkpoint_files
+from blobjax.training.program import Program, make_program
+from blobjax.training.recovery import Passage, read_passages, windows
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an attempt at a run goes out from.
+
+    Attributes:
+      began: when, by time.monotonic().
+      program: the config bound to the devices there are.
+      stream: its data.
+      data: fingerprint of that data.
+      directory: where the run lives.
+      resuming: whether a run lives there already.
+      saved: steps with a checkpoint, ascending.
+      passages: windows of data that earlier rollbacks passed over.
+      writes: whether this process is the one that writes into the directory.
+    """
+
+    began: float
+    program: Program
+    stream: Stream
+    data: str
+    directory: RunDirectory
+    resuming: bool
+    saved: list[int]
+    passages: list[Passage]
+    writes: bool
+
+    @property
+    def config(self) -> Config:
+        """The run."""
+        return self.program.config
+
+    @property
+    def length(self) -> int:
+        """Of the run, in steps."""
+        return self.program.clockwork.length
+
+
+def preflight(config: Config, allow_config_change: bool) -> Setting:
+    """Checks everything, prepares the data, and returns once all processes have come to the same.
+
+    Raises:
+      BadInputError: what cannot work, and how it could.
+    """
+    began = time.monotonic()
+    directory = RunDirectory(config.logging.run_dir)
+    resuming = directory.check(config, allow_config_change)
+    _check_wandb(config)
+    layout = make_layout(config)
+    with data.show_progress() as progress:
+        prepared = data.prepare(config, progress)
+    stream = data.open_stream(config, prepared)
+    passages = read_passages(directory.passed_over)
+    stream.passed_over = windows(passages)
+    _check_sample(config, stream.tokenizer)
+    program = make_program(config, layout, stream.tokens_per_epoch)
+    saved = checkpoint_files.committed(directory.checkpoints) if resuming else []
+    # Also a barrier: no process may look at the directory while process 0 claims it.
+    check_agreement(
+        # What must be the same on all processes, as text.
+        maths="\n".join(changed_maths(Config(), config)),
+        data=prepared.fingerprint,
+        checkpoints=str(saved[-1:]),
+        **{"data passed over": json.dumps(passages)},
+    )
+    writes = jax.process_index() == 0
+    return Setting(began, program, stream, prepared.fingerprint, directory, resuming, saved, passages, writes)
+
+
+def _check_sample(config: Config, tokenizer: Tokenizer) -> None:
+    """Finds a passage that cannot be sampled before training rather than after it."""
+    wanted = 1 + len(tokenizer.encode(config.evaluation.sample_prompt)) + config.evaluation.sample_tokens
+    if config.evaluation.sample_prompt and wanted > config.model.max_seq_len:
+        raise BadInputError(
+            f"evaluation.sample_prompt and evaluation.sample_tokens {config.evaluation.sample_tokens} make {wanted} "
+            f"tokens, more than model.max_seq_len {config.model.max_seq_len}; ask for fewer"
+        )
+
+
+def _check_wandb(config: Config) -> None:
+    """Finds a missing W&B before the run directory is touched."""
+    if config.logging.wandb is not None and find_spec("wandb") is None:
+        raise BadInputError("logging.wandb is set but wandb is not installed; pip install 'blobjax[wandb]'")

@@ -1,0 +1,223 @@
+"""When the state is saved, and what follows where storage is slow or fails: training goes on while it can."""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from blobjax.config import HaltedError
+from blobjax.config.schema import Checkpoint
+from blobjax.reliability.run_directory import EventLog
+from blobjax.reliability.timers import Earliest, everyone
+from blobjax.training.batches import Position
+from blobjax.training.checkpoint_files import first_line
+from blobjax.training.checkpoints import Checkpointer
+from blobjax.training.state import TrainState
+
+# So many saves may fail one after the other before the run ends: what it computes is lost if it ends otherwise.
+_FAILURES_IN_A_ROW = 3
+# How long a run that ends by an error waits for the save in flight; the error is what is waited for.
+_PARTING_SECONDS = 60.0
+
+# What a process says when a save is due; the largest of all counts, so that all do the same.
+_READY, _CANNOT_WRITE, _WRITING, _OVERDUE = range(4)
+
+
+class SaveHook:
+    """Saves the state when due and after the last step. Every process does the same, also where only one has trouble.
+
+    Args:
+      every: when a save is due.
+      length: the run's last step, which is always saved.
+      data: fingerprint of the training data.
+      metric: what the state at a step is ranked by, if anything has been evaluated by then.
+      say: prints a line for the person watching.
+      standing: whether the run has a checkpoint to go on from already.
+      clock: seconds; injectable for tests.
+
+    Attributes:
+      standing: whether it has one now.
+    """
+
+    def __init__(
+        self,
+        checkpointer: Checkpointer,
+        policy: Checkpoint,
+        every: Earliest,
+        length: int,
+        position: Position,
+        data: str,
+        events: EventLog,
+        metric: Callable[[int], float | None] = lambda step: None,
+        say: Callable[[str], None] = print,
+        standing: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._checkpointer = checkpointer
+        self._limit = policy.stall_limit
+        self._seconds = policy.stall_limit.seconds or 0.0
+        self._every = every
+        self._length = length
+        self._position = position
+        self._data = data
+        self._events = events
+        self._metric = metric
+        self._say = say
+        self.standing = standing
+        self._clock = clock
+        self._newest = -1
+        self._began = 0.0
+        self._in_flight: dict[str, Any] | None = None
+        # How the save that ended last did so on this process, until all know; and how many failed in a row.
+        self._committed = self._failed = False
+        self._failures = 0
+
+    def due(self, step: int) -> bool:
+        """Every so often, and at the end. What has become of the save in flight is told as soon as it is known."""
+        self._look()
+        return self._every.due(step) or step == self._length
+
+    def run(self, step: int, state: TrainState) -> bool:
+        """Starts a save in the background, or leaves it out where the one before is still being written."""
+        if step == self._length:
+            self.save_now(step, state)
+        elif step != self._newest:
+            self._save(step, state)
+        return False
+
+    def save_now(self, step: int, state: TrainState, within: float | None = None) -> None:
+        """Saves because there may be no later: waits for the save in flight, then for this one. A collective.
+
+        Args:
+          within: seconds it may take altogether; `checkpoint.stall_limit` for each of the two where it is not given.
+
+        Raises:
+          HaltedError: it could not be saved in time, or at all.
+        """
+        deadline = self._clock() + within if within is not None else None
+        if step != self._newest:
+            self._wait(deadline)
+            self._save(step, state)
+        self._wait(deadline)
+        if self._look_all(_READY) == _WRITING:
+            raise HaltedError(f"step {step} could not be saved within {within or self._seconds:g} s; {self._older()}")
+        if self._newest != step:
+            raise HaltedError(f"step {step} could not be saved; {self._older()}")
+
+    def finish(self) -> None:
+        """Waits for the save in flight to be committed or to fail. A collective; raises HaltedError past the limit."""
+        self._wait(None)
+        if self._look_all(_READY) == _WRITING:
+            raise self._too_slow()
+
+    def part(self) -> None:
+        """The same for a run that ends by an error, on this process alone: a save under way is worth a while."""
+        self._wait(self._clock() + _PARTING_SECONDS)
+        self._look()
+
+    def undo(self, step: int) -> None:
+        """Lets go of every checkpoint after a step, on all processes: the run goes another way from there."""
+        self.finish()
+        self._checkpointer.delete_after(step)
+        self._newest = -1
+
+    def _save(self, step: int, state: TrainState) -> None:
+        began, problem, mine = self._clock(), "", _READY
+        if self._checkpointer.writing:
+            mine = _OVERDUE if began - self._began > self._seconds else _WRITING
+        elif problem := self._checkpointer.probe(self._seconds):
+            mine = _CANNOT_WRITE
+        status = self._look_all(mine)
+        if status == _OVERDUE:
+            raise self._too_slow()
+        if status == _WRITING:
+            self._leave_out(step)
+        elif status == _CANNOT_WRITE:
+            self._fail(step, problem or "another process cannot write; it says why")
+            self._count()
+        else:
+            self._in_flight, self._newest, self._began = {"step": step}, step, began
+            self._checkpointer.save(state, step, self._position.sequences(step), self._data, self._metric(step))
+            self._in_flight["stall_seconds"] = self._clock() - began
+
+    def _wait(self, deadline: float | None) -> None:
+        """Waits for the save in flight on this process, at most until a deadline, or for the limit."""
+        seconds = self._seconds if deadline is None else max(deadline - self._clock(), 0.0)
+        try:
+            self._checkpointer.wait(seconds)
+        except Exception as error:
+            self._ended(error)
+
+    def _look(self) -> None:
+        """Tells what has become of the save in flight, if this process knows it yet."""
+        if self._in_flight is not None and not self._checkpointer.writing:
+            self._wait(self._clock())
+            self._ended(None)
+
+    def _look_all(self, mine: int) -> int:
+        """What holds for all processes; a failed save counts for all once it failed on process 0, which commits it."""
+        self._look()
+        writing = _WRITING if self._checkpointer.writing else _READY
+        known = everyone([max(mine, writing), self._committed, self._failed])
+        status, (_, committed, failed) = int(known[:, 0].max()), known[0]
+        if status < _WRITING:
+            self._committed = self._failed = False
+            if committed:
+                self._failures = 0
+            if failed:
+                self._newest = -1
+                self._count()
+        return status
+
+    def _ended(self, error: Exception | None) -> None:
+        """Writes down how the save in flight ended."""
+        if self._in_flight is None:
+            return
+        ended, self._in_flight = self._in_flight, None
+        if error is None:
+            self._committed = self.standing = True
+            self._events.write("save", **ended, seconds=self._clock() - self._began)
+            return
+        self._failed = True
+        self._fail(ended["step"], first_line(error))
+
+    def _fail(self, step: int, reason: str) -> None:
+        self._events.write("save_failed", step=step, reason=reason)
+        line = f"step {step}: not saved: {reason}; {self._older()}"
+        if jax.process_index() == 0:
+            self._say(line)
+        else:  # only process 0 has a terminal, and this one knows the cause
+            print(line, file=sys.stderr, flush=True)
+
+    def _count(self) -> None:
+        """One more has failed: ends the run when too many did one after the other, on all processes alike."""
+        self._failures += 1
+        if self._failures >= _FAILURES_IN_A_ROW:
+            raise HaltedError(
+                f"{self._failures} saves in a row failed; {self._older()}: see to the storage, and run the same "
+                "command to go on from there"
+            )
+
+    def _leave_out(self, step: int) -> None:
+        writing = self._newest
+        seconds = self._clock() - self._began
+        self._events.write("save_skipped", step=step, writing=writing, seconds=seconds)
+        self._say(
+            f"step {step}: not saved, since the save of step {writing} has been in the writing for {seconds:.0f} s: "
+            "storage is slower than checkpoint.every asks for"
+        )
+
+    def _too_slow(self) -> HaltedError:
+        return HaltedError(
+            f"the save of step {self._newest} was not written within {self._limit} (checkpoint.stall_limit); "
+            f"{self._older()}: see to the storage, or raise the limit, and run the same command to go on from there"
+        )
+
+    def _older(self) -> str:
+        try:
+            steps = self._checkpointer.steps()
+        except OSError as error:
+            return f"no checkpoint can be read: {error.strerror or error}"
+        return f"the newest checkpoint is that of step {steps[-1]}" if steps else "there is no checkpoint"

@@ -38,7 +38,9 @@ def status(run: str) -> dict[str, Any]:
     events = [event for event in read_jsonl(directory.events) if "event" in event]
     ledger = read_ledger(events)
     length = next((event["length"] for event in reversed(events) if "length" in event), None)
-    newest = next((line for line in reversed(list(read_jsonl(directory.metrics))) if "loss" in line), {})
+    newest: dict[str, Any] = next(
+        (line for line in reversed(list(read_jsonl(directory.metrics))) if "loss" in line), {}
+    )
     saved = [event["step"] for event in events if event["event"] in ("save", "restore")]
     running = directory.in_use()
     last = ledger.attempts[-1] if ledger.attempts else None
@@ -54,7 +56,9 @@ def status(run: str) -> dict[str, Any]:
         "goodput": ledger.goodput,
         "wall_seconds": ledger.wall_seconds,
         "seconds": ledger.seconds,
-        "cost_most": max((name for name in ledger.seconds if name != "train"), key=ledger.seconds.get, default=None),
+        "cost_most": max(
+            (name for name in ledger.seconds if name != "train"), key=lambda name: ledger.seconds[name], default=None
+        ),
         "attempts": [_attempt(each, running and each is last) for each in ledger.attempts],
         "events": {name: count for name in _COUNTED if (count := Counter(e["event"] for e in events)[name])},
         "straggler": next((_straggler(e) for e in reversed(events) if e["event"] == "stragglers"), None),
@@ -116,6 +120,8 @@ def lines(found: dict[str, Any]) -> list[str]:
             "",
         ]
         for name, seconds in sorted(found["seconds"].items(), key=lambda each: -each[1]):
+            if seconds < 0.05:
+                continue
             share = seconds / found["wall_seconds"]
             said.append(f"  {_SAID[name]:<30} {seconds:>12,.1f} s  {share:>6.1%}  {'█' * round(share * 30)}".rstrip())
         said.append(f"  {'in all':<30} {found['wall_seconds']:>12,.1f} s  100.0%")

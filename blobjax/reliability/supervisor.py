@@ -1,7 +1,7 @@
 """`blobjax train --restarts N`: starts the same command again when it fails, for where no scheduler does.
 
-The supervisor is a process of its own that starts no jax, so that whatever ends a training process leaves it standing. On
-several hosts there is one on each; a death on one ends all processes of the run within the heartbeat, and all
+The supervisor is a process of its own that starts no jax, so that whatever ends a training process leaves it standing.
+On several hosts there is one on each; a death on one ends all processes of the run within the heartbeat, and all
 supervisors start theirs again.
 """
 

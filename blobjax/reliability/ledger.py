@@ -115,7 +115,7 @@ def read_ledger(events: Iterable[dict[str, Any]]) -> Ledger:
         if not isinstance(name, str) or not isinstance(time, int | float):
             continue
         if name == "start":
-            began = float(event.get("began") or time)
+            began = float(event.get("began", time))
             if "began" not in event:
                 notes.append("an attempt by an earlier version kept no account of its time: it is unaccounted")
             if attempts:

@@ -1,0 +1,91 @@
+"""The supervisor: restarts on failure, not on bad input, not without progress, and passes signals on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from blobjax.reliability.supervisor import _without_restarts, supervise
+
+# Ends with the exit code that stands in its line of the plan; counts lines in a log.
+CHILD = """
+import os, sys
+with open(sys.argv[1], "a") as log:
+    print(os.environ.get("BLOBJAX_RESTART"), os.environ.get("BLOBJAX_PREVIOUS_EXIT"), file=log)
+code = int(sys.argv[2].split(",")[len(open(sys.argv[1]).readlines()) - 1])
+if code < 0:
+    os.kill(os.getpid(), -code)
+sys.exit(code)
+"""
+
+
+def run(tmp_path: Path, codes: list[int], restarts=10, saved=None):
+    """The exit code, what the children were told, and the waits."""
+    log, waits = tmp_path / "log", []
+    steps = iter(saved or range(1000))
+    code = supervise(
+        [sys.executable, "-c", CHILD, str(log), ",".join(map(str, codes))],
+        restarts,
+        progress=lambda: next(steps),
+        sleep=waits.append,
+    )
+    return code, log.read_text().splitlines(), waits
+
+
+def test_restarts_until_it_is_done(tmp_path, capfd):
+    code, told, waits = run(tmp_path, [1, -9, 1, 0])
+    assert code == 0
+    assert told == ["None None", "1 1", "2 -9", "3 1"]
+    assert waits == [1, 1, 1]
+    assert "killed by SIGKILL; restart 2 of 10 in 1 s" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("final", [2, 75])
+def test_never_on_bad_input_nor_where_somebody_wanted_it(tmp_path, final):
+    code, told, _ = run(tmp_path, [1, final, 0])
+    assert (code, len(told)) == (final, 2)
+
+
+def test_ends_without_progress_between_two_failures(tmp_path, capfd):
+    code, told, _ = run(tmp_path, [1, 1, 1, 0], saved=[-1, 10, 10])
+    assert (code, len(told)) == (1, 2)
+    assert "nothing was saved since" in capfd.readouterr().err
+
+
+def test_ends_when_its_restarts_are_used_up(tmp_path):
+    code, told, _ = run(tmp_path, [-15, 1, -9, 0], restarts=2)
+    assert (code, len(told)) == (128 + 9, 3)
+
+
+def test_the_command_is_the_same_but_for_the_restarts():
+    given = ["train", "--restarts", "3", "laptop", "name=x", "--restarts=4", "--coordinator", "a:1"]
+    assert _without_restarts(given) == ["train", "laptop", "name=x", "--coordinator", "a:1"]
+
+
+def test_signals_are_passed_on_and_end_it(tmp_path):
+    ready = tmp_path / "ready"
+    child = (
+        "import pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+        f"pathlib.Path({str(ready)!r}).touch()\n"
+        "time.sleep(60)"
+    )
+    program = (
+        "import sys; from blobjax.reliability.supervisor import supervise\n"
+        f"sys.exit(supervise([sys.executable, '-c', {child!r}], 3, progress=lambda: 0))"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], env=dict(os.environ)) as supervisor:
+        deadline = time.monotonic() + 60
+        while not ready.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        supervisor.send_signal(signal.SIGTERM)
+        assert supervisor.wait(timeout=60) == 75
+
+
+def test_the_supervisor_starts_no_jax():
+    program = "import sys, blobjax.reliability.supervisor, blobjax.reliability.status; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

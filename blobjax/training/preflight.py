@@ -12,7 +12,7 @@ from blobjax.compute.sharding import make_layout
 from blobjax.config import BadInputError, Config
 from blobjax.config.diff import changed_maths
 from blobjax.data import Stream, Tokenizer
-from blobjax.reliability.run_directory import RunDirectory
+from blobjax.reliability.run_directory import RunDirectory, read_jsonl
 from blobjax.reliability.timers import check_agreement
 from blobjax.training import checkpoint_files
 from blobjax.training.program import Program, make_program
@@ -32,6 +32,7 @@ class Setting:
       resuming: whether a run lives there already.
       saved: steps with a checkpoint, ascending.
       passages: windows of data that earlier rollbacks passed over.
+      checked: steps that a check for silent corruption has found good.
       writes: whether this process is the one that writes into the directory.
     """
 
@@ -43,6 +44,7 @@ class Setting:
     resuming: bool
     saved: list[int]
     passages: list[Passage]
+    checked: list[int]
     writes: bool
 
     @property
@@ -75,16 +77,17 @@ def preflight(config: Config, allow_config_change: bool) -> Setting:
     _check_sample(config, stream.tokenizer)
     program = make_program(config, layout, stream.tokens_per_epoch)
     saved = checkpoint_files.committed(directory.checkpoints) if resuming else []
+    checked = [event["step"] for event in read_jsonl(directory.events) if event.get("event") == "check"]
     # Also a barrier: no process may look at the directory while process 0 claims it.
     check_agreement(
         # What must be the same on all processes, as text.
         maths="\n".join(changed_maths(Config(), config)),
         data=prepared.fingerprint,
         checkpoints=str(saved[-1:]),
-        **{"data passed over": json.dumps(passages)},
+        **{"data passed over": json.dumps(passages), "steps checked for corruption": str(checked)},
     )
     writes = jax.process_index() == 0
-    return Setting(began, program, stream, prepared.fingerprint, directory, resuming, saved, passages, writes)
+    return Setting(began, program, stream, prepared.fingerprint, directory, resuming, saved, passages, checked, writes)
 
 
 def _check_sample(config: Config, tokenizer: Tokenizer) -> None:

@@ -249,7 +249,11 @@ class _Attempt:
         ]
         train_step: Any = begun.train_step
         if config.reliability.check_every:
-            self._good = start
+            known = [step for step in setting.checked if step <= start]
+            # What the first attempt with checks goes out from is taken to be good.
+            self._good = max(known, default=start)
+            if not known:
+                events.write("check", step=start, taken=True)
             train_step = CorruptionCheck(
                 begun.train_step, config.reliability.check_every, setting.length, self._checked
             )
@@ -326,6 +330,7 @@ class _Attempt:
     def _checked(self, step: int) -> None:
         """A step was found good by the check for silent corruption."""
         self._good = step
+        self.events.write("check", step=step)
 
     def _corrupted(self, found: CorruptionError) -> int:
         """Puts aside what was saved since the last step that was found good, and ends: elsewhere the run may go on."""

@@ -2,10 +2,9 @@
 
 import json
 import time
-import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ from blobjax.compute.runtime import HEARTBEAT_SECONDS
 from blobjax.compute.sharding import make_layout, unsharded
 from blobjax.config import BadInputError, Config
 from blobjax.config.diff import changed_maths
-from blobjax.reliability.leaving import leave_unless_done
+from blobjax.reliability.leaving import failing_in_time
 from blobjax.reliability.run_directory import EventLog, RunDirectory
 from blobjax.reliability.stopping import RESUMABLE, Stopping
 from blobjax.reliability.stragglers import Stragglers
@@ -104,7 +103,7 @@ def _train(config: Config, allow_config_change: bool, stopping: Stopping, watchd
     batch_size = sizes.at(saved[-1] + 1 if saved else 1)
     lowered = program.lower_train_step(batch_size)
     restoring = time.monotonic()
-    with ThreadPoolExecutor(1) as compiler:
+    with ThreadPoolExecutor(1) as compiler, _alone_or_in_time():
         # XLA compiles without Python's lock, so the state is made or read meanwhile.
         compiling = compiler.submit(lambda: (lowered.compile(), time.monotonic() - compile_began))
         if reader and saved:
@@ -193,12 +192,8 @@ def _train(config: Config, allow_config_change: bool, stopping: Stopping, watchd
                     stop.explain(start)
                 else:
                     watchdog.beat()
-                    state = recovery.run(train_step, state, report, [Patient(hook, watchdog) for hook in hooks])
-            except BaseException as error:
-                if jax.process_count() > 1:
-                    # The others may wait for this process, so it must not wait for them for long.
-                    leave_unless_done(HEARTBEAT_SECONDS, "".join(traceback.format_exception(error)))
-                raise
+                    with _alone_or_in_time():
+                        state = recovery.run(train_step, state, report, [Patient(hook, watchdog) for hook in hooks])
             finally:
                 # Whatever ended the loop, a save under way is worth finishing.
                 with watchdog.patience("finishing the save"):
@@ -218,6 +213,11 @@ def _train(config: Config, allow_config_change: bool, stopping: Stopping, watchd
     with watchdog.patience("sampling"):
         _conclude(program, state.params, stream, console, directory)
     return FINISHED
+
+
+def _alone_or_in_time() -> AbstractContextManager[None]:
+    """What fails here waits for a compilation or a save on its way out; one of several processes not for long."""
+    return failing_in_time(HEARTBEAT_SECONDS) if jax.process_count() > 1 else nullcontext()
 
 
 def _maths(config: Config) -> str:

@@ -62,7 +62,7 @@ def test_without_an_error_nothing_is_ended():
     ("ends", "code"),
     [
         ("raise SystemExit(5)", 5),
-        ("raise KeyboardInterrupt", 1),
+        ("raise KeyboardInterrupt", 130),
         ("raise MemoryError", 1),
         ("raise typer.Exit(75)", 75),
         ("return", 0),

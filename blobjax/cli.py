@@ -7,12 +7,12 @@ _BEGAN = time.monotonic()  # before the imports, which take time too
 import contextlib  # noqa: E402
 import json  # noqa: E402
 import sys  # noqa: E402
-import traceback  # noqa: E402
 from typing import Annotated  # noqa: E402
 
 import typer  # noqa: E402
 
-from blobjax.config.errors import BadInputError, HaltedError  # noqa: E402
+from blobjax.config.errors import BadInputError  # noqa: E402
+from blobjax.reliability.leaving import TOGETHER_SECONDS, leave, verdict  # noqa: E402
 
 app = typer.Typer(
     name="blobjax",
@@ -317,8 +317,6 @@ def main() -> None:
     """Entry point. Exit codes: 0 done, 2 bad input (clear lines, no traceback), 75 resumable, 1 anything else."""
     code, last_words = _run()
     if "jax" in sys.modules:
-        from blobjax.reliability.leaving import TOGETHER_SECONDS, leave
-
         # Processes come to 0 and 75 together, and to 2 often; one that fails must not wait for those who wait for it.
         together = {0: TOGETHER_SECONDS, 75: TOGETHER_SECONDS, 2: 1}
         leave(code, last_words, together.get(code, 0))
@@ -337,30 +335,13 @@ def _run() -> tuple[int, str]:
         return app(standalone_mode=False) or 0, ""
     except typer.Exit as done:
         return done.exit_code, ""
-    except BadInputError as error:
-        return 2, "\n".join(f"blobjax: {problem}" for problem in error.problems)
-    except HaltedError as error:
-        return 1, f"blobjax: {error}"
     except SystemExit as done:
         return (done.code, "") if isinstance(done.code, int) else (1 if done.code else 0, str(done.code or ""))
     except BaseException as error:
-        if hasattr(error, "exit_code") and hasattr(error, "show"):
+        if hasattr(error, "exit_code") and hasattr(error, "show"):  # of the command line itself
             error.show()
             return error.exit_code, ""
-        return 1, traceback.format_exc() + _whose()
-
-
-def _whose() -> str:
-    """With several processes: that the error may be none of this one's."""
-    if "jax" in sys.modules:
-        import jax
-
-        if jax.distributed.is_initialized() and jax.process_count() > 1:
-            return (
-                f"blobjax: process {jax.process_index()} of {jax.process_count()} failed; if it lost a connection, "
-                "another process ended first and the cause stands in that one's log"
-            )
-    return ""
+        return verdict(error)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,11 @@ import contextlib
 import os
 import sys
 import threading
+import traceback
+from collections.abc import Iterator
 from typing import NoReturn
+
+from blobjax.config.errors import BadInputError, HaltedError
 
 # Processes that are done wait for each other for so long: the first one's metrics writers may still be uploading.
 # Nobody waits for the dead, whom jax's heartbeat finds.
@@ -42,12 +46,39 @@ def leave(code: int, last_words: str = "", together_seconds: float = 0) -> NoRet
     os._exit(code)
 
 
-def leave_unless_done(seconds: float, last_words: str) -> threading.Timer:
-    """Ends this process with code 1 after so long, unless it has ended, or the timer was cancelled, before."""
-    timer = threading.Timer(seconds, leave, (1, last_words))
-    timer.daemon = True
-    timer.start()
-    return timer
+def verdict(error: BaseException) -> tuple[int, str]:
+    """The exit code of a process that an error ends, and what is to be said on stderr."""
+    if isinstance(error, BadInputError):
+        return 2, "\n".join(f"blobjax: {problem}" for problem in error.problems)
+    if isinstance(error, HaltedError):
+        return 1, f"blobjax: {error}"
+    return 1, "".join(traceback.format_exception(error)) + _whose()
+
+
+def _whose() -> str:
+    """With several processes: that the error may be none of this one's."""
+    if "jax" in sys.modules:
+        import jax
+
+        if jax.distributed.is_initialized():
+            return (
+                "blobjax: one of several processes; if it lost a connection, another ended first and the cause stands "
+                "in that one's log"
+            )
+    return ""
+
+
+@contextlib.contextmanager
+def failing_in_time(seconds: float) -> Iterator[None]:
+    """An error that leaves this block ends the process within so long, however long its way out would be: other
+    processes may wait for this one, and it for them."""
+    try:
+        yield
+    except BaseException as error:
+        timer = threading.Timer(seconds, leave, verdict(error))
+        timer.daemon = True
+        timer.start()
+        raise
 
 
 def _in_background(task: object, *arguments: object) -> threading.Thread:

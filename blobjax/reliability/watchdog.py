@@ -129,7 +129,8 @@ class Watchdog:
         with self._stacks.open("a", encoding="utf-8") as file:
             print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {why}", file=file, flush=True)
             faulthandler.dump_traceback(file, all_threads=True)
-        if self._events is not None:
+        with contextlib.suppress(OSError, ValueError):  # where the events were closed before
+            assert self._events is not None
             self._events.write("hang", doing=self._doing, seconds=self._allowed, process=self._process)
         time.sleep(_LINGER_SECONDS)
         leave(1)

@@ -89,8 +89,8 @@ class StopHook:
 
     def __init__(self, stopping: Stopping, limit: Duration | None, began: float, save: SaveHook, events: EventLog):
         self._stopping = stopping
-        timed = limit is not None and limit.seconds is not None and jax.process_index() == 0
-        self._deadline = began + limit.seconds if timed else None  # type: ignore[union-attr, operator]
+        seconds = limit.seconds if limit is not None and jax.process_index() == 0 else None
+        self._deadline = None if seconds is None else began + seconds
         self._save = save
         self._events = events
         self.reason = ""

@@ -1,10 +1,9 @@
 """A whole training run: checks first, then state (new or restored), the loop with its hooks, and what came of it."""
 
 import time
-import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from rich.console import Console
 from blobjax.compute.runtime import HEARTBEAT_SECONDS
 from blobjax.config import Config
 from blobjax.reliability.clock import Clock
-from blobjax.reliability.leaving import leave_unless_done
+from blobjax.reliability.leaving import failing_in_time
 from blobjax.reliability.run_directory import EventLog
 from blobjax.reliability.stopping import RESUMABLE, Stopping
 from blobjax.reliability.stragglers import Stragglers
@@ -88,6 +87,11 @@ def train(
             clock.write(events)
             events.write("stop", reason=f"{type(error).__name__}: {error}"[:500].removesuffix(": "))
             raise
+
+
+def _alone_or_in_time() -> AbstractContextManager[None]:
+    """What fails here waits for a compilation or a save on its way out; one of several processes not for long."""
+    return failing_in_time(HEARTBEAT_SECONDS) if jax.process_count() > 1 else nullcontext()
 
 
 def _last_written(setting: Setting) -> float | None:
@@ -194,7 +198,7 @@ class _Attempt:
         with self.clock.on("compile"):
             lowered = program.lower_train_step(batch_size)
         restoring = time.monotonic()
-        with ThreadPoolExecutor(1) as compiler:
+        with ThreadPoolExecutor(1) as compiler, _alone_or_in_time():
             # XLA compiles without Python's lock, so the state is made or read meanwhile.
             compiling = compiler.submit(lambda: (lowered.compile(), time.monotonic() - compile_began))
             with self.clock.on("restore"):
@@ -309,12 +313,15 @@ class _Attempt:
                 stop.explain(start)
             else:
                 self.watchdog.beat()
-                with self.clock.on("train"):
-                    state = recovery.run(train_step, state, report, watched)
-        except BaseException as error:
-            if jax.process_count() > 1 and not isinstance(error, CorruptionError):  # to which all come together
-                # The others may wait for this process, so it must not wait for them for long.
-                leave_unless_done(HEARTBEAT_SECONDS, "".join(traceback.format_exception(error)))
+                corrupted = None
+                with self.clock.on("train"), _alone_or_in_time():
+                    try:
+                        state = recovery.run(train_step, state, report, watched)
+                    except CorruptionError as found:  # to which all come together
+                        corrupted = found
+                if corrupted:
+                    raise corrupted
+        except BaseException:
             # Whatever ended the loop, a save under way is worth finishing.
             with self.watchdog.patience("finishing the save"), self.clock.on("save"):
                 save.part()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 
+from blobjax.compute.cluster import find_place
 from blobjax.compute.xla_flags import BUNDLES
 from blobjax.config.closest import suggest
 from blobjax.config.errors import BadInputError
@@ -73,17 +74,15 @@ def initialize_distributed(
     local_device_ids: Sequence[int] | None = None,
     timeout_seconds: int = 300,
 ) -> None:
-    """Joins the other processes of the run, if there are any; must come before anything that touches a
-    device.
+    """Joins the other processes of the run, if there are any; must come before anything that touches a device.
 
-    Asked for by arguments or by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; otherwise
-    detected where more than one task of a cluster runs this (Slurm, Open MPI, TPU pods, Kubernetes indexed
-    jobs) and left to jax's own detection. A single process starts nothing and waits for nobody.
+    Asked for by arguments or by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; otherwise detected where
+    more than one task of a cluster runs this (`cluster.find_place`). A single process starts nothing and waits for
+    nobody.
 
     Args:
-      coordinator: HOST:PORT of process 0, which binds exactly that address (JAX_COORDINATOR_BIND_ADDRESS
-        overrides
-        it, for a host that is known to others under a name it cannot bind).
+      coordinator: HOST:PORT of process 0, which binds exactly that address (JAX_COORDINATOR_BIND_ADDRESS overrides it,
+        for a host that is known to others under a name it cannot bind).
       num_processes: how many there are.
       process_id: which one this is, from 0.
       local_device_ids: the GPUs of this host that belong to this process; all of them by default.
@@ -98,13 +97,11 @@ def initialize_distributed(
     given = {"coordinator": coordinator, "num-processes": num_processes, "process-id": process_id}
     missing = [f"--{flag}" for flag, value in given.items() if value is None]
     if len(missing) == len(given):
-        if _in_cluster():
-            jax.distributed.initialize(
-                local_device_ids=local_device_ids,
-                initialization_timeout=timeout_seconds,
-                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            )
-        return
+        place = find_place(timeout_seconds)
+        if place is None:
+            return
+        coordinator, num_processes, process_id = place.coordinator, place.num_processes, place.process_id
+        local_device_ids = place.local_device_ids if local_device_ids is None else local_device_ids
     if num_processes is not None and num_processes < 1:
         raise BadInputError(f"--num-processes {num_processes} is not a number of processes; give 1 or more")
     if process_id is not None and num_processes is not None and not 0 <= process_id < num_processes:
@@ -143,34 +140,6 @@ def _number(variable: str) -> int | None:
     return int(text)
 
 
-def _in_cluster() -> bool:
-    """Whether this is one of several tasks. Only environment variables are read: a laptop must not wait for a
-    metadata server, and a one-task job must not start a coordinator."""
-
-    def count(variable: str) -> int:
-        text = os.environ.get(variable, "")
-        return int(text) if text.isdigit() else 1
-
-    # srun sets the step's node list; a plain sbatch or salloc shell has SLURM_NTASKS too, but is one process.
-    slurm = "SLURM_STEP_NODELIST" in os.environ and count("SLURM_STEP_NUM_TASKS") > 1
-    open_mpi = "OMPI_MCA_orte_hnp_uri" in os.environ and count("OMPI_COMM_WORLD_SIZE") > 1
-    tpu_pod = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or count("MEGASCALE_NUM_SLICES") > 1
-    # Jax asks the Kubernetes API how many pods the job has, for which it needs the client library.
-    indexed_job = "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ
-    if slurm or open_mpi or tpu_pod or (indexed_job and importlib.util.find_spec("kubernetes") is not None):
-        return True
-    # Signs of several tasks that jax cannot make one run of: each would train by itself, into the same directory.
-    # (Pod 0 of an indexed job may be its only one; the others stop here, for all to see.)
-    later_pod = indexed_job and os.environ["JOB_COMPLETION_INDEX"] != "0"
-    for launcher, several in (("Open MPI", count("OMPI_COMM_WORLD_SIZE") > 1), ("Kubernetes", later_pod)):
-        if several:
-            raise BadInputError(
-                f"this looks like one of several {launcher} tasks, which jax cannot detect here; give --coordinator "
-                "HOST:PORT, --num-processes N and --process-id I (--num-processes 1 for a run of its own)"
-            )
-    return False
-
-
 def _host_and_port(address: str) -> tuple[str, int]:
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
@@ -186,6 +155,13 @@ def _check_bind(address: str) -> None:
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(where)
+        if str(where[0]).startswith("127.0.1."):  # what Debian's /etc/hosts has for a host's own name
+            print(
+                f"blobjax: warning: {host} means {where[0]} on this host, where no other can reach it; with several "
+                f"hosts set JAX_COORDINATOR_BIND_ADDRESS=ADDRESS:{port} for process 0",
+                file=sys.stderr,
+                flush=True,
+            )
     except OSError as error:
         raise BadInputError(
             f"--coordinator {address}: process 0 cannot listen there ({error.strerror or error}); give an address of "

@@ -7,8 +7,9 @@ import time
 
 import jax
 import pytest
+from jax._src.clusters import ClusterEnv
 
-from blobjax.compute import runtime
+from blobjax.compute import cluster, runtime
 from blobjax.config import BadInputError, load
 
 CLUSTER = (
@@ -16,6 +17,11 @@ CLUSTER = (
     "JAX_NUM_PROCESSES",
     "JAX_PROCESS_ID",
     "JAX_COORDINATOR_BIND_ADDRESS",
+    "SLURM_JOB_ID",
+    "SLURM_LOCALID",
+    "SLURM_NODEID",
+    "SLURM_NTASKS",
+    "SLURM_PROCID",
     "SLURM_STEP_NODELIST",
     "SLURM_STEP_NUM_TASKS",
     "OMPI_MCA_orte_hnp_uri",
@@ -63,29 +69,74 @@ def test_one_process_alone_starts_nothing(calls):
     ],
 )
 def test_a_job_of_one_task_starts_nothing(calls, monkeypatch, variables):
-    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: None)
     for variable, value in variables.items():
         monkeypatch.setenv(variable, value)
     runtime.initialize_distributed()
     assert calls == []
 
 
+# What Slurm 22.05 sets for the second of two tasks on two nodes.
+SLURM = {
+    "SLURM_JOB_ID": "8",
+    "SLURM_STEP_NODELIST": "127.0.0.1",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "0",
+    "SLURM_NODEID": "0",
+    "SLURM_LOCALID": "0",
+}
+
+
 @pytest.mark.parametrize(
-    "variables",
+    ("more", "devices"),
     [
-        {"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_STEP_NUM_TASKS": "2"},
-        {"OMPI_MCA_orte_hnp_uri": "x", "OMPI_COMM_WORLD_SIZE": "2"},
-        {"TPU_WORKER_HOSTNAMES": "h0,h1"},
-        {"MEGASCALE_NUM_SLICES": "2"},
+        ({}, None),  # one task has all of its node's devices
+        ({"SLURM_STEP_TASKS_PER_NODE": "4(x2)", "SLURM_LOCALID": "3"}, [3]),
+        ({"SLURM_STEP_TASKS_PER_NODE": "4,1", "SLURM_NODEID": "1"}, None),
+        ({"SLURM_STEP_TASKS_PER_NODE": "4,1", "SLURM_LOCALID": "2"}, [2]),
     ],
 )
-def test_several_tasks_are_left_to_jax_to_find(calls, monkeypatch, variables):
-    for variable, value in variables.items():
+def test_slurm_tasks_find_their_place_and_their_devices(calls, monkeypatch, more, devices):
+    for variable, value in (SLURM | more).items():
         monkeypatch.setenv(variable, value)
     runtime.initialize_distributed()
     ((args, kwargs),) = calls
-    assert args == ()
+    assert args == ("127.0.0.1:61448", 2, 0, devices)
+    assert kwargs["coordinator_bind_address"] == "127.0.0.1:61448", "and no other address of the host"
     assert kwargs["heartbeat_timeout_seconds"] == 10
+
+
+def test_open_mpi_4_tasks_find_their_place(calls, monkeypatch):
+    monkeypatch.setenv("OMPI_MCA_orte_hnp_uri", "1531576320.0;tcp://127.0.0.1:34911")
+    for variable, value in {"SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(f"OMPI_COMM_WORLD_{variable}", value)
+    runtime.initialize_distributed()
+    ((args, kwargs),) = calls
+    assert args[1:] == (2, 0, [0])
+    assert kwargs["coordinator_bind_address"] == args[0]
+    assert args[0].startswith("127.0.0.1:")
+
+
+@pytest.mark.parametrize("variables", [{"TPU_WORKER_HOSTNAMES": "h0,h1"}, {"MEGASCALE_NUM_SLICES": "2"}])
+def test_tpu_pods_are_asked_of_jax(calls, monkeypatch, variables):
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(
+        ClusterEnv, "auto_detect_unset_distributed_params", lambda *given: ("127.0.0.1:8476", 2, 0, None)
+    )
+    runtime.initialize_distributed()
+    assert calls[0][0] == ("127.0.0.1:8476", 2, 0, None)
+
+
+def test_a_cluster_that_jax_does_not_know_is_refused(calls, monkeypatch):
+    monkeypatch.setenv("MEGASCALE_NUM_SLICES", "2")
+    monkeypatch.setattr(ClusterEnv, "auto_detect_unset_distributed_params", lambda *given: (None, None, None, None))
+    with pytest.raises(BadInputError, match="--coordinator HOST:PORT"):
+        runtime.initialize_distributed()
+    assert calls == []
 
 
 @pytest.mark.parametrize(
@@ -96,7 +147,7 @@ def test_several_tasks_are_left_to_jax_to_find(calls, monkeypatch, variables):
     ],
 )
 def test_one_of_several_tasks_that_cannot_be_detected_is_refused(calls, monkeypatch, variables):
-    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: None)
     for variable, value in variables.items():
         monkeypatch.setenv(variable, value)
     with pytest.raises(BadInputError, match="--coordinator"):

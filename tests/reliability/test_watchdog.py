@@ -13,7 +13,9 @@ CHILD = """
 import ctypes, sys, time
 from pathlib import Path
 from blobjax.reliability.run_directory import EventLog
+from blobjax.reliability import watchdog as module
 from blobjax.reliability.watchdog import Watchdog
+module._LINGER_SECONDS = 0
 
 def the_place_that_hangs():
     {hang}
@@ -66,17 +68,17 @@ def test_before_there_is_a_run_directory_the_stacks_go_to_stderr(tmp_path):
 
 def test_progress_and_patience_keep_it_alive(tmp_path):
     beats = (
-        "[(time.sleep(0.3), watchdog.beat()) for _ in range(6)]\n    with watchdog.patience('saving'): time.sleep(1.8)"
+        "[(time.sleep(0.6), watchdog.beat()) for _ in range(5)]\n    with watchdog.patience('saving'): time.sleep(3)"
     )
-    done = run(tmp_path, "pass", limit=1.0, beat=beats)
+    done = run(tmp_path, "pass", limit=2.5, beat=beats)
     assert (done.returncode, done.stderr) == (0, "")
     assert [path.name for path in tmp_path.iterdir()] == ["events.jsonl"]
 
 
 def test_patience_ends_too(tmp_path):
-    done = run(tmp_path, "pass", limit=0.2, beat="with watchdog.patience('saving'): time.sleep(1e6)")
+    done = run(tmp_path, "pass", limit=0.1, beat="with watchdog.patience('saving'): time.sleep(1e6)")
     assert done.returncode == 1
-    assert f"no progress for {0.2 * PATIENCE:g} s in saving" in done.stderr
+    assert f"no progress for {0.1 * PATIENCE:g} s in saving" in done.stderr
 
 
 def test_without_a_limit_nothing_is_watched(tmp_path):

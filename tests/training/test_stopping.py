@@ -208,8 +208,8 @@ def test_a_save_that_hangs_does_not_keep_it_beyond_the_grace_period(tmp_path):
 
 
 def test_the_time_limit_stops_all_at_one_step_and_stragglers_are_reported(tmp_path):
-    settings = ("duration.wall_clock_limit=1 second", "reliability.stragglers_every=2 steps")
-    slow_one = SLOW.replace("0.1", "0.1 + 0.2 * RANK")
+    settings = ("duration.wall_clock_limit=1 second", "reliability.stragglers_every=1 step")
+    slow_one = SLOW.replace("0.1", "0.1 + 0.5 * RANK")
     with Processes(tmp_path / "run", *settings, "duration.length=1000 steps", count=2, fault=slow_one) as run:
         codes, outputs = run.end()
     assert codes == [75, 75], outputs
@@ -218,5 +218,5 @@ def test_the_time_limit_stops_all_at_one_step_and_stragglers_are_reported(tmp_pa
     assert stop["step"] >= 1
     report = events(run.run_dir, "stragglers")[-1]
     assert report["slowest"] == 1
-    assert report["host_seconds"][1] > report["host_seconds"][0] + 0.1
+    assert report["host_seconds"][1] > report["host_seconds"][0]
     assert "process 1 (" in outputs[0]

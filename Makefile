@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test smoke lint bench clean
+.PHONY: demo test test-engines smoke lint bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/blobjax train laptop
@@ -11,6 +11,12 @@ demo: $(VENV)/.installed
 # Two workers: starting processes and tracing keep one core busy, not two. A file stays with one worker, for its fixtures.
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The engines of launch/ for real: Slurm, Open MPI, Ray, SkyPilot. Installs them (apt, pip), which takes some minutes; without them
+# `make test` skips these tests, and says so.
+test-engines: $(VENV)/.installed-test
+	tests/engines/install.sh $(BIN)/python
+	$(BIN)/python -m pytest tests/engines
 
 # The subset that also runs on newer Pythons, whose jax is newer: make smoke PYTHON=python3.13 VENV=.venv-3.13
 smoke: $(VENV)/.installed-test

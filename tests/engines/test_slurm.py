@@ -1,0 +1,77 @@
+"""A real Slurm: a job of two nodes trains, is told to stop, goes back into the queue, resumes and finishes, bitwise."""
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from blobjax.reliability.run_directory import RunDirectory, read_jsonl
+from tests.engines.slurm import missing, slurm
+from tests.tiny import TINY
+from tests.training.test_resume import assert_same_bits
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "-")
+
+SCRIPT = Path(__file__).parents[2] / "launch" / "slurm" / "train.sbatch"
+SETTINGS = (*TINY, "compute.mesh={data: 4}", "duration.length=300 steps", "checkpoint.every=100 steps")
+ENVIRONMENT = {
+    "BLOBJAX": f"{sys.executable} -m blobjax.cli",
+    "JAX_PLATFORMS": "cpu",
+    "JAX_NUM_CPU_DEVICES": "2",
+    "PYTHONPATH": str(SCRIPT.parents[2]),
+}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with slurm(tmp_path_factory.mktemp("slurm") / "cluster") as running:
+        yield running
+
+
+def submit(cluster, folder: Path, *settings: str) -> str:
+    """Sends a job of two nodes off; returns its number."""
+    return cluster(
+        *("sbatch", "--parsable", "--nodes=2", f"--output={folder / 'job.log'}"),
+        *(str(SCRIPT), "laptop", *SETTINGS, f"logging.run_dir={folder / 'run'}", *settings),
+        **ENVIRONMENT,
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    job = cluster.wait(submit(cluster, folder), "COMPLETED", "FAILED")
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "0"), (folder / "job.log").read_text()
+    return folder
+
+
+def test_two_nodes_are_two_processes_of_one_run(undisturbed):
+    (start,) = [event for event in read_jsonl(undisturbed / "run" / "events.jsonl") if event["event"] == "start"]
+    assert (start["processes"], start["devices"]) == (2, 4)
+
+
+def test_told_to_stop_it_goes_back_into_the_queue_and_finishes_as_if_nothing_had_been(cluster, undisturbed, tmp_path):
+    number = submit(cluster, tmp_path)
+    run = RunDirectory(tmp_path / "run")
+    deadline = time.monotonic() + 240
+    while sum(1 for _ in read_jsonl(run.metrics)) < 20:
+        assert time.monotonic() < deadline, (tmp_path / "job.log").read_text()
+        time.sleep(0.1)
+    cluster("scancel", "--signal=TERM", number)
+    assert cluster.wait(number, "PENDING", "FAILED", "COMPLETED")["JobState"] == "PENDING"
+    # Slurm lets two minutes pass before it starts a job again.
+    cluster("scontrol", "update", f"job={number}", "StartTime=now")
+    job = cluster.wait(number, "COMPLETED", "FAILED")
+    log = (tmp_path / "job.log").read_text()
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), log
+    assert "exit 75: back into the queue" in log
+    story = ["start", "preempt", "stop", "start", "resume", "stop"]
+    assert [event["event"] for event in read_jsonl(run.events) if event["event"] in story] == story
+    assert_same_bits(tmp_path / "run", undisturbed / "run")
+
+
+def test_bad_input_ends_the_job(cluster, tmp_path):
+    job = cluster.wait(submit(cluster, tmp_path, "model.d_modle=3"), "FAILED", "COMPLETED")
+    assert (job["JobState"], job["ExitCode"]) == ("FAILED", "2:0")
+    assert "did you mean 'model.d_model'" in (tmp_path / "job.log").read_text()

@@ -6,10 +6,15 @@ shape, dtype and a fingerprint, taken on the devices before the next step may re
 fingerprinted again, on whatever mesh it is then, and nothing trains on what differs.
 """
 
+import gc
 import logging
-from collections.abc import Callable, Iterable, Mapping
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -269,7 +274,8 @@ class Checkpointer:
             }
             if "progress" in wanted:
                 wanted["progress"]["sequences"] = 0  # an integer, in Orbax's way of saying so
-            return record, ocp.load_checkpointables(folder, wanted)
+            with _quietly():
+                return record, ocp.load_checkpointables(folder, wanted)
 
     def _agreed(self, step: int, read: Callable[[], Any]) -> Any:
         """What reading a checkpoint returns on this process; raises on all what is worst on any."""
@@ -349,6 +355,36 @@ class Checkpointer:
         """Finishes the save in flight and lets go of the thread."""
         self.wait()
         self._writer.shutdown()
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keeps Orbax's background tasks from printing a trace each when a load fails: the exception says it all."""
+    hook, log = sys.unraisablehook, logging.getLogger("asyncio")
+    level = log.level
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+        sys.unraisablehook = lambda _: None
+        log.setLevel(logging.CRITICAL)
+        try:
+            yield
+        except Exception as error:
+            # What is left of them says so when it goes, and TensorStore's threads when they come back.
+            _let_go(error)
+            gc.collect()
+            time.sleep(0.2)
+            raise
+        finally:
+            sys.unraisablehook = hook
+            log.setLevel(level)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Clears what the frames of an error, and of all that led to it, still hold."""
+    if error is not None:
+        traceback.clear_frames(error.__traceback__)
+        _let_go(error.__cause__)
+        if error.__context__ is not error.__cause__:
+            _let_go(error.__context__)
 
 
 def _shapes(record: Record, folder: Path) -> dict[str, dict[str, tuple[tuple[int, ...], str]]]:

@@ -34,6 +34,7 @@ from blobjax.training.state import TrainState
 # Orbax logs every phase of every save, and a trace for each of several threads when one fails. All of it comes to us as
 # an exception too, and what a reader needs of it stands in events.jsonl and in one line on the terminal.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
+warnings.filterwarnings("ignore", r"coroutine 'PyTreeHandler\..*' was never awaited", RuntimeWarning)
 
 # What a process found when it tried to read a checkpoint; the largest of all processes' counts.
 _GOOD, _BAD, _MISFIT, _NOT_NOW = range(4)
@@ -121,7 +122,7 @@ class Checkpointer:
           metric: what `checkpoint.keep_best` ranks it by.
 
         Raises:
-          HaltedError: storage has not even taken note of it within `checkpoint.stall_limit`.
+          HaltedError: storage has not even taken note of it within `checkpoint.write_limit`.
         """
         self.wait()
         arrays = _named(state)
@@ -140,10 +141,10 @@ class Checkpointer:
         }
         off_devices: Future[None] = Future()
         self._pending = self._writer.submit(self._write, step, trees, record, off_devices)
-        limit = self._policy.stall_limit if self._policy else Checkpoint().stall_limit
+        limit = (self._policy or Checkpoint()).write_limit
         if not wait([off_devices], limit.seconds).done:
             raise HaltedError(
-                f"storage has not answered for {limit} (checkpoint.stall_limit) when step {step} was to be saved in "
+                f"storage has not answered for {limit} (checkpoint.write_limit) when step {step} was to be saved in "
                 f"{self._directory}; see to it, and run the same command to go on from the newest checkpoint"
             )
 
@@ -362,20 +363,19 @@ def _quietly() -> Iterator[None]:
     """Keeps Orbax's background tasks from printing a trace each when a load fails: the exception says it all."""
     hook, log = sys.unraisablehook, logging.getLogger("asyncio")
     level = log.level
-    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
-        sys.unraisablehook = lambda _: None
-        log.setLevel(logging.CRITICAL)
-        try:
-            yield
-        except Exception as error:
-            # What is left of them says so when it goes, and TensorStore's threads when they come back.
-            _let_go(error)
-            gc.collect()
-            time.sleep(0.2)
-            raise
-        finally:
-            sys.unraisablehook = hook
-            log.setLevel(level)
+    sys.unraisablehook = lambda _: None
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    except Exception as error:
+        # What is left of them says so when it goes, and TensorStore's threads when they come back.
+        _let_go(error)
+        gc.collect()
+        time.sleep(0.2)
+        raise
+    finally:
+        sys.unraisablehook = hook
+        log.setLevel(level)
 
 
 def _let_go(error: BaseException | None) -> None:

@@ -1,4 +1,4 @@
-"""Saves become events once committed, the profiler's window is always closed, and signals stop a run, saved."""
+"""The profiler's window is always closed, and time limits and signals stop a run, saved."""
 
 import os
 import signal
@@ -6,44 +6,23 @@ import time
 
 import pytest
 
-from blobjax.config import BatchSizes, Clockwork, Duration
-from blobjax.reliability.run_directory import EventLog, read_jsonl
-from blobjax.reliability.timers import Every
-from blobjax.training.batches import Position
-from blobjax.training.hooks import ProfileHook, SaveHook, StopHook
-
-CLOCKWORK = Clockwork(tokens_per_step=1, flops_per_token=1.0, params=1, tokens_per_epoch=1, length=10)
+from blobjax.config import Duration
+from blobjax.training.hooks import ProfileHook, StopHook
 
 
 class Saves:
-    """Takes the place of a Checkpointer and writes down what it is asked."""
+    """Takes the place of a SaveHook and writes down what it is asked."""
 
     def __init__(self):
         self.calls = []
 
-    def save(self, state, step, sequences, data):
-        self.calls.append((step, sequences, data))
-
-    def wait(self):
-        self.calls.append("wait")
+    def save_now(self, step, state):
+        self.calls.append(step)
 
 
 @pytest.fixture
-def save(tmp_path):
-    with EventLog(tmp_path / "events.jsonl") as events:
-        every = Every(Duration.parse("4 steps"), CLOCKWORK)
-        yield SaveHook(Saves(), every, 10, Position(2, 100, BatchSizes(8)), "text", events)
-
-
-def test_a_save_counts_the_sequences_of_a_resumed_run(save, tmp_path):
-    assert [step for step in range(1, 11) if save.due(step)] == [4, 8, 10]
-    save.run(4, None)
-    save.run(4, None)
-    assert save._checkpointer.calls == [(4, 116, "text")]
-    assert not list(read_jsonl(tmp_path / "events.jsonl")), "a save is an event when it is committed, not before"
-    save.finish()
-    (event,) = read_jsonl(tmp_path / "events.jsonl")
-    assert (event["event"], event["step"]) == ("save", 4)
+def save():
+    return Saves()
 
 
 def test_the_time_limit_counts_from_the_beginning_and_saves(save):
@@ -53,7 +32,7 @@ def test_the_time_limit_counts_from_the_beginning_and_saves(save):
         assert stop.due(2)
         assert stop.run(2, None)
     assert stop.reason == "wall-clock limit"
-    assert save._checkpointer.calls == [(2, 100, "text")]
+    assert save.calls == [2]
 
 
 @pytest.fixture

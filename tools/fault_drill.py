@@ -12,6 +12,7 @@ import argparse
 import datetime
 import os
 import platform
+import shutil
 import sys
 import tempfile
 import time
@@ -43,21 +44,24 @@ def main() -> int:
         return 0
     if unknown := set(arguments.names) - DRILLS.keys():
         parser.error(f"no drill is called {', '.join(sorted(unknown))}; --list names them all")
+    if arguments.write and (arguments.names or arguments.quick):
+        parser.error("--write replaces the whole table, so it runs all drills")
     chosen = [DRILLS[name] for name in arguments.names or DRILLS if DRILLS[name].quick or not arguments.quick]
-    folder = tempfile.TemporaryDirectory(prefix="blobjax-drills-", delete=not arguments.keep)
-    print(f"seed {arguments.seed}, runs in {folder.name}", flush=True)
+    folder = Path(tempfile.mkdtemp(prefix="blobjax-drills-"))
+    print(f"seed {arguments.seed}, runs in {folder}", flush=True)
     failed, rows = 0, []
-    with folder:
-        drills = Drills(Path(folder.name), arguments.quick, arguments.seed)
-        try:
-            for each in chosen:
-                began = time.monotonic()
-                ok, happened = _run(each, drills)
-                failed += not ok
-                print(f"{each.name}  ({time.monotonic() - began:.0f} s)  {happened}", flush=True)
-                rows.append((each, happened.splitlines()[0]))
-        finally:
-            drills.close()
+    drills = Drills(folder, arguments.quick, arguments.seed)
+    try:
+        for each in chosen:
+            began = time.monotonic()
+            ok, happened = _run(each, drills)
+            failed += not ok
+            print(f"{each.name}  ({time.monotonic() - began:.0f} s)  {happened}", flush=True)
+            rows.append((each, happened.splitlines()[0]))
+    finally:
+        drills.close()
+        if not arguments.keep:
+            shutil.rmtree(folder, ignore_errors=True)
     if arguments.write:
         _write(arguments.write, _table(rows, arguments.seed))
     return 1 if failed else 0

@@ -30,9 +30,10 @@ def _resumes_from_the_one_before(drills: Drills, damage: Callable[[Path], str]) 
         check((run.directory / told[0]["moved_to"]).is_dir(), f"there is no {told[0]['moved_to']}")
         check(run.events("restore")[-1]["step"] == before, f"restored {run.events('restore')}")
         run.check_same_end(drills.reference(ONE))
+    reason = told[0]["reason"].replace(str(run.directory), "RUN")
     return (
-        f"{what}; found (\"{told[0]['reason'].replace(str(run.directory), 'RUN')}\"), moved to {told[0]['moved_to']}, went on "
-        f"from step {before} instead of {newest} and finished; {BITWISE}"
+        f'{what}; found ("{reason}"), moved to {told[0]["moved_to"]}, went on from step {before} instead of {newest} and '
+        f"finished; {BITWISE}"
     )
 
 
@@ -82,7 +83,16 @@ def bit_flips(drills: Drills) -> str:
             files = sorted(each for each in checkpoint.rglob("*") if each.is_file() and each.stat().st_size)
             file = drills.random.choices(files, [each.stat().st_size for each in files])[0]
             _flip(file, drills.random.randrange(file.stat().st_size), drills.random.randrange(8))
-            command = [sys.executable, "-m", "blobjax.cli", "checkpoint", "verify", str(run.directory), "--step", str(newest)]
+            command = [
+                sys.executable,
+                "-m",
+                "blobjax.cli",
+                "checkpoint",
+                "verify",
+                str(run.directory),
+                "--step",
+                str(newest),
+            ]
             code = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120).returncode
             try:
                 intact = run.state(newest) == wanted
@@ -131,7 +141,10 @@ def record_damaged(drills: Drills) -> str:
     return _resumes_from_the_one_before(drills, damage)
 
 
-@drill("every checkpoint of the run is damaged", "all are put aside; it says so, starts again from step 0, and ends the same")
+@drill(
+    "every checkpoint of the run is damaged",
+    "all are put aside; it says so, starts again from step 0, and ends the same",
+)
 def all_damaged(drills: Drills) -> str:
     with drills.stopped(ONE) as run:
         steps = run.steps()
@@ -161,7 +174,9 @@ def kill_during_save(drills: Drills) -> str:
             unfinished = _stop_within_a_save(run)
             run.send(signal.SIGKILL, 0, 1)
             run.end(ENDED_SECONDS, KILLED)
-            check(not any((each / "_CHECKPOINT_METADATA").exists() for each in unfinished), f"{unfinished} was finished")
+            check(
+                not any((each / "_CHECKPOINT_METADATA").exists() for each in unfinished), f"{unfinished} was finished"
+            )
             found.append(f"{unfinished[0].name.split('.')[0]} (newest whole one: {run.steps()[-1:]})")
         run.finish()
         check(not _unfinished(run), f"left behind: {_unfinished(run)}")

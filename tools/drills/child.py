@@ -2,8 +2,8 @@
 
     python tools/drills/child.py '{"fault": "exception", "process": 1, "step": 9, "pace": 0.05}' train laptop …
 
-The product has no switch for any of this. Faults: `exception` (raised in the loop), `hang` (Python waits for a lock that
-nobody lets go), `data` (the data source never answers), or none, and steps only take their time.
+The product has no switch for any of this. Faults: `exception` (raised in the loop), `hang` (Python waits for a lock
+that nobody lets go), `data` (the data source never answers), or none, and steps only take their time.
 """
 
 import json

@@ -9,12 +9,11 @@ from tools.drills.run import (
     ENDED_SECONDS,
     FAILED,
     FINISHED,
-    HEARTBEAT_SECONDS,
-    KILLED,
+    FOUR,
+    ONE,
     PATIENCE_SECONDS,
     RESUMABLE,
     TWO,
-    FOUR,
     Drills,
     Run,
     check,
@@ -51,7 +50,9 @@ def kill_at_random(drills: Drills) -> str:
             moment = drills.random.uniform(0, startup + 2.0) if number else startup + drills.random.uniform(0, 2.0)
             time.sleep(max(started + moment - time.monotonic(), 0))
             check(run.running() == [0, 1], f"ended before it was killed: {run.codes()}\n{run.output()}")
-            training = max(run.losses(), default=0) > (run.steps() or [0])[-1] and len(run.events("start")) == run.attempts
+            training = (
+                max(run.losses(), default=0) > (run.steps() or [0])[-1] and len(run.events("start")) == run.attempts
+            )
             mark = run.send(signal.SIGKILL, victim)
             seconds = _others_end(run, victim, mark, training)
             ended_by_us += seconds is None
@@ -121,8 +122,10 @@ def death_of_one(drills: Drills) -> str:
             mark = run.send(signal.SIGKILL, victim)
             codes = run.end(ENDED_SECONDS)
             check(codes[1 - victim] not in (FINISHED, RESUMABLE), f"exit codes {codes}")
-            found.append(f"process {victim} killed: the other exited {codes[1 - victim]} after "
-                         f"{run.seconds_since(mark, 1 - victim):.1f} s")
+            found.append(
+                f"process {victim} killed: the other exited {codes[1 - victim]} after "
+                f"{run.seconds_since(mark, 1 - victim):.1f} s"
+            )
             run.finish()
             run.check_same_end(drills.reference(TWO))
     return f"{'; '.join(found)}; resumed and finished; {BITWISE}"
@@ -217,8 +220,6 @@ def _hang(drills: Drills, fault: str, culprit: str) -> str:
     quick=True,
 )
 def two_in_one_directory(drills: Drills) -> str:
-    from tools.drills.run import ONE
-
     with drills.run(ONE) as first, Run(first.directory.with_name("second"), ONE) as second:
         first.start(pace=0.3).wait_for_step(2)
         second.directory = first.directory
@@ -232,4 +233,4 @@ def two_in_one_directory(drills: Drills) -> str:
         first.end(PATIENCE_SECONDS, FINISHED)
         first.check_same_end(drills.reference(ONE))
     said = lines[0].replace(str(first.directory), "RUN").removeprefix("blobjax: ").split(";")[0]
-    return f"exit code 2 after {took:.1f} s: \"{said}\"; the first finished; {BITWISE}"
+    return f'exit code 2 after {took:.1f} s: "{said}"; the first finished; {BITWISE}'

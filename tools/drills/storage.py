@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import struct
 import subprocess
 import time
@@ -12,7 +11,18 @@ from pathlib import Path
 
 from tools.drills.processes import BITWISE
 from tools.drills.registry import drill
-from tools.drills.run import ENDED_SECONDS, FAILED, FINISHED, ONE, PATIENCE_SECONDS, TWO, CannotRunError, Drills, Run, check
+from tools.drills.run import (
+    ENDED_SECONDS,
+    FAILED,
+    FINISHED,
+    ONE,
+    PATIENCE_SECONDS,
+    TWO,
+    CannotRunError,
+    Drills,
+    Run,
+    check,
+)
 
 SHIM = Path(__file__).with_name("shim.c")
 
@@ -56,13 +66,16 @@ def _ends_loudly(drills: Drills, run: Run, fault: Callable[[], None], mend: Call
     said = _last_words(run)
     mend()
     damaged = [step for step, state in kept.items() if step in run.steps() and run.state(step) != state]
-    check(run.steps()[-1:] >= [8] and not damaged, f"of the saves {sorted(kept)} there are {run.steps()}, damaged {damaged}")
+    check(
+        run.steps()[-1:] >= [8] and not damaged,
+        f"of the saves {sorted(kept)} there are {run.steps()}, damaged {damaged}",
+    )
     before = run.steps()[-1]
     run.finish()
     check(run.events("restore")[-1]["step"] == before, f"resumed from {run.events('restore')}, not from {before}")
     run.check_same_end(drills.reference(run.setup))
     return (
-        f"ended after {took:.1f} s with exit codes {codes}: \"{said}\"; saves {sorted(kept)} unharmed; once it was put "
+        f'ended after {took:.1f} s with exit codes {codes}: "{said}"; saves {sorted(kept)} unharmed; once it was put '
         f"right the same command went on from step {before} and finished; {BITWISE}"
     )
 
@@ -104,7 +117,9 @@ def read_only(drills: Drills) -> str:
             _mount("-o", "remount,ro,bind", where)
 
         try:
-            return _ends_loudly(drills, run, protect, lambda: subprocess.run(["umount", "-l", where], check=True) and None)
+            return _ends_loudly(
+                drills, run, protect, lambda: subprocess.run(["umount", "-l", where], check=True) and None
+            )
         finally:
             if os.path.ismount(where):
                 subprocess.run(["umount", "-l", where], check=False)
@@ -142,7 +157,7 @@ def directory_deleted(drills: Drills) -> str:
         shutil.rmtree(run.directory, ignore_errors=True)
         run.finish()
         run.check_same_end(drills.reference(ONE))
-    return f"ended after {took:.1f} s with exit code {codes[0]}: \"{said}\"; started anew and finished; {BITWISE}"
+    return f'ended after {took:.1f} s with exit code {codes[0]}: "{said}"; started anew and finished; {BITWISE}'
 
 
 class Shim:
@@ -220,7 +235,7 @@ def dead_storage(drills: Drills) -> str:
         run.finish()
         check(run.events("restore")[-1]["step"] == before, f"resumed from {run.events('restore')}, not from {before}")
         run.check_same_end(drills.reference(setup))
-    return f"exit code 1 after {took:.1f} s: \"{said}\"; the same command went on from step {before}; {BITWISE}"
+    return f'exit code 1 after {took:.1f} s: "{said}"; the same command went on from step {before}; {BITWISE}'
 
 
 @drill(

@@ -7,19 +7,19 @@ from pathlib import Path
 
 from tools.drills.processes import BITWISE
 from tools.drills.registry import drill
-from tools.drills.run import BAD_INPUT, ENDED_SECONDS, KILLED, ONE, PATIENCE_SECONDS, TWO, Drills, Setup, check
+from tools.drills.run import BAD_INPUT, ENDED_SECONDS, KILLED, ONE, PATIENCE_SECONDS, Drills, Setup, check
 
 # Batches of 8 sequences: those of steps 11 to 14.
 FIRST, LAST = 80, 112
 
 
 @drill(
-    "the loss of steps 11 to 14 is NaN (`faults.nan`), under a guard that rolls back; then kill -9 of both processes",
+    "the loss of steps 11 to 14 is NaN (`faults.nan`), under a guard that rolls back; then kill -9",
     "the steps are refused, the data passed over, the run finishes; killed or not, it comes to the same end bitwise",
     quick=True,
 )
 def nan_at_step(drills: Drills) -> str:
-    setup = TWO.but(
+    setup = ONE.but(
         f"faults.nan=[{FIRST}, {LAST}]",
         "conditioning.guard={patience: 2, rollback: {snapshots: 2, snapshot_every: 5, margin: 0, skip: 1}}",
         length=32,
@@ -33,7 +33,7 @@ def nan_at_step(drills: Drills) -> str:
         run.wait_until("rollback", lambda: run.events("rollback"))
         again = max(run.losses(), default=0)
         run.wait_until("two more steps", lambda: max(run.losses(), default=0) >= again + 2)
-        run.send(signal.SIGKILL, 0, 1)
+        run.send(signal.SIGKILL, 0)
         run.end(ENDED_SECONDS, KILLED)
         run.finish()
         run.check_same_end(reference)

@@ -63,7 +63,7 @@ def main() -> int:
         if not arguments.keep:
             shutil.rmtree(folder, ignore_errors=True)
     if arguments.write:
-        _write(arguments.write, _table(rows, arguments.seed))
+        write(arguments.write, table(rows, arguments.seed))
     return 1 if failed else 0
 
 
@@ -77,7 +77,7 @@ def _run(each: Drill, drills: Drills) -> tuple[bool, str]:
         return False, f"FAILED: {error}"
 
 
-def _table(rows: list[tuple[Drill, str]], seed: int) -> str:
+def table(rows: list[tuple[Drill, str]], seed: int) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "orbax-checkpoint", "tensorstore"))
     head = (
         f"`python tools/fault_drill.py --seed {seed}` on {datetime.date.today()}: Python {platform.python_version()}, "
@@ -90,7 +90,7 @@ def _table(rows: list[tuple[Drill, str]], seed: int) -> str:
     return "\n".join(lines)
 
 
-def _write(page: Path, table: str) -> None:
+def write(page: Path, table: str) -> None:
     text = page.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)

@@ -14,7 +14,7 @@ def test_a_full_disk_costs_points_and_says_so(tmp_path, capfd, monkeypatch):
     if not os.path.exists("/dev/full"):
         pytest.skip("there is no /dev/full here")
     # A device that is always full, whatever name it is opened under.
-    monkeypatch.setattr(metrics, "open", lambda path, mode: open("/dev/full", mode), raising=False)
+    monkeypatch.setattr(metrics, "open", lambda path, mode: open("/dev/full", mode), raising=False)  # noqa: SIM115
     writer = TensorBoardWriter(SimpleNamespace(tensorboard=tmp_path), 0)
     # More points than tensorboardX queues: with its thread gone, the rest would wait for ever.
     done = threading.Thread(target=lambda: [writer.write(step, {"loss": 1.0}) for step in range(2000)], daemon=True)

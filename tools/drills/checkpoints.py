@@ -31,9 +31,10 @@ def _resumes_from_the_one_before(drills: Drills, damage: Callable[[Path], str]) 
         check(run.events("restore")[-1]["step"] == before, f"restored {run.events('restore')}")
         run.check_same_end(drills.reference(ONE))
     reason = told[0]["reason"].replace(str(run.directory), "RUN")
+    reason = reason if len(reason) < 100 else f"{reason[:100]}…"
     return (
-        f'{what}; found ("{reason}"), moved to {told[0]["moved_to"]}, went on from step {before} instead of {newest} and '
-        f"finished; {BITWISE}"
+        f'{what}; found ("{reason}"), moved to {told[0]["moved_to"]}, went on from step {before} '
+        f"instead of {newest} and finished; {BITWISE}"
     )
 
 

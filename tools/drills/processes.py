@@ -40,7 +40,7 @@ def kill_at_random(drills: Drills) -> str:
         startup = 0.0
         for number in range(kills):
             victim = drills.random.randrange(2)
-            before = max(run.losses(), default=0)
+            before, starts = max(run.losses(), default=0), len(run.events("start"))
             started = time.monotonic()
             run.start(pace=0.04)
             if not startup:  # the first is killed while it trains, and says how long that takes
@@ -50,9 +50,7 @@ def kill_at_random(drills: Drills) -> str:
             moment = drills.random.uniform(0, startup + 2.0) if number else startup + drills.random.uniform(0, 2.0)
             time.sleep(max(started + moment - time.monotonic(), 0))
             check(run.running() == [0, 1], f"ended before it was killed: {run.codes()}\n{run.output()}")
-            training = (
-                max(run.losses(), default=0) > (run.steps() or [0])[-1] and len(run.events("start")) == run.attempts
-            )
+            training = len(run.events("start")) > starts
             mark = run.send(signal.SIGKILL, victim)
             seconds = _others_end(run, victim, mark, training)
             ended_by_us += seconds is None
@@ -105,8 +103,8 @@ def sigterm_to_one(drills: Drills) -> str:
         run.finish()
         run.check_same_end(drills.reference(setup))
     return (
-        f"all {setup.processes} exited 75 within {took:.1f} s, step {told['step']} saved; event `preempt` names process "
-        f"{told['process']}; resumed and finished; {BITWISE}"
+        f"all {setup.processes} exited 75 within {took:.1f} s, step {told['step']} saved; event `preempt` names "
+        f"process {told['process']}; resumed and finished; {BITWISE}"
     )
 
 
@@ -186,7 +184,7 @@ def python_hang(drills: Drills) -> str:
 
 
 @drill(
-    f"the data source of one of two processes does not answer any more (`reliability.hang_limit={HANG_SECONDS} seconds`)",
+    f"the data source of one of two processes never answers again (`reliability.hang_limit={HANG_SECONDS} seconds`)",
     "every process writes its threads' stacks to RUN/hang-PROCESS.txt and exits 1 at the limit",
     quick=True,
 )
@@ -209,8 +207,8 @@ def _hang(drills: Drills, fault: str, culprit: str) -> str:
         run.finish()
         run.check_same_end(drills.reference(TWO))
     return (
-        f"exit codes {codes}, both down {took:.1f} s after step 8; {' and '.join(each.name for each in stacks)} written, "
-        f"the stack of process 1 names `{culprit}`; event `hang` of process {told}; resumed and finished; {BITWISE}"
+        f"exit codes {codes}, both down {took:.1f} s after step 8; {' and '.join(each.name for each in stacks)} "
+        f"written, the stack of process 1 names `{culprit}`; event `hang` of process {told}; resumed and finished; {BITWISE}"
     )
 
 

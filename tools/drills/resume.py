@@ -11,7 +11,7 @@ TOLERANCE = 2e-5
 
 @drill(
     "a run of two processes goes on as one of four devices, another as four processes, and one as two",
-    f"the same global batches; every loss within a relative {TOLERANCE:g} of the undisturbed run's: sums in another order",
+    f"the same batches; every loss within a relative {TOLERANCE:g} of the undisturbed run's: sums in another order",
 )
 def other_hardware(drills: Drills) -> str:
     found = []

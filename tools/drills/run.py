@@ -67,7 +67,7 @@ class Setup:
         """Everything behind `blobjax`."""
         return [
             *("train", "laptop"),
-            "model={vocab_size: 256, n_layers: 2, d_model: 32, n_heads: 4, d_ff: 64, activation: swiglu, max_seq_len: 64}",
+            "model={vocab_size: 256, n_layers: 2, d_model: 32, n_heads: 4, d_ff: 64, max_seq_len: 64}",
             "data.seq_len=32",
             "optimizer={name: adamw, learning_rate: 2.0e-3}",
             f"duration={{length: {self.length} steps, global_batch_size: 8, warmup: 2 steps}}",

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test smoke lint bench clean
+.PHONY: demo test drills smoke lint bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/blobjax train laptop
@@ -11,6 +11,10 @@ demo: $(VENV)/.installed
 # Two workers: starting processes and tracing keep one core busy, not two. A file stays with one worker, for its fixtures.
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Real faults done to real runs, all of them: about ten minutes. Some need root (a tmpfs), gcc or Linux, and say so.
+drills: $(VENV)/.installed-test
+	$(BIN)/python tools/fault_drill.py
 
 # The subset that also runs on newer Pythons, whose jax is newer: make smoke PYTHON=python3.13 VENV=.venv-3.13
 smoke: $(VENV)/.installed-test

@@ -208,7 +208,8 @@ def _hang(drills: Drills, fault: str, culprit: str) -> str:
         run.check_same_end(drills.reference(TWO))
     return (
         f"exit codes {codes}, both down {took:.1f} s after step 8; {' and '.join(each.name for each in stacks)} "
-        f"written, the stack of process 1 names `{culprit}`; event `hang` of process {told}; resumed and finished; {BITWISE}"
+        f"written, the stack of process 1 names `{culprit}`; event `hang` of process {told}; resumed and finished; "
+        f"{BITWISE}"
     )
 
 

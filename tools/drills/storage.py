@@ -239,8 +239,8 @@ def dead_storage(drills: Drills) -> str:
 
 
 @drill(
-    "the wall clock of process 1 of two is an hour ahead and jumps back by two hours while they train (LD_PRELOAD); then "
-    "that of process 0, in which jax keeps its list of the living",
+    "the wall clock of process 1 of two is an hour ahead and jumps back by two hours while they train (LD_PRELOAD); "
+    "in another run that of process 0, in which jax keeps its list of the living",
     "process 1: nothing happens; process 0: nothing, or both end and the same command goes on; bitwise as undisturbed",
 )
 def clock_skew(drills: Drills) -> str:

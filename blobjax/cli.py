@@ -2,14 +2,13 @@
 
 import contextlib
 import json
-import os
 import sys
-import traceback
 from typing import Annotated
 
 import typer
 
-from blobjax.config.errors import BadInputError, HaltedError
+from blobjax.config.errors import BadInputError
+from blobjax.reliability.leaving import TOGETHER_SECONDS, leave, verdict
 
 app = typer.Typer(
     name="blobjax",
@@ -78,6 +77,10 @@ def train(
     from blobjax.config import load
 
     settings = load(config, overrides or [])
+    from blobjax.reliability.stopping import Stopping
+
+    stopping = Stopping(settings.reliability.grace.seconds or 0)
+    stopping.listen()  # for good: this process does nothing else
     from blobjax.compute import runtime
 
     runtime.configure(settings.compute)
@@ -90,9 +93,10 @@ def train(
                 f"--local-device-ids {local_device_ids!r} is not a list of numbers such as 0,1,2,3"
             ) from None
     runtime.initialize_distributed(coordinator, num_processes, process_id, ids)
+    stopping.join()
     from blobjax.training.trainer import train as run
 
-    raise typer.Exit(run(settings, allow_config_change))
+    raise typer.Exit(run(settings, allow_config_change, stopping))
 
 
 @app.command()
@@ -222,34 +226,33 @@ def doctor(
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 2 bad input (clear lines, no traceback), 75 resumable, 1 anything else."""
-    code: int | str | None
-    try:
-        code = app(standalone_mode=False)
-    except BadInputError as error:
-        for problem in error.problems:
-            print(f"blobjax: {problem}", file=sys.stderr)
-        code = 2
-    except HaltedError as error:
-        print(f"blobjax: {error}", file=sys.stderr)
-        code = 1
-    except typer.Exit as done:
-        code = done.exit_code
-    except Exception as error:
-        if hasattr(error, "exit_code") and hasattr(error, "show"):
-            error.show()
-            code = error.exit_code
-        else:
-            traceback.print_exc()
-            code = 1
+    code, last_words = _run()
+    if "jax" in sys.modules:
+        # Processes come to 0 and 75 together, and to 2 often; one that fails must not wait for those who wait for it.
+        together = {0: TOGETHER_SECONDS, 75: TOGETHER_SECONDS, 2: 1}
+        leave(code, last_words, together.get(code, 0))
+    if last_words:
+        print(last_words.rstrip(), file=sys.stderr)
     for stream in (sys.stdout, sys.stderr):
         # Closed by the other end, or never open: nothing to say it to, and no reason to fail.
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
-    if code not in (0, None, 75) and "jax" in sys.modules:
-        # A process that fails must not wait: not in jax's shutdown barrier for the others, who wait for it, nor for the
-        # threads of a save that cannot succeed. (75 is no failure: all processes come to it together.)
-        os._exit(code if isinstance(code, int) else 1)
     sys.exit(code)
+
+
+def _run() -> tuple[int, str]:
+    """The exit code, and what is to be said on stderr."""
+    try:
+        return app(standalone_mode=False) or 0, ""
+    except typer.Exit as done:
+        return done.exit_code, ""
+    except SystemExit as done:
+        return (done.code, "") if isinstance(done.code, int) else (1 if done.code else 0, str(done.code or ""))
+    except BaseException as error:
+        if hasattr(error, "exit_code") and hasattr(error, "show"):  # of the command line itself
+            error.show()
+            return error.exit_code, ""
+        return verdict(error)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@
 
 Every process gets the same command and, in its environment, its place: JAX_COORDINATOR_ADDRESS on loopback,
 JAX_NUM_PROCESSES, JAX_PROCESS_ID and JAX_NUM_CPU_DEVICES. Output is prefixed with the process's number. When one
-fails, the others are ended; the exit code is that of the first to fail. Ctrl-C and SIGTERM are passed on, so that
-the processes can end by themselves; a second one kills. Needs the standard library only.
+fails, the others are ended; the exit code is that of the first to fail. Ctrl-C and SIGTERM are passed on once, so that
+the processes can save and end by themselves, all with 75, which is then the exit code here too; a second one kills.
+Needs the standard library only.
 """
 
 import argparse
@@ -20,6 +21,8 @@ import time
 
 # How long the others may take to end after one has failed. They may hang in a collective that waits for the dead.
 GRACE_SECONDS = 20
+# How long they may take to stop after one has: longer than their own bound, `reliability.grace`.
+STOPPING_SECONDS = 60
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -119,18 +122,33 @@ def _signal_all(processes: list[subprocess.Popen], number: signal.Signals) -> No
 
 def _wait(processes: list[subprocess.Popen]) -> int:
     """Waits for all; after the first failure the rest are told to end, and killed if they do not. The first's code."""
-    code, deadline = 0, None
+    code, deadline = 0, float("inf")
     while running := [process for process in processes if process.poll() is None]:
-        # 75 is a stop that all come to together, so it is no reason to end the others.
-        failed = next((p.returncode for p in processes if p.returncode not in (None, 0, 75)), 0)
-        if failed and deadline is None:
-            code, deadline = failed, time.monotonic() + GRACE_SECONDS
+        ended = {rank: process.returncode for rank, process in enumerate(processes) if process.returncode}
+        if not code and (failed := _first_failure(ended)) is not None:
+            code, deadline = ended[failed], time.monotonic() + GRACE_SECONDS
+            print(f"local.py: process {failed} {_fate(code)}; ending the others", file=sys.stderr, flush=True)
             _signal_all(running, signal.SIGTERM)
-        if deadline is not None and time.monotonic() > deadline:
+        elif ended and deadline == float("inf"):
+            # 75 is a stop that all come to together, so the others are not told to; but their time is bounded.
+            deadline = time.monotonic() + STOPPING_SECONDS
+        if time.monotonic() > deadline:
             _signal_all(running, signal.SIGKILL)
         time.sleep(0.05)
-    code = code or next((p.returncode for p in processes if p.returncode), 0)
+    ended = {rank: process.returncode for rank, process in enumerate(processes) if process.returncode}
+    failed = _first_failure(ended)
+    code = code or (ended[failed] if failed is not None else max(ended.values(), default=0))
     return 128 - code if code < 0 else code
+
+
+def _first_failure(ended: dict[int, int]) -> int | None:
+    """The process that failed; of several found at once the one that a signal killed, as it took the others along."""
+    failed = [rank for rank, code in ended.items() if code != 75]
+    return min(failed, key=lambda rank: ended[rank], default=None)
+
+
+def _fate(code: int) -> str:
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ def problems(config: "Config") -> list[str]:
         *_faults(config),
         *_parametrisation(config),
         *_matmul_formats(config),
+        *_reliability(config),
     ]
 
 
@@ -282,3 +283,12 @@ def _matmul_formats(config: "Config") -> list[str]:
                 "conditioning.precision bfloat16_params rounds; set conditioning.precision=bfloat16"
             )
     return found
+
+
+def _reliability(config: "Config") -> list[str]:
+    times = {"grace": config.reliability.grace, "hang_limit": config.reliability.hang_limit}
+    return [
+        f"reliability.{key} '{duration}' is not a time such as '25 seconds'"
+        for key, duration in times.items()
+        if duration is not None and not duration.seconds
+    ]

@@ -18,6 +18,7 @@ from typing import Any
 
 from blobjax.compute import runtime
 from blobjax.config import BadInputError, Config, HaltedError, load
+from blobjax.reliability.stopping import Stopping
 
 
 def main() -> None:
@@ -56,7 +57,10 @@ def _run(directory: Path, configured: bool) -> dict[str, Any]:
         config = load(str(directory / "config.yaml"))
         if not configured:
             runtime.configure(config.compute)
-        return {"code": _train(config)}
+        stopping = Stopping(config.reliability.grace.seconds or 0)
+        stopping.listen()
+        with contextlib.closing(stopping):
+            return {"code": _train(config, stopping)}
     except BadInputError as error:
         print(error, file=sys.stderr)
         return {"code": 2, "problems": list(error.problems)}
@@ -68,12 +72,12 @@ def _run(directory: Path, configured: bool) -> dict[str, Any]:
         return {"code": 1, "error": f"{type(error).__name__}: {error}"}
 
 
-def _train(config: Config) -> int:
+def _train(config: Config, stopping: Stopping) -> int:
     import jax
 
     from blobjax.training.trainer import train
 
-    code = train(config)
+    code = train(config, stopping=stopping)
     # A cell's programs are of no use to the next one, and there may be hundreds.
     jax.clear_caches()
     return code

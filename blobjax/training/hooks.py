@@ -1,27 +1,33 @@
 """What happens between steps: evaluation, saving, stopping early, and a profiler window."""
 
-import signal
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from blobjax.config import Duration
 from blobjax.data import Stream
 from blobjax.reliability.run_directory import EventLog
-from blobjax.reliability.timers import Every, process_zero_says
+from blobjax.reliability.stopping import LIMIT, Stopping
+from blobjax.reliability.timers import Every
+from blobjax.reliability.watchdog import Watchdog
 from blobjax.training.batches import Position
 from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.evaluation import evaluate
+from blobjax.training.loop import Hook
 from blobjax.training.program import Program
 from blobjax.training.recorder import Recorder
 from blobjax.training.state import TrainState
 
 
 class SaveHook:
-    """Saves the state when due and after the last step."""
+    """Saves the state when due and after the last step.
+
+    Attributes:
+      standing: whether the run has a checkpoint to go on from.
+    """
 
     def __init__(
         self, checkpointer: Checkpointer, every: Every, length: int, position: Position, data: str, events: EventLog
@@ -32,6 +38,7 @@ class SaveHook:
         self._position = position
         self._data = data
         self._events = events
+        self.standing = False
         self._newest = -1
         self._in_flight: dict[str, Any] | None = None
 
@@ -59,6 +66,7 @@ class SaveHook:
         """Waits for the save in flight to be committed; only then is it an event."""
         if self._in_flight is not None:
             self._checkpointer.wait()
+            self.standing = True
             self._events.write("save", **self._in_flight)
             self._in_flight = None
 
@@ -110,54 +118,69 @@ class EvaluateHook:
 
 
 class StopHook:
-    """Ends the loop, saved, at the wall-clock limit, or when a single process is interrupted or told to terminate.
+    """Ends the loop, saved, when this process or another was told to stop, or at the wall-clock limit.
 
     Args:
-      limit: how long this process may run.
+      limit: how long process 0 may run.
       began: when it began, by time.monotonic().
       save: the hook that saves.
+
+    Attributes:
+      reason: why the loop ended, the same on every process.
     """
 
-    # With several processes, asking process 0 for the time is a broadcast, so it is not done at every step.
-    _ASK_EVERY = 10
-
-    def __init__(self, limit: Duration | None, began: float, save: SaveHook):
-        self._deadline = None if limit is None or limit.seconds is None else began + limit.seconds
+    def __init__(self, stopping: Stopping, limit: Duration | None, began: float, save: SaveHook, events: EventLog):
+        self._stopping = stopping
+        seconds = limit.seconds if limit is not None and jax.process_index() == 0 else None
+        self._deadline = None if seconds is None else began + seconds
         self._save = save
-        self._signal: str | None = None
+        self._events = events
         self.reason = ""
-
-    def __enter__(self) -> "StopHook":
-        # Several processes must agree on a step to stop at, which a signal to one of them cannot arrange.
-        self._previous = {}
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._take_note)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _take_note(self, number: int, frame: object) -> None:
-        self._signal = signal.Signals(number).name
-        # The second signal finds the handlers that were there before, and stops at once.
-        self.__exit__()
 
     def due(self, step: int) -> bool:
         """Whether to stop after this step."""
-        if self._signal is not None:
-            self.reason = self._signal
-        elif self._deadline is None or (jax.process_count() > 1 and step % self._ASK_EVERY):
-            return False
-        elif process_zero_says(time.monotonic() >= self._deadline):
-            self.reason = "wall-clock limit"
-        return bool(self.reason)
+        self._stopping.resumable = self._save.standing
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            self._stopping.request(LIMIT)
+        return self._stopping.agreed()
 
     def run(self, step: int, state: TrainState) -> bool:
         """Saves and stops."""
+        self.explain(step)
         self._save.run(step, state)
         return True
+
+    def explain(self, step: int) -> None:
+        """Finds out, with all the others, which of them was told to stop, and by what."""
+        reasons = ["SIGTERM", "SIGINT", LIMIT]  # where several stand, the first is named
+        mine = reasons.index(self._stopping.reason) if self._stopping.reason else len(reasons)
+        everywhere = np.array([mine])
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            everywhere = np.asarray(multihost_utils.process_allgather(everywhere)).ravel()
+        process = int(np.argmin(everywhere))
+        # jax takes the signal from its own initialisation on, a moment before us.
+        reason = [*reasons, "SIGTERM"][everywhere[process]]
+        self.reason = reason
+        if reason != LIMIT:
+            self._events.write("preempt", step=step, signal=reason, process=process)
+            if jax.process_count() > 1:
+                self.reason = f"{reason} to process {process}"
+
+
+class Patient:
+    """A hook whose work may take longer than a step, as the watchdog sees it."""
+
+    def __init__(self, hook: Hook, watchdog: Watchdog):
+        self._hook = hook
+        self._watchdog = watchdog
+        self.due = hook.due
+
+    def run(self, step: int, state: TrainState) -> bool:
+        """Does what the hook does."""
+        with self._watchdog.patience(f"{type(self._hook).__name__} after step {step}"):
+            return self._hook.run(step, state)
 
 
 class ProfileHook:

@@ -20,12 +20,14 @@ class StepReport:
       metrics: scalars, still on the device.
       seconds: device time: from the end of the previous step to the end of this one.
       data_wait: seconds the loop stood waiting for this step's batch.
+      device_wait: seconds the loop stood waiting for this step's end.
     """
 
     step: int
     metrics: Metrics
     seconds: float
     data_wait: float
+    device_wait: float
 
 
 class Hook(Protocol):
@@ -61,10 +63,11 @@ def run(
             return
         step, metrics, data_wait = in_flight
         in_flight = None
+        asked = time.perf_counter()
         jax.block_until_ready(metrics)
         now = time.perf_counter()
         seconds, mark = now - mark, now
-        report(StepReport(step, metrics, seconds, data_wait))
+        report(StepReport(step, metrics, seconds, data_wait, now - asked))
 
     for step in steps:
         asked = time.perf_counter()

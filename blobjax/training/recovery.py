@@ -17,6 +17,7 @@ from blobjax.config import BadInputError, HaltedError
 from blobjax.data import PassedOver, Stream
 from blobjax.reliability.run_directory import EventLog, RunDirectory, write_atomically
 from blobjax.reliability.timers import check_agreement
+from blobjax.reliability.watchdog import Watchdog
 from blobjax.training.batches import Position
 from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.guard_watch import Trouble
@@ -110,6 +111,7 @@ class Recovery:
         recorder: Recorder,
         events: EventLog,
         directory: RunDirectory,
+        watchdog: Watchdog,
     ):
         guard = program.config.conditioning.guard
         self._rollback = guard.rollback if guard else None
@@ -124,6 +126,7 @@ class Recovery:
         self._recorder = recorder
         self._events = events
         self._directory = directory
+        self._watchdog = watchdog
 
     def run(
         self,
@@ -143,7 +146,8 @@ class Recovery:
             outcome = _run_until_trouble(step, state, self._batches(steps), steps, report, hooks)
             if not isinstance(outcome, Trouble):
                 return outcome
-            state = self._after(outcome, step)
+            with self._watchdog.patience("going back"):
+                state = self._after(outcome, step)
 
     def _after(self, trouble: Trouble, step: _Watched) -> TrainState:
         """The state to go on from, the stream without what led to the trouble."""

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import jax
@@ -13,16 +13,21 @@ from rich.console import Console
 import blobjax
 from blobjax import data
 from blobjax.compute.flops import param_count
+from blobjax.compute.runtime import HEARTBEAT_SECONDS
 from blobjax.compute.sharding import make_layout, unsharded
 from blobjax.config import BadInputError, Config
 from blobjax.config.diff import changed_maths
+from blobjax.reliability.leaving import failing_in_time
 from blobjax.reliability.run_directory import EventLog, RunDirectory
+from blobjax.reliability.stopping import RESUMABLE, Stopping
+from blobjax.reliability.stragglers import Stragglers
 from blobjax.reliability.timers import Every, check_agreement
+from blobjax.reliability.watchdog import Watchdog
 from blobjax.training import flow_summary
 from blobjax.training.batches import Position, training_batches
 from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.guard_watch import GuardWatch
-from blobjax.training.hooks import EvaluateHook, ProfileHook, SaveHook, StopHook
+from blobjax.training.hooks import EvaluateHook, Patient, ProfileHook, SaveHook, StopHook
 from blobjax.training.inference import sample
 from blobjax.training.landscape import LandscapeHook
 from blobjax.training.loop import Hook, StepReport
@@ -35,15 +40,15 @@ from blobjax.training.stages import Stages
 from blobjax.training.step import Batch
 
 FINISHED = 0
-RESUMABLE = 75
 
 
-def train(config: Config, allow_config_change: bool = False) -> int:
+def train(config: Config, allow_config_change: bool = False, stopping: Stopping | None = None) -> int:
     """Trains to the config's length, resuming if its run directory holds a run.
 
     Args:
       config: the run.
       allow_config_change: go on in a run directory whose config had other maths.
+      stopping: takes the signals; None: they are left alone.
 
     Returns:
       The exit code: 0 finished, 75 stopped early but resumable.
@@ -52,6 +57,15 @@ def train(config: Config, allow_config_change: bool = False) -> int:
       BadInputError: anything about the config, the data, the devices or the run directory that cannot work; nothing has
         been written into the run directory then.
     """
+    if stopping is None:
+        stopping = Stopping(config.reliability.grace.seconds or 0)
+    stopping.join()
+    limit = config.reliability.hang_limit
+    with Watchdog(limit.seconds if limit else None, jax.process_index()) as watchdog:
+        return _train(config, allow_config_change, stopping, watchdog)
+
+
+def _train(config: Config, allow_config_change: bool, stopping: Stopping, watchdog: Watchdog) -> int:
     began = time.monotonic()
     writes = jax.process_index() == 0
     console = PatientConsole(quiet=not writes)
@@ -82,12 +96,14 @@ def train(config: Config, allow_config_change: bool = False) -> int:
             f"already finished: {directory.path} is at step {saved[-1]} of {length}", highlight=False, soft_wrap=True
         )
         return FINISHED
+    # Not before: the others wait for the process that prepares the data, however long it takes.
+    watchdog.start("compiling and restoring")
     compile_began = time.monotonic()
     sizes = program.clockwork.batches
     batch_size = sizes.at(saved[-1] + 1 if saved else 1)
     lowered = program.lower_train_step(batch_size)
     restoring = time.monotonic()
-    with ThreadPoolExecutor(1) as compiler:
+    with ThreadPoolExecutor(1) as compiler, _alone_or_in_time():
         # XLA compiles without Python's lock, so the state is made or read meanwhile.
         compiling = compiler.submit(lambda: (lowered.compile(), time.monotonic() - compile_began))
         if reader and saved:
@@ -104,6 +120,7 @@ def train(config: Config, allow_config_change: bool = False) -> int:
         if writes:
             stack.enter_context(directory.claim(config))
         events = stack.enter_context(EventLog(directory.events if writes else None))
+        watchdog.write_to(directory.path, events)
         # Made only now: it clears away unfinished saves, which before the claim might be another run's.
         checkpointer = Checkpointer(directory.checkpoints, config.checkpoint)
         events.write("start", **_facts(program))
@@ -125,7 +142,8 @@ def train(config: Config, allow_config_change: bool = False) -> int:
         save_every = Every(config.checkpoint.every, program.clockwork)
         evaluate_every = Every(config.evaluation.every, program.clockwork)
         save = SaveHook(checkpointer, save_every, length, position, prepared.fingerprint, events)
-        stop = stack.enter_context(StopHook(config.duration.wall_clock_limit, began, save))
+        save.standing = bool(saved)
+        stop = StopHook(stopping, config.duration.wall_clock_limit, began, save, events)
         profile = stack.enter_context(ProfileHook(config.logging.profile_steps, start, directory.profile))
         evaluation = EvaluateHook(program, stream, evaluate_every, recorder, events)
         hooks: list[Hook] = [evaluation, save, stop, profile, train_step]
@@ -137,26 +155,50 @@ def train(config: Config, allow_config_change: bool = False) -> int:
         if watch and guard and guard.rollback:
             ring = SnapshotRing(guard.rollback.snapshots, guard.rollback.snapshot_every, watch)
             hooks.append(ring)
+        stragglers = None
+        if jax.process_count() > 1 and config.reliability.stragglers_every.amount:
+            every = Every(config.reliability.stragglers_every, program.clockwork)
+            hooks.append(stragglers := Stragglers(every, events, recorder.say))
 
         def batches(steps: range) -> Iterator[Batch]:
             return training_batches(stream, position, steps, program.batch_sharding, config.data.seq_len)
 
         recovery = Recovery(
-            program, stream, position, batches, passages, ring, checkpointer, save, recorder, events, directory
+            program,
+            stream,
+            position,
+            batches,
+            passages,
+            ring,
+            checkpointer,
+            save,
+            recorder,
+            events,
+            directory,
+            watchdog,
         )
 
         def report(done: StepReport) -> None:
+            watchdog.beat(f"the step after {done.step}")
+            if stragglers:
+                stragglers.note(done.seconds, done.data_wait, done.device_wait)
             recorder.report(done)
             if watch:
                 watch.report(done)
 
         try:
             try:
-                state = recovery.run(train_step, state, report, hooks)
+                if stopping.agreed():
+                    stop.explain(start)
+                else:
+                    watchdog.beat()
+                    with _alone_or_in_time():
+                        state = recovery.run(train_step, state, report, [Patient(hook, watchdog) for hook in hooks])
             finally:
                 # Whatever ended the loop, a save under way is worth finishing.
-                save.finish()
-                checkpointer.close()
+                with watchdog.patience("finishing the save"):
+                    save.finish()
+                    checkpointer.close()
         except BaseException as error:
             events.write("stop", reason=f"{type(error).__name__}: {error}"[:500].removesuffix(": "))
             raise
@@ -164,11 +206,18 @@ def train(config: Config, allow_config_change: bool = False) -> int:
         finished = stopped == length
         events.write("stop", step=stopped, reason="finished" if finished else stop.reason)
     if not finished:
-        line = f"stopped at step {stopped} of {length} ({stop.reason}), saved; run the same command to go on"
+        kept = ", saved" if stopped > start else ""
+        line = f"stopped at step {stopped} of {length} ({stop.reason}){kept}; run the same command to go on"
         console.print(line, highlight=False, soft_wrap=True)
         return RESUMABLE
-    _conclude(program, state.params, stream, console, directory)
+    with watchdog.patience("sampling"):
+        _conclude(program, state.params, stream, console, directory)
     return FINISHED
+
+
+def _alone_or_in_time() -> AbstractContextManager[None]:
+    """What fails here waits for a compilation or a save on its way out; one of several processes not for long."""
+    return failing_in_time(HEARTBEAT_SECONDS) if jax.process_count() > 1 else nullcontext()
 
 
 def _maths(config: Config) -> str:

@@ -42,13 +42,17 @@ def test_every_process_knows_its_place():
 def test_one_failure_ends_all_with_its_code():
     code = "import os, sys, time; os.environ['JAX_PROCESS_ID'] == '1' and sys.exit(7); time.sleep(60)"
     start = time.monotonic()
-    assert launch("-n", "3", code=code).returncode == 7
+    done = launch("-n", "3", code=code)
+    assert done.returncode == 7
+    assert done.stderr == "local.py: process 1 failed with exit code 7; ending the others\n"
     assert time.monotonic() - start < 30
 
 
 def test_a_killed_process_counts_as_a_failure():
     code = "import os, time; os.environ['JAX_PROCESS_ID'] == '0' and os.kill(os.getpid(), 9); time.sleep(60)"
-    assert launch(code=code).returncode == 128 + signal.SIGKILL
+    done = launch(code=code)
+    assert done.returncode == 128 + signal.SIGKILL
+    assert done.stderr == "local.py: process 0 was killed by SIGKILL; ending the others\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -129,6 +129,9 @@ SINGLE = {
     "duration.warmup=101%": "override: duration.warmup '101%' is more than the whole run",
     "checkpoint.every=0 minutes": "override: checkpoint.every '0 minutes' must be more than 0",
     "evaluation.every=0%": "override: evaluation.every '0%' must be more than 0",
+    "reliability.grace=3 steps": "override: reliability.grace '3 steps' is not a time such as '25 seconds'",
+    "reliability.hang_limit=0 seconds": "override: reliability.hang_limit '0 seconds' "
+    "is not a time such as '25 seconds'",
     "duration.wall_clock_limit=3 steps": "override: duration.wall_clock_limit '3 steps' "
     "is not a time such as '2 hours'",
     "logging.profile_steps=[5, 4]": "override: logging.profile_steps: the last step 4 must come after the first 5",

@@ -67,7 +67,7 @@ def reports(in_a_row: str, troubled: str = ""):
         if troubled:
             counts["troubled"] = int(troubled[step - 1])
         metrics = {**counts, "loss": jnp.nan, "grad_norm": 1}
-        yield StepReport(step, {name: jnp.float32(value) for name, value in metrics.items()}, 1.0, 0.0)
+        yield StepReport(step, {name: jnp.float32(value) for name, value in metrics.items()}, 1.0, 0.0, 0.0)
 
 
 def test_each_refused_step_is_an_event_and_patience_ends(tmp_path):
@@ -97,7 +97,7 @@ def test_a_loss_that_stays_high_is_trouble_from_its_beginning_on(tmp_path):
             watch.report(report)
         (fourth,) = list(reports("0", "4"))
         with pytest.raises(Trouble, match="for 4 steps in a row the loss was") as trouble:
-            watch.report(StepReport(11, fourth.metrics, 1.0, 0.0))
+            watch.report(StepReport(11, fourth.metrics, 1.0, 0.0, 0.0))
         assert (trouble.value.step, trouble.value.first) == (11, 8)
 
 

@@ -1,13 +1,12 @@
-"""Saves become events once committed, the profiler's window is always closed, and signals stop a run, saved."""
+"""Saves become events once committed, the profiler's window is always closed, and a run told to stop is saved."""
 
-import os
-import signal
 import time
 
 import pytest
 
 from blobjax.config import BatchSizes, Clockwork, Duration
 from blobjax.reliability.run_directory import EventLog, read_jsonl
+from blobjax.reliability.stopping import LIMIT, Stopping
 from blobjax.reliability.timers import Every
 from blobjax.training.batches import Position
 from blobjax.training.hooks import ProfileHook, SaveHook, StopHook
@@ -46,35 +45,48 @@ def test_a_save_counts_the_sequences_of_a_resumed_run(save, tmp_path):
     assert (event["event"], event["step"]) == ("save", 4)
 
 
-def test_the_time_limit_counts_from_the_beginning_and_saves(save):
-    with StopHook(Duration.parse("1 hour"), time.monotonic() - 3599.9, save) as stop:
-        assert not stop.due(1)
-        time.sleep(0.11)
-        assert stop.due(2)
-        assert stop.run(2, None)
-    assert stop.reason == "wall-clock limit"
-    assert save._checkpointer.calls == [(2, 100, "text")]
-
-
 @pytest.fixture
-def ctrl_c():
-    """Python's own handler, which is not there where the tests were started in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+def stop(save, tmp_path):
+    def make(limit=None, began=0.0):
+        return StopHook(Stopping(25), limit, began, save, EventLog(tmp_path / "events.jsonl"))
+
+    return make
 
 
-@pytest.mark.usefixtures("ctrl_c")
-def test_the_first_signal_stops_after_a_step_and_the_second_at_once(save):
-    before = signal.getsignal(signal.SIGINT)
-    with StopHook(None, time.monotonic(), save) as stop:
-        assert not stop.due(1)
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.due(2)
-        assert stop.reason == "SIGINT"
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+def test_the_time_limit_counts_from_the_beginning_and_saves(stop, save, tmp_path):
+    hook = stop(Duration.parse("1 hour"), time.monotonic() - 3599.9)
+    assert not hook.due(3)
+    time.sleep(0.11)
+    assert hook.due(4)
+    assert hook.run(4, None)
+    assert hook.reason == LIMIT
+    assert save._checkpointer.calls == [(4, 116, "text")]
+    assert not list(read_jsonl(tmp_path / "events.jsonl")), "nobody was preempted"
+
+
+def test_a_signal_is_an_event_and_saves(stop, save, tmp_path):
+    hook = stop()
+    assert not hook.due(3)
+    hook._stopping.request("SIGTERM")
+    assert hook.due(4)
+    assert hook.run(4, None)
+    assert hook.reason == "SIGTERM"
+    assert save._checkpointer.calls == [(4, 116, "text")]
+    (event,) = read_jsonl(tmp_path / "events.jsonl")
+    assert {"event": "preempt", "step": 4, "signal": "SIGTERM", "process": 0}.items() <= event.items()
+
+
+def test_a_run_is_resumable_once_a_save_is_committed_and_until_it_takes_a_step(stop, save):
+    hook = stop()
+    assert hook._stopping.resumable
+    hook.due(3)
+    assert not hook._stopping.resumable
+    save.run(4, None)
+    hook.due(4)
+    assert not hook._stopping.resumable
+    save.finish()
+    hook.due(5)
+    assert hook._stopping.resumable
 
 
 @pytest.mark.parametrize(

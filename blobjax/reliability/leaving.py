@@ -1,0 +1,105 @@
+"""How a process ends: within a bound, whatever its threads, its output or the other processes do.
+
+Python's own way out runs exit handlers and waits for threads. jax's handler is a barrier of all processes, and the
+threads are those of a save that may never be done; either waits for ever where another process hangs. So a process that
+has used devices says its last words and leaves by os._exit.
+"""
+
+import contextlib
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from typing import NoReturn
+
+from blobjax.config.errors import BadInputError, HaltedError
+
+# Processes that are done wait for each other for so long: the first one's metrics writers may still be uploading.
+# Nobody waits for the dead, whom jax's heartbeat finds.
+TOGETHER_SECONDS = 120
+# Output may be a pipe that nobody reads.
+_LAST_WORDS_SECONDS = 2.0
+
+
+def say(line: str) -> None:
+    """Writes a line to stderr without Python's locks, which a stuck thread may hold."""
+    # A live progress line, or the ^C that a terminal shows, may stand there already.
+    start = "\r\n" if os.isatty(2) else ""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{start}{line.rstrip()}\n".encode())
+
+
+def leave(code: int, last_words: str = "", together_seconds: float = 0) -> NoReturn:
+    """Ends this process.
+
+    Args:
+      code: its exit code.
+      last_words: what it has to say on stderr.
+      together_seconds: how long to wait for the others to come here too; 0 where they may not come. A process that left
+        without it would count as dead to those who are not done yet.
+    """
+    said = _in_background(_speak, last_words)
+    said.join(_LAST_WORDS_SECONDS)
+    if together_seconds and "jax" in sys.modules:
+        _in_background(_part).join(together_seconds)
+    os._exit(code)
+
+
+def verdict(error: BaseException) -> tuple[int, str]:
+    """The exit code of a process that an error ends, and what is to be said on stderr."""
+    if isinstance(error, BadInputError):
+        return 2, "\n".join(f"blobjax: {problem}" for problem in error.problems)
+    if isinstance(error, HaltedError):
+        return 1, f"blobjax: {error}"
+    return 1, "".join(traceback.format_exception(error)) + _whose()
+
+
+def _whose() -> str:
+    """With several processes: that the error may be none of this one's."""
+    if "jax" in sys.modules:
+        import jax
+
+        if jax.distributed.is_initialized():
+            return (
+                "blobjax: one of several processes; if it lost a connection, another ended first and the cause stands "
+                "in that one's log"
+            )
+    return ""
+
+
+@contextlib.contextmanager
+def failing_in_time(seconds: float) -> Iterator[None]:
+    """An error that leaves this block ends the process within so long, however long its way out would be: other
+    processes may wait for this one, and it for them."""
+    try:
+        yield
+    except BaseException as error:
+        timer = threading.Timer(seconds, leave, verdict(error))
+        timer.daemon = True
+        timer.start()
+        raise
+
+
+def _in_background(task: object, *arguments: object) -> threading.Thread:
+    thread = threading.Thread(target=task, args=arguments, daemon=True)  # type: ignore[arg-type]
+    thread.start()
+    return thread
+
+
+def _speak(last_words: str) -> None:
+    if last_words:
+        say(last_words)
+    if os.isatty(1):
+        os.write(1, b"\x1b[?25h")  # a live line hides the cursor
+    for stream in (sys.stdout, sys.stderr):
+        # Closed by the other end, or never open: nothing to say it to, and no reason to fail.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+
+
+def _part() -> None:
+    import jax
+
+    with contextlib.suppress(Exception):  # another process died meanwhile; this one is done
+        jax.distributed.shutdown()

@@ -1,0 +1,222 @@
+"""Real processes of one run: told to stop, failing, killed and hanging, each at the worst moment."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blobjax.reliability.run_directory import read_jsonl
+from tests.tiny import TINY
+
+# What goes wrong is put in from outside, before the command line runs as ever.
+CHILD = """
+import os, sys, time
+from blobjax.training import hooks, program, trainer
+RANK = int(os.environ.get("JAX_PROCESS_ID", 0))
+
+def fail(*_):
+    raise RuntimeError("boom")
+
+{fault}
+from blobjax import cli
+cli.main()
+"""
+# So that there is time to stop it.
+SLOW = """
+due = hooks.StopHook.due
+hooks.StopHook.due = lambda self, step: (time.sleep(0.1), due(self, step))[1]
+"""
+# Every process is to be down by then, whatever happened: heartbeat and grace, and a slow machine.
+BOUND = 60
+
+
+class Processes:
+    """One command in several processes over loopback, without a launcher that would end them."""
+
+    def __init__(self, run_dir: Path, *overrides: str, count: int, fault: str = ""):
+        self.run_dir = run_dir
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        settings = [*TINY, f"compute.mesh={{data: {count}, fsdp: 1}}", f"logging.run_dir={run_dir}", *overrides]
+        command = [sys.executable, "-c", CHILD.format(fault=fault), "train", "laptop", *settings]
+        self.all = []
+        for rank in range(count):
+            place = {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
+            if count > 1:
+                place |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(count)}
+                place["JAX_PROCESS_ID"] = str(rank)
+            pipe = subprocess.PIPE
+            self.all.append(
+                subprocess.Popen(command, env={**os.environ, **place}, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+            )
+
+    def wait_until(self, there: Callable[[], Any]) -> None:
+        deadline = time.monotonic() + 120
+        while not there():
+            assert time.monotonic() < deadline
+            assert all(process.poll() is None for process in self.all), self.end()
+            time.sleep(0.02)
+
+    def wait_for_step(self, step: int) -> None:
+        self.wait_until(lambda: any(line["step"] >= step for line in read_jsonl(self.run_dir / "metrics.jsonl")))
+
+    def end(self) -> tuple[list[int], list[str]]:
+        """Exit codes and outputs; no process may take longer than the bound."""
+        outputs = []
+        try:
+            for process in self.all:
+                outputs.append(process.communicate(timeout=BOUND)[0])
+        finally:
+            for process in self.all:
+                process.kill()
+        return [process.returncode for process in self.all], outputs
+
+    def __enter__(self) -> "Processes":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for process in self.all:
+            process.kill()
+            process.wait()
+
+
+def losses(run_dir: Path) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in read_jsonl(run_dir / "metrics.jsonl") if "loss" in line]
+
+
+def events(run_dir: Path, name: str) -> list[dict[str, Any]]:
+    return [event for event in read_jsonl(run_dir / "events.jsonl") if event["event"] == name]
+
+
+def test_sigterm_to_one_of_two_stops_both_at_one_step_and_nothing_is_lost(tmp_path):
+    never = "checkpoint.every=1000 steps"
+    with Processes(tmp_path / "run", never, "duration.length=30 steps", count=2, fault=SLOW) as run:
+        run.wait_for_step(3)
+        run.all[1].send_signal(signal.SIGTERM)
+        codes, outputs = run.end()
+    assert codes == [75, 75], outputs
+    assert "blobjax: SIGTERM: stopping after this step" in outputs[1]
+    (preempt,) = events(run.run_dir, "preempt")
+    assert (preempt["signal"], preempt["process"]) == ("SIGTERM", 1)
+    (stop,) = events(run.run_dir, "stop")
+    assert (stop["step"], stop["reason"]) == (preempt["step"], "SIGTERM to process 1")
+    assert 3 < stop["step"] < 30
+    assert [path.name for path in (run.run_dir / "checkpoints").iterdir()] == [str(stop["step"])]
+
+    for run_dir in (run.run_dir, tmp_path / "undisturbed"):
+        with Processes(run_dir, never, "duration.length=30 steps", count=2) as run:
+            codes, outputs = run.end()
+        assert codes == [0, 0], outputs
+    assert losses(tmp_path / "run") == losses(tmp_path / "undisturbed")
+
+
+def test_ctrl_c_before_the_first_step_stops_both_before_it(tmp_path):
+    fault = f"""
+init = program.Program.init
+def slow(self):
+    open({str(tmp_path)!r} + f"/{{RANK}}", "w").close()
+    time.sleep(3)
+    return init(self)
+program.Program.init = slow
+"""
+    with Processes(tmp_path / "run", count=2, fault=fault) as run:
+        run.wait_until((tmp_path / "0").exists)
+        run.all[0].send_signal(signal.SIGINT)
+        codes, outputs = run.end()
+    assert codes == [75, 75], outputs
+    assert "stopped at step 0 of 12 (SIGINT to process 0); run the same command to go on" in outputs[0]
+
+
+# While the step compiles, which nothing can interrupt.
+BEFORE_THE_LOOP = """
+program.Program.init = fail
+program.Program.lower_train_step = lambda *_: type("", (), {"compile": lambda _: time.sleep(1e6)})()
+"""
+IN_THE_LOOP = "hooks.EvaluateHook.run = fail"
+DURING_A_SAVE = """
+save = hooks.SaveHook.run
+hooks.SaveHook.run = lambda self, step, state: (save(self, step, state), fail())
+"""
+
+
+@pytest.mark.parametrize(
+    ("rank", "fault"),
+    [(1, BEFORE_THE_LOOP), (0, IN_THE_LOOP), (1, DURING_A_SAVE)],
+    ids=["1-before-the-loop", "0-in-the-loop", "1-during-a-save"],
+)
+def test_an_exception_in_one_process_ends_all_and_the_cause_stands_in_its_log(tmp_path, rank, fault):
+    only = f"if RANK == {rank}:\n" + "".join(f"    {line}\n" for line in fault.strip().splitlines())
+    with Processes(tmp_path / "run", "evaluation.every=4 steps", count=2, fault=only) as run:
+        codes, outputs = run.end()
+    assert codes[rank] == 1, outputs
+    assert codes[1 - rank] not in (0, 75), outputs
+    assert "RuntimeError: boom" in outputs[rank]
+    assert "boom" not in outputs[1 - rank]
+
+
+def test_a_killed_process_takes_the_others_along(tmp_path):
+    with Processes(tmp_path / "run", "duration.length=1000 steps", count=2, fault=SLOW) as run:
+        run.wait_for_step(3)
+        run.all[1].kill()
+        codes, outputs = run.end()
+    assert codes[1] == -signal.SIGKILL
+    assert codes[0] == 1, outputs
+    assert "if it lost a connection, another ended first and the cause stands in that one's log" in outputs[0]
+
+
+def test_a_hang_in_the_data_source_is_written_down_by_both(tmp_path):
+    fault = """
+batches = trainer.training_batches
+def hang(*arguments):
+    each = batches(*arguments)
+    for _ in range(5):
+        yield next(each)
+    if RANK == 1:
+        time.sleep(1e6)
+    yield from each
+trainer.training_batches = hang
+"""
+    with Processes(tmp_path / "run", "reliability.hang_limit=5 seconds", count=2, fault=fault) as run:
+        codes, outputs = run.end()
+    assert codes == [1, 1], outputs
+    assert all("no progress for 5 s in" in output for output in outputs)
+    assert "in hang" in (tmp_path / "run" / "hang-1.txt").read_text()
+    assert "block_until_ready" in (tmp_path / "run" / "hang-0.txt").read_text()
+    (event,) = events(tmp_path / "run", "hang")
+    assert event["process"] == 0
+
+
+def test_a_save_that_hangs_does_not_keep_it_beyond_the_grace_period(tmp_path):
+    fault = SLOW + "hooks.SaveHook.run = lambda *_: time.sleep(1e6)"
+    never = "checkpoint.every=1000 steps"
+    with Processes(tmp_path / "run", never, "reliability.grace=1 second", count=1, fault=fault) as run:
+        run.wait_for_step(2)
+        run.all[0].send_signal(signal.SIGTERM)
+        (code,), (output,) = run.end()
+    assert code == 1, output
+    assert (
+        "not stopped within 1 s of SIGTERM (reliability.grace), so it ends now; no checkpoint was saved yet" in output
+    )
+
+
+def test_the_time_limit_stops_all_at_one_step_and_stragglers_are_reported(tmp_path):
+    settings = ("duration.wall_clock_limit=1 second", "reliability.stragglers_every=1 step")
+    slow_one = SLOW.replace("0.1", "0.1 + 0.5 * RANK")
+    with Processes(tmp_path / "run", *settings, "duration.length=1000 steps", count=2, fault=slow_one) as run:
+        codes, outputs = run.end()
+    assert codes == [75, 75], outputs
+    (stop,) = events(run.run_dir, "stop")
+    assert stop["reason"] == "wall-clock limit"
+    assert stop["step"] >= 1
+    report = events(run.run_dir, "stragglers")[-1]
+    assert report["slowest"] == 1
+    assert report["host_seconds"][1] > report["host_seconds"][0]
+    assert "process 1 (" in outputs[0]

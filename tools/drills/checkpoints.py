@@ -180,23 +180,19 @@ def kill_during_save(drills: Drills) -> str:
             )
             found.append(f"{unfinished[0].name.split('.')[0]} (newest whole one: {run.steps()[-1:]})")
         run.finish()
-        check(not _unfinished(run), f"left behind: {_unfinished(run)}")
+        check(not run.unfinished(), f"left behind: {run.unfinished()}")
         run.check_same_end(drills.reference(setup))
     return f"killed in the middle of saving step {', '.join(found)}; cleared away, resumed and finished; {BITWISE}"
-
-
-def _unfinished(run: Run) -> list[Path]:
-    return list(run.checkpoints.glob("*.orbax-checkpoint-tmp*"))
 
 
 def _stop_within_a_save(run: Run) -> list[Path]:
     """Stops both processes at a moment when a save has begun and is not finished."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        run.wait_until("save", lambda: _unfinished(run))
+        run.wait_until("save", run.unfinished)
         run.send(signal.SIGSTOP, 0, 1)
         time.sleep(0.05)  # until both have stopped
-        if unfinished := _unfinished(run):
+        if unfinished := run.unfinished():
             return unfinished
         run.send(signal.SIGCONT, 0, 1)
     check(False, "no save could be caught in the writing")

@@ -283,6 +283,10 @@ class Run:
         committed = self.checkpoints.glob("*/_CHECKPOINT_METADATA")
         return sorted(int(each.parent.name) for each in committed if each.parent.name.isdigit())
 
+    def unfinished(self) -> list[Path]:
+        """Folders of saves that are being written, or that nobody cleared away."""
+        return list(self.checkpoints.glob("*.orbax-checkpoint-tmp*"))
+
     def state(self, step: int) -> dict[str, bytes]:
         """Every array of a checkpoint by path, read by TensorStore: nothing of ours stands in between."""
         return dict(_arrays(self.checkpoints / str(step)))

@@ -17,6 +17,7 @@ from tools.drills.run import (
     FINISHED,
     ONE,
     PATIENCE_SECONDS,
+    RESUMABLE,
     TWO,
     CannotRunError,
     Drills,
@@ -62,7 +63,7 @@ def _ends_loudly(drills: Drills, run: Run, fault: Callable[[], None], mend: Call
     fault()
     run.end(60)
     codes, took = run.codes(), run.seconds_since(began, *range(run.setup.processes))
-    check(FINISHED not in codes and 75 not in codes, f"exit codes {codes}\n{run.output()}")
+    check(FINISHED not in codes and RESUMABLE not in codes, f"exit codes {codes}\n{run.output()}")
     said = _last_words(run)
     mend()
     damaged = [step for step, state in kept.items() if step in run.steps() and run.state(step) != state]
@@ -142,22 +143,26 @@ def directory_vanishes(drills: Drills) -> str:
 
 
 @drill(
-    "the run's directory is deleted while it trains",
+    "the run's directory is deleted while it trains: between two saves, and while one is being written",
     "the run ends, not 0 and not 75, and says why; the same command starts anew and comes to the same end",
 )
 def directory_deleted(drills: Drills) -> str:
-    with drills.run(ONE) as run:
-        run.start(pace=0.1).wait_for_step(10)
-        mark = time.monotonic()
-        shutil.rmtree(run.directory, ignore_errors=True)
-        run.end(60)
-        codes, took = run.codes(), run.seconds_since(mark, 0)
-        check(codes[0] not in (FINISHED, 75), f"exit codes {codes}\n{run.output()}")
-        said = _last_words(run)
-        shutil.rmtree(run.directory, ignore_errors=True)
-        run.finish()
-        run.check_same_end(drills.reference(ONE))
-    return f'ended after {took:.1f} s with exit code {codes[0]}: "{said}"; started anew and finished; {BITWISE}'
+    found = []
+    for when in ("between two saves", "during a save"):
+        with drills.run(ONE) as run:
+            run.start(pace=0.1).wait_for_step(10)
+            run.wait_until("save", lambda run=run, saving=when != "between two saves": bool(run.unfinished()) == saving)
+            mark = time.monotonic()
+            shutil.rmtree(run.directory, ignore_errors=True)
+            run.end(60)
+            codes, took = run.codes(), run.seconds_since(mark, 0)
+            check(codes[0] not in (FINISHED, RESUMABLE), f"{when}: exit codes {codes}\n{run.output()}")
+            said = _last_words(run)
+            shutil.rmtree(run.directory, ignore_errors=True)
+            run.finish()
+            run.check_same_end(drills.reference(ONE))
+        found.append(f'{when}: ended after {took:.1f} s with exit code {codes[0]}: "{said}"')
+    return f"{'; '.join(found)}; started anew and finished; {BITWISE}"
 
 
 class Shim:

@@ -12,6 +12,7 @@ the wall time:
   …            init, restore, compile, data_wait, evaluate, save, rollback, other: as the accounts of `clock.py`
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -78,6 +79,12 @@ class _Stretch:
     seconds: dict[str, float]
 
 
+def number(value: Any, otherwise: float = 0.0) -> float:
+    """A number as it should stand in an event, or `otherwise` where something else does."""
+    usual = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if usual and math.isfinite(value) else otherwise
+
+
 def read_ledger(events: Iterable[dict[str, Any]]) -> Ledger:
     """The ledger of a run.
 
@@ -91,70 +98,80 @@ def read_ledger(events: Iterable[dict[str, Any]]) -> Ledger:
     accounted = 0.0
 
     def go_back(step: int) -> None:
-        """Steps after this one are undone."""
-        for stretch in stretches:
-            if stretch.last > step:
-                many = stretch.last - stretch.first + 1
-                share = (stretch.last - max(step, stretch.first - 1)) / many
-                for account in _OF_STEPS:
-                    lost = stretch.seconds.get(account, 0.0) * share
-                    seconds[account] -= lost
-                    seconds["lost"] += lost
-                    stretch.seconds[account] = stretch.seconds.get(account, 0.0) - lost
-                stretch.last = min(stretch.last, step)
-        stretches[:] = [stretch for stretch in stretches if stretch.last >= stretch.first]
+        """Steps after this one are undone. What stands ascends, so they are at the end."""
+        while stretches and stretches[-1].last > step:
+            stretch = stretches[-1]
+            many = stretch.last - stretch.first + 1
+            share = (stretch.last - max(step, stretch.first - 1)) / many
+            for account in _OF_STEPS:
+                lost = stretch.seconds.get(account, 0.0) * share
+                seconds[account] -= lost
+                seconds["lost"] += lost
+                stretch.seconds[account] = stretch.seconds.get(account, 0.0) - lost
+            stretch.last = step
+            if stretch.last < stretch.first:
+                stretches.pop()
 
-    def close(attempt: Attempt, last_alive: float | None, before: float) -> None:
+    def close(attempt: Attempt, last_alive: float, before: float) -> None:
         """Ends an attempt of which nothing more is known."""
-        if last_alive is not None and not attempt.stop:
+        if not attempt.stop:
             attempt.ended = max(attempt.ended, min(last_alive, before))
         seconds["unaccounted"] += max(attempt.ended - attempt.began - accounted, 0.0)
 
+    def note(line: str) -> None:
+        if line not in notes:
+            notes.append(line)
+
     for event in events:
-        name, time = event.get("event"), event.get("time")
-        if not isinstance(name, str) or not isinstance(time, int | float):
+        name, time = event.get("event"), number(event.get("time"), -1.0)
+        if not isinstance(name, str) or time < 0:
             continue
         if name == "start":
-            began = float(event.get("began", time))
+            began = number(event.get("began"), time)
             if "began" not in event:
-                notes.append("an attempt by an earlier version kept no account of its time: it is unaccounted")
+                note("an attempt by an earlier version kept no account of its time: it is unaccounted")
             if attempts:
-                close(attempts[-1], event.get("last_alive"), began)
+                close(attempts[-1], number(event.get("last_alive")), began)
                 if began < attempts[-1].ended:
-                    notes.append(
+                    note(
                         f"attempt {len(attempts) + 1} began before the last sign of life of the one before it by the "
                         "clock of its host: clocks differ, and the time in between is taken as 0"
                     )
                 seconds["down"] += max(began - attempts[-1].ended, 0.0)
-            attempts.append(Attempt(began, max(float(time), began), event))
+            attempts.append(Attempt(began, max(time, began), event))
             accounted = 0.0
-            # Known better once a checkpoint was restored, if one is.
-            resumed_at = 0
-            go_back_due = True
             continue
         if not attempts:
             continue
         attempt = attempts[-1]
-        attempt.ended = max(attempt.ended, float(time))
+        attempt.ended = max(attempt.ended, time)
+        attempt.stop = event if name == "stop" else {}
         if name == "resume":
-            resumed_at = attempt.first_step = attempt.last_step = int(event.get("step", 0))
+            attempt.first_step = attempt.last_step = int(number(event.get("step"), attempt.last_step))
+            go_back(attempt.first_step)
+        elif name == "rollback":
+            attempt.last_step = int(number(event.get("to_step"), attempt.last_step))
+            go_back(attempt.last_step)
         elif name == "spent":
-            if go_back_due and "first_step" in event:
-                go_back(resumed_at)
-                go_back_due = False
-            spent = {account: float(value) for account, value in event.get("seconds", {}).items()}
+            spent = _seconds(event.get("seconds"))
             for account, value in spent.items():
-                seconds[account if account in ACCOUNTS else "other"] += value
+                seconds[account] += value
             accounted += sum(spent.values())
-            if "first_step" in event:
-                first, last = int(event["first_step"]), int(event["last_step"])
+            first, last = int(number(event.get("first_step"))), int(number(event.get("last_step")))
+            if 0 < first <= last:
+                # Whatever the reason why they come again: without a checkpoint, there is no `resume`.
+                go_back(first - 1)
                 stretches.append(_Stretch(first, last, spent))
                 attempt.last_step = last
-        elif name == "rollback":
-            go_back(int(event.get("to_step", 0)))
-            attempt.last_step = int(event.get("to_step", 0))
-        attempt.stop = event if name == "stop" else {}
     if attempts:
-        close(attempts[-1], None, 0.0)
+        close(attempts[-1], 0.0, 0.0)
     kept = {name: seconds[name] for name in CATEGORIES if abs(seconds[name]) > 1e-9}
     return Ledger(kept, attempts, notes)
+
+
+def _seconds(spent: Any) -> dict[str, float]:
+    """What a `spent` event says went into each account; one that is not known here is `other`."""
+    seconds: defaultdict[str, float] = defaultdict(float)
+    for account, value in spent.items() if isinstance(spent, dict) else ():
+        seconds[account if account in ACCOUNTS else "other"] += max(number(value), 0.0)
+    return seconds

@@ -21,6 +21,8 @@ from blobjax.config.diff import changed_maths
 
 # Names of files that a crash may leave behind and that mean nothing.
 _OURS = ".blobjax-"
+# Longer than anybody looks whether a run is alive, also where the machine is busy.
+_LOOKING_SECONDS = 1.0
 
 
 class RunDirectory:
@@ -114,16 +116,14 @@ class RunDirectory:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         file = (self.path / f"{_OURS}lock").open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not _locked(file):
             file.seek(0)
             holder = file.read().strip() or "unknown"
             file.close()
             raise BadInputError(
                 f"run directory {self.path} is in use by another run (process {holder}); "
                 "wait for it, or choose another with logging.run_dir=…"
-            ) from None
+            )
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -156,6 +156,19 @@ class RunDirectory:
             ) from None
 
 
+def _locked(file: TextIO) -> bool:
+    """Takes the lock, if need be at a second try: `in_use` holds it too, for the moment that it takes to look."""
+    deadline = time.monotonic() + _LOOKING_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file so that readers, and restarts, see the old content or the new, never half of it."""
     temporary = path.with_name(f"{_OURS}{path.name}")
@@ -170,13 +183,33 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a JSON-lines file; a line torn by a crash is passed over, a missing file is empty."""
     if not path.is_file():
         return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            content = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(content, dict):
-            yield content
+    for line in path.read_bytes().split(b"\n"):
+        yield from _objects(line)
+
+
+def read_jsonl_backwards(path: Path) -> Iterator[dict[str, Any]]:
+    """The same from the last to the first, reading no more of the file than is asked for."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        start, rest = file.seek(0, os.SEEK_END), b""
+        while start:
+            end, start = start, max(start - 65536, 0)
+            file.seek(start)
+            # What comes first may be the end of a line that begins before it.
+            rest, *lines = (file.read(end - start) + rest).split(b"\n")
+            for line in reversed(lines):
+                yield from _objects(line)
+        yield from _objects(rest)
+
+
+def _objects(line: bytes) -> Iterator[dict[str, Any]]:
+    try:
+        content = json.loads(line.decode(errors="replace"))
+    except (ValueError, RecursionError):
+        return
+    if isinstance(content, dict):
+        yield content
 
 
 class Lines:

@@ -2,11 +2,13 @@
 
 import time
 from collections import Counter
+from itertools import zip_longest
 from typing import Any
 
 from blobjax.config import BadInputError
-from blobjax.reliability.ledger import Attempt, read_ledger
-from blobjax.reliability.run_directory import RunDirectory, read_jsonl
+from blobjax.reliability.ledger import Attempt, number, read_ledger
+from blobjax.reliability.run_directory import RunDirectory, read_jsonl, read_jsonl_backwards
+from blobjax.reliability.supervisor import named
 
 _SAID = {
     "train": "steps that count",
@@ -35,32 +37,37 @@ def status(run: str) -> dict[str, Any]:
     directory = RunDirectory(run)
     if not directory.config.is_file():
         raise BadInputError(f"{run}: holds no config.yaml of a run; give a run directory, such as runs/laptop")
-    events = [event for event in read_jsonl(directory.events) if "event" in event]
-    ledger = read_ledger(events)
-    length = next((event["length"] for event in reversed(events) if "length" in event), None)
-    newest: dict[str, Any] = next(
-        (line for line in reversed(list(read_jsonl(directory.metrics))) if "loss" in line), {}
-    )
-    saved = [event["step"] for event in events if event["event"] in ("save", "restore")]
+    # Before the files: a run that ends in between is then said to run, and not to have died.
     running = directory.in_use()
+    try:
+        events = [event for event in read_jsonl(directory.events) if isinstance(event.get("event"), str)]
+        newest: dict[str, Any] = next((e for e in read_jsonl_backwards(directory.metrics) if "loss" in e), {})
+    except OSError as error:
+        raise BadInputError(f"{run}: cannot be read: {error.filename}: {error.strerror}") from None
+    ledger = read_ledger(events)
+    length = next((int(number(event["length"])) for event in reversed(events) if "length" in event), 0)
+    saved = [int(number(event.get("step"), -1)) for event in events if event["event"] in ("save", "restore")]
+    times = [number(event.get("time"), -1.0) for event in events[-1:]]
     last = ledger.attempts[-1] if ledger.attempts else None
+    counted = Counter(event["event"] for event in events)
     return {
         "run": str(directory.path),
         "state": _state(last, running),
         "reason": last.stop.get("reason", "") if last and not running else "",
-        "step": max(newest.get("step", 0), last.last_step if last else 0),
-        "length": length,
+        "since": (last.began if running else last.ended) if last else None,
+        "step": max(int(number(newest.get("step"))), last.last_step if last else 0),
+        "length": length or None,
         "loss": newest.get("loss"),
-        "newest_save": saved[-1] if saved else None,
-        "last_event_seconds_ago": round(time.time() - events[-1]["time"], 1) if events else None,
+        "newest_save": saved[-1] if saved and saved[-1] >= 0 else None,
+        "last_event_seconds_ago": round(time.time() - times[0], 1) if times and times[0] >= 0 else None,
         "goodput": ledger.goodput,
         "wall_seconds": ledger.wall_seconds,
         "seconds": ledger.seconds,
         "cost_most": max(
             (name for name in ledger.seconds if name != "train"), key=lambda name: ledger.seconds[name], default=None
         ),
-        "attempts": [_attempt(each, running and each is last) for each in ledger.attempts],
-        "events": {name: count for name in _COUNTED if (count := Counter(e["event"] for e in events)[name])},
+        "attempts": [_attempt(*each, running) for each in zip_longest(ledger.attempts, ledger.attempts[1:])],
+        "events": {name: counted[name] for name in _COUNTED if counted[name]},
         "straggler": next((_straggler(e) for e in reversed(events) if e["event"] == "stragglers"), None),
         "notes": ledger.notes,
     }
@@ -71,38 +78,62 @@ def _state(last: Attempt | None, running: bool) -> str:
         return "running"
     if last is None:
         return "not begun"
-    reason = last.stop.get("reason")
-    if reason is None:
+    if not last.stop:
         return "died"
+    reason = str(last.stop.get("reason"))
     if reason == "finished":
         return "finished"
-    # A stop that names its step was saved; one that does not is an error.
-    return "stopped" if "step" in last.stop else "failed"
+    if reason.startswith("HaltedError"):
+        return "halted"
+    # A stop that names its step was saved, and what silent corruption has spoiled is put aside; others are errors.
+    return "stopped" if "step" in last.stop or reason.startswith("silent corruption") else "failed"
 
 
-def _attempt(attempt: Attempt, running: bool) -> dict[str, Any]:
-    supervised = attempt.start.get("supervised") or {}
+def _attempt(attempt: Attempt, following: Attempt | None, running: bool) -> dict[str, Any]:
+    restart, _ = _supervised(attempt)
     return {
         "began": attempt.began,
         "seconds": attempt.ended - attempt.began,
         "first_step": attempt.first_step,
         "last_step": attempt.last_step,
-        "end": "running" if running else attempt.stop.get("reason", "died"),
+        "end": "running" if running and following is None else _end(attempt, following),
         "processes": attempt.start.get("processes"),
         "devices": attempt.start.get("devices"),
-        "restart": supervised.get("restart"),
+        "restart": restart,
     }
 
 
+def _end(attempt: Attempt, following: Attempt | None) -> str:
+    if attempt.stop:
+        return str(attempt.stop.get("reason"))
+    if following is not None:
+        before, (restart, code) = _supervised(attempt)[0] or 0, _supervised(following)
+        # Not where another came to its end in between, before it could write a word.
+        if restart == before + 1 and code is not None:
+            return f"died ({named(code)})"
+    return "died"
+
+
+def _supervised(attempt: Attempt) -> tuple[int | None, int | None]:
+    """Which restart by the supervisor it is, and the exit code before it; None where it is none."""
+    said = attempt.start.get("supervised")
+    restart, code = (said.get("restart"), said.get("previous_exit")) if isinstance(said, dict) else (None, None)
+    return (restart if isinstance(restart, int) else None), (code if isinstance(code, int) else None)
+
+
 def _straggler(event: dict[str, Any]) -> dict[str, Any]:
-    return {name: event.get(name) for name in ("step", "slowest", "host", "lag_seconds")}
+    lag = round(number(event.get("lag_seconds")), 4)
+    return {**{name: event.get(name) for name in ("step", "slowest", "host")}, "lag_seconds": lag}
 
 
 def lines(found: dict[str, Any]) -> list[str]:
     """The same for people."""
     of = f" of {found['length']:,}" if found["length"] else ""
     reason = f" ({found['reason']})" if found["reason"] not in ("", "finished") else ""
-    said = [f"{found['run']}: {found['state']}{reason} at step {found['step']:,}{of}"]
+    since = (
+        "" if found["since"] is None else f"{' since' if found['state'] == 'running' else ''} {_when(found['since'])}"
+    )
+    said = [f"{found['run']}: {found['state']}{since}{reason}, at step {found['step']:,}{of}"]
     facts = []
     if isinstance(found["loss"], int | float):
         facts.append(f"loss {found['loss']:.3f}")
@@ -130,18 +161,23 @@ def lines(found: dict[str, Any]) -> list[str]:
         said += ["", f"what cost the most besides: {_SAID[found['cost_most']]}, {_span(cost)}"]
     if found["attempts"]:
         said.append("")
-    for number, each in enumerate(found["attempts"], 1):
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each["began"]))
+    for order, each in enumerate(found["attempts"], 1):
         steps = f"step {each['first_step']:,} to {each['last_step']:,}"
-        by_itself = " (by the supervisor)" if each["restart"] else ""
-        said.append(f"  attempt {number}  {when}  {_span(each['seconds']):>9}  {steps}: {each['end']}{by_itself}")
+        by_itself = f"; restart {each['restart']} by the supervisor" if each["restart"] else ""
+        said.append(
+            f"  attempt {order}  {_when(each['began'])}  {_span(each['seconds']):>9}  {steps}: {each['end']}{by_itself}"
+        )
     if found["events"]:
         said += ["", "events: " + ", ".join(f"{name} × {count}" for name, count in found["events"].items())]
-    if found["straggler"] and (found["straggler"]["lag_seconds"] or 0) > 0:
+    if found["straggler"] and found["straggler"]["lag_seconds"] > 0:
         slow = found["straggler"]
         who = f"process {slow['slowest']} ({slow['host']})"
         said.append(f"slowest at step {slow['step']}: {who}, by {slow['lag_seconds']:g} s a step")
     return [*said, *(f"note: {note}" for note in found["notes"])]
+
+
+def _when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def _span(seconds: float) -> str:

@@ -5,6 +5,7 @@ On several hosts there is one on each; a death on one ends all processes of the 
 supervisors start theirs again.
 """
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -21,12 +22,17 @@ RESTART, PREVIOUS = "BLOBJAX_RESTART", "BLOBJAX_PREVIOUS_EXIT"
 _FINAL = (0, 2, 75)
 _LONGEST_SECONDS = 60.0
 _SEVERAL_SECONDS = 15.0
+# Loaded here, as little as possible may happen between fork and exec.
+_LIBC = ctypes.CDLL(None)
 
 
 def newest_save(directory: RunDirectory) -> int:
     """The newest step that is known to be saved; -1 where there is none."""
     kinds = ("save", "restore")
-    return max((e.get("step", -1) for e in read_jsonl(directory.events) if e.get("event") in kinds), default=-1)
+    told = [e.get("step") for e in read_jsonl(directory.events) if e.get("event") in kinds]
+    # A process that dies right after a commit had no time to tell; Orbax gives a folder its number once it is whole.
+    there = [int(folder.name) for folder in directory.checkpoints.glob("*") if folder.name.isdecimal()]
+    return max([*(step for step in told if isinstance(step, int)), *there], default=-1)
 
 
 def supervise_training(arguments: Sequence[str], restarts: int, run_dir: str) -> int:
@@ -84,7 +90,7 @@ def supervise(
             code = told.run(command, environment)
             if code in _FINAL or told.received:
                 break
-            now, name = progress(), _named(code)
+            now, name = progress(), named(code)
             if done >= restarts:
                 _say(f"{name}; that was restart {done} of {restarts}" if done else f"{name}; no restarts are left")
                 break
@@ -126,7 +132,9 @@ class _Signals:
     def run(self, command: Sequence[str], environment: dict[str, str]) -> int:
         """Runs a child to its end."""
         # A session of its own: a terminal's Ctrl-C comes to it from here, once.
-        self._child = subprocess.Popen(command, env={**os.environ, **environment}, start_new_session=True)
+        self._child = subprocess.Popen(
+            command, env={**os.environ, **environment}, start_new_session=True, preexec_fn=_end_with_parent
+        )
         if self.received:  # between the start and the line above
             self._child.send_signal(self.received[-1])
         return self._child.wait()
@@ -136,7 +144,15 @@ class _Signals:
         self._told.wait(seconds)
 
 
-def _named(code: int) -> str:
+def _end_with_parent() -> None:
+    """Has Linux send this process a SIGTERM when its parent dies: nobody would know of it, and its devices stay taken."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        _LIBC.prctl(set_parent_death_signal, int(signal.SIGTERM))
+
+
+def named(code: int) -> str:
+    """How a process ended, in words."""
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 

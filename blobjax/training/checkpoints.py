@@ -1,4 +1,4 @@
-"""Checkpoints: everything that decides the future, in one atomic save, and the only file that talks to Orbax.
+"""Checkpoints: everything that decides the future, in one atomic save, and the only file that asks anything of Orbax.
 
 The state is saved as flat dictionaries from path to array, so that a checkpoint does not depend on the classes that
 optax happens to build its state from, and so that parameters can be read alone. With it goes a record of every array:
@@ -6,15 +6,10 @@ shape, dtype and a fingerprint, taken on the devices before the next step may re
 fingerprinted again, on whatever mesh it is then, and nothing trains on what differs.
 """
 
-import gc
-import logging
 import sys
-import time
-import traceback
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +24,8 @@ from blobjax.reliability.fingerprint import as_text, fingerprint_all
 from blobjax.reliability.timers import everyone
 from blobjax.training import checkpoint_files as files
 from blobjax.training.checkpoint_files import BadCheckpointError, Leaf, Record
+from blobjax.training.quiet_orbax import quietly
 from blobjax.training.state import TrainState
-
-# Orbax logs every phase of every save, and a trace for each of several threads when one fails. All of it comes to us as
-# an exception too, and what a reader needs of it stands in events.jsonl and in one line on the terminal.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
-warnings.filterwarnings("ignore", r"coroutine 'PyTreeHandler\..*' was never awaited", RuntimeWarning)
 
 # What a process found when it tried to read a checkpoint; the largest of all processes' counts.
 _GOOD, _BAD, _MISFIT, _NOT_NOW = range(4)
@@ -258,11 +249,11 @@ class Checkpointer:
         )
 
         def look() -> tuple[Record, dict[str, dict[str, Any]]]:
-            with alone, _quietly():
+            with alone, quietly():
                 return _look(folder, trees, data)
 
         def read() -> dict[str, Any]:
-            with alone, _quietly():
+            with alone, quietly():
                 return ocp.load_checkpointables(folder, wanted)
 
         record, wanted = self._agreed(step, look)
@@ -352,35 +343,6 @@ class Checkpointer:
         """Finishes the save in flight and lets go of the thread."""
         self.wait()
         self._writer.shutdown()
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Keeps Orbax's background tasks from printing a trace each when a load fails: the exception says it all."""
-    hook, log = sys.unraisablehook, logging.getLogger("asyncio")
-    level = log.level
-    sys.unraisablehook = lambda _: None
-    log.setLevel(logging.CRITICAL)
-    try:
-        yield
-    except Exception as error:
-        # What is left of them says so when it goes, and TensorStore's threads when they come back.
-        _let_go(error)
-        gc.collect()
-        time.sleep(0.2)
-        raise
-    finally:
-        sys.unraisablehook = hook
-        log.setLevel(level)
-
-
-def _let_go(error: BaseException | None) -> None:
-    """Clears what the frames of an error, and of all that led to it, still hold."""
-    if error is not None:
-        traceback.clear_frames(error.__traceback__)
-        _let_go(error.__cause__)
-        if error.__context__ is not error.__cause__:
-            _let_go(error.__context__)
 
 
 def _look(folder: Path, trees: dict[str, dict[str, Any]], data: str | None) -> tuple[Record, dict[str, dict[str, Any]]]:

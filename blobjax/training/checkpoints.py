@@ -1,4 +1,4 @@
-"""Checkpoints: everything that decides the future, in one atomic save, and the only file that talks to Orbax.
+"""Checkpoints: everything that decides the future, in one atomic save, and the only file that asks anything of Orbax.
 
 The state is saved as flat dictionaries from path to array, so that a checkpoint does not depend on the classes that
 optax happens to build its state from, and so that parameters can be read alone. With it goes a record of every array:
@@ -6,15 +6,10 @@ shape, dtype and a fingerprint, taken on the devices before the next step may re
 fingerprinted again, on whatever mesh it is then, and nothing trains on what differs.
 """
 
-import gc
-import logging
 import sys
-import time
-import traceback
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +24,8 @@ from blobjax.reliability.fingerprint import as_text, fingerprint_all
 from blobjax.reliability.timers import everyone
 from blobjax.training import checkpoint_files as files
 from blobjax.training.checkpoint_files import BadCheckpointError, Leaf, Record
+from blobjax.training.quiet_orbax import quietly
 from blobjax.training.state import TrainState
-
-# Orbax logs every phase of every save, and a trace for each of several threads when one fails. All of it comes to us as
-# an exception too, and what a reader needs of it stands in events.jsonl and in one line on the terminal.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
-warnings.filterwarnings("ignore", r"coroutine 'PyTreeHandler\..*' was never awaited", RuntimeWarning)
 
 # What a process found when it tried to read a checkpoint; the largest of all processes' counts.
 _GOOD, _BAD, _MISFIT, _NOT_NOW = range(4)
@@ -215,7 +206,10 @@ class Checkpointer:
         Raises:
           BadInputError, HaltedError: as `restore`, and nothing is put aside.
         """
-        for step in files.newest(files.numbered(self._directory), last):
+        steps = files.newest(files.numbered(self._directory), last)
+        # As process 0 sees them, which is the one to move them.
+        many = int(everyone([len(steps)])[0, 0])
+        for step in everyone((steps + [0] * many)[:many])[0].tolist():
             try:
                 return self._restore(step, like, data)
             except BadCheckpointError as found:
@@ -225,7 +219,7 @@ class Checkpointer:
     def _restore(self, step: int, like: TrainState, data: str | None) -> Restored:
         trees = {"params": _flatten(like.params), "optimizer": _flatten(like.opt_state)}
         trees["progress"] = {"step": like.step}
-        record, loaded = self._agreed(step, lambda: self._load(step, trees, data))
+        record, loaded = self._load(step, trees, data)
         arrays = {f"{name}/{path}": leaf for name, tree in loaded.items() for path, leaf in tree.items()}
         position = int(arrays.pop("progress/sequences"))
         wrong = self._differences(record, arrays)
@@ -241,42 +235,30 @@ class Checkpointer:
 
     def restore_params(self, step: int, like: Any) -> Any:
         """The parameters alone, on the shardings of `like`. Raises as `restore`, but for other data."""
-        record, loaded = self._agreed(step, lambda: self._load(step, {"params": _flatten(like)}, None))
+        record, loaded = self._load(step, {"params": _flatten(like)}, None)
         self._refuse(step, self._differences(record, {f"params/{p}": leaf for p, leaf in loaded["params"].items()}))
         return _as(_unflatten(loaded["params"], like), like)
 
     def _load(self, step: int, trees: dict[str, dict[str, Any]], data: str | None) -> tuple[Record, dict[str, Any]]:
         """What the checkpoint says of itself, and these arrays as they were saved."""
         folder = self._directory / str(step)
-        files.check_links(folder)
-        record = files.read_record(folder)
-        if data is not None and record.data != data:
-            raise BadInputError(
-                f"checkpoint {folder} was trained on other data: the sources changed since; restore them, or give "
-                "--allow-config-change to go on with the new ones"
-            )
         # Each process reads for itself, without waiting for the others, so that what one cannot read hangs none.
         me = jax.process_index()
         alone = ocp.Context(
             multiprocessing_options=ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
         )
-        with alone:
-            found = _shapes(record, folder)
-            for name in ("params", "optimizer"):
-                if name in trees:
-                    _check_fit(folder, {path: leaf.shape for path, leaf in trees[name].items()}, found[name])
-            # In the dtype they were saved in: what is converted while it is read has another fingerprint.
-            wanted: dict[str, dict[str, Any]] = {
-                name: {
-                    path: jax.ShapeDtypeStruct(leaf.shape, found[name][path][1], sharding=leaf.sharding)
-                    for path, leaf in tree.items()
-                }
-                for name, tree in trees.items()
-            }
-            if "progress" in wanted:
-                wanted["progress"]["sequences"] = 0  # an integer, in Orbax's way of saying so
-            with _quietly():
-                return record, ocp.load_checkpointables(folder, wanted)
+
+        def look() -> tuple[Record, dict[str, dict[str, Any]]]:
+            with alone, quietly():
+                return _look(folder, trees, data)
+
+        def read() -> dict[str, Any]:
+            with alone, quietly():
+                return ocp.load_checkpointables(folder, wanted)
+
+        record, wanted = self._agreed(step, look)
+        # All or none get here: Orbax counts a process's loads and saves, and a save waits for those of the same number.
+        return record, self._agreed(step, read)
 
     def _agreed(self, step: int, read: Callable[[], Any]) -> Any:
         """What reading a checkpoint returns on this process; raises on all what is worst on any."""
@@ -290,12 +272,17 @@ class Checkpointer:
             mine, problem = _MISFIT, error
         except Exception as error:
             mine, problem = self._judge(step, error)
-        worst = int(everyone([mine]).max())
+        found = everyone([mine])[:, 0].tolist()
+        worst = max(found)
         if worst == _GOOD:
             return result
+        first = found.index(worst)
+        if problem is not None and jax.process_index() == first != 0:
+            # Only process 0 writes events and has a terminal.
+            print(f"checkpoint {self._directory / str(step)}: {problem}", file=sys.stderr, flush=True)
         if mine == worst and problem is not None:
             raise problem
-        elsewhere = f"checkpoint {self._directory / str(step)}: another process says what is wrong with it"
+        elsewhere = f"process {first} says what is wrong with checkpoint {self._directory / str(step)}"
         raise {_BAD: BadCheckpointError, _MISFIT: BadInputError, _NOT_NOW: HaltedError}[worst](elsewhere)
 
     def _judge(self, step: int, error: Exception) -> tuple[int, Exception]:
@@ -365,33 +352,30 @@ class Checkpointer:
         self._writer.shutdown()
 
 
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Keeps Orbax's background tasks from printing a trace each when a load fails: the exception says it all."""
-    hook, log = sys.unraisablehook, logging.getLogger("asyncio")
-    level = log.level
-    sys.unraisablehook = lambda _: None
-    log.setLevel(logging.CRITICAL)
-    try:
-        yield
-    except Exception as error:
-        # What is left of them says so when it goes, and TensorStore's threads when they come back.
-        _let_go(error)
-        gc.collect()
-        time.sleep(0.2)
-        raise
-    finally:
-        sys.unraisablehook = hook
-        log.setLevel(level)
-
-
-def _let_go(error: BaseException | None) -> None:
-    """Clears what the frames of an error, and of all that led to it, still hold."""
-    if error is not None:
-        traceback.clear_frames(error.__traceback__)
-        _let_go(error.__cause__)
-        if error.__context__ is not error.__cause__:
-            _let_go(error.__context__)
+def _look(folder: Path, trees: dict[str, dict[str, Any]], data: str | None) -> tuple[Record, dict[str, dict[str, Any]]]:
+    """What a checkpoint says of itself, and what to ask Orbax for; refuses what is not safe, or does not fit."""
+    files.check_links(folder)
+    record = files.read_record(folder)
+    if data is not None and record.data != data:
+        raise BadInputError(
+            f"checkpoint {folder} was trained on other data: the sources changed since; restore them, or give "
+            "--allow-config-change to go on with the new ones"
+        )
+    found = _shapes(record, folder)
+    for name in ("params", "optimizer"):
+        if name in trees:
+            _check_fit(folder, {path: leaf.shape for path, leaf in trees[name].items()}, found[name])
+    # In the dtype they were saved in: what is converted while it is read has another fingerprint.
+    wanted: dict[str, dict[str, Any]] = {
+        name: {
+            path: jax.ShapeDtypeStruct(leaf.shape, found[name][path][1], sharding=leaf.sharding)
+            for path, leaf in tree.items()
+        }
+        for name, tree in trees.items()
+    }
+    if "progress" in wanted:
+        wanted["progress"]["sequences"] = 0  # an integer, in Orbax's way of saying so
+    return record, wanted
 
 
 def _shapes(record: Record, folder: Path) -> dict[str, dict[str, tuple[tuple[int, ...], str]]]:

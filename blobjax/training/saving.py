@@ -216,10 +216,7 @@ class SaveHook:
         why = "storage is slower than checkpoint.every asks for"
         if self._failed_on:  # the others wait for it in Orbax, five minutes at most
             why = f"process {self._failed_on[0]} could not write its part, and says why"
-        self._say(
-            f"step {step}: not saved, since the save of step {writing} has been in the writing for {seconds:.0f} s: "
-            f"{why}"
-        )
+        self._say(f"step {step}: not saved: that of step {writing} has been in the writing for {seconds:.0f} s: {why}")
 
     def _too_slow(self) -> HaltedError:
         self._given_up = True

@@ -121,7 +121,7 @@ def test_a_save_that_falls_due_during_another_waits_a_while_and_is_left_out(run)
     assert run.storage.waited == 5.0, "after the stall limit"
     assert [saved[0] for saved in run.storage.saved] == [4], "training goes on"
     assert run.events() == [("save_skipped", 8)]
-    assert "the save of step 4 has been in the writing for 7 s" in run.said[0]
+    assert "that of step 4 has been in the writing for 7 s" in run.said[0]
     run.storage.slow = False
     run.step(9)
     assert run.events() == [("save_skipped", 8), ("save", 4)]

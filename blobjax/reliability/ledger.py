@@ -152,6 +152,8 @@ def read_ledger(events: Iterable[dict[str, Any]]) -> Ledger:
         elif name == "rollback":
             attempt.last_step = int(number(event.get("to_step"), attempt.last_step))
             go_back(attempt.last_step)
+        elif name == "save":
+            attempt.last_step = max(attempt.last_step, int(number(event.get("step"))))
         elif name == "spent":
             spent = _seconds(event.get("seconds"))
             for account, value in spent.items():

@@ -145,7 +145,7 @@ class _Signals:
 
 
 def _end_with_parent() -> None:
-    """Has Linux send this process a SIGTERM when its parent dies: nobody would know of it, and its devices stay taken."""
+    """Has Linux send this process SIGTERM when its parent dies: else nobody knows of it, and its devices stay taken."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
         _LIBC.prctl(set_parent_death_signal, int(signal.SIGTERM))

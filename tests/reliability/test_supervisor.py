@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from blobjax.reliability.supervisor import _without_restarts, supervise
+from blobjax.reliability.run_directory import RunDirectory
+from blobjax.reliability.supervisor import _without_restarts, newest_save, supervise
 
 # Ends with the exit code that stands in its line of the plan; counts lines in a log.
 CHILD = """
@@ -84,6 +85,39 @@ def test_signals_are_passed_on_and_end_it(tmp_path):
             time.sleep(0.02)
         supervisor.send_signal(signal.SIGTERM)
         assert supervisor.wait(timeout=60) == 75
+
+
+def test_progress_is_what_is_saved_whether_or_not_it_was_told(tmp_path):
+    run = RunDirectory(tmp_path)
+    assert newest_save(run) == -1
+    run.events.write_text('{"event": "save", "step": 4}\n{"event": "save"}\n{"event": "spent", "step": 9}\n')
+    assert newest_save(run) == 4
+    for name in ("8", "12.orbax-checkpoint-tmp"):  # whole, and not
+        (run.checkpoints / name).mkdir(parents=True)
+    assert newest_save(run) == 8
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+def test_a_child_does_not_outlive_its_supervisor(tmp_path):
+    ready, told = tmp_path / "ready", tmp_path / "told"
+    child = (
+        "import pathlib, signal, sys, time\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path({str(told)!r}).touch(), sys.exit(75)))\n"
+        f"pathlib.Path({str(ready)!r}).touch()\n"
+        "time.sleep(60)"
+    )
+    program = (
+        "import sys; from blobjax.reliability.supervisor import supervise\n"
+        f"supervise([sys.executable, '-c', {child!r}], 3, progress=lambda: 0)"
+    )
+    deadline = time.monotonic() + 60
+    with subprocess.Popen([sys.executable, "-c", program]) as supervisor:
+        while not ready.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        supervisor.kill()
+    while not told.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert told.exists()
 
 
 def test_the_supervisor_starts_no_jax():

@@ -7,7 +7,7 @@ the wall time:
   train        steps that the run's state still rests on: what is left when the lost ones are taken away
   lost         steps that were computed and undone, by a death after the newest checkpoint or by a rollback, together
                with their waits for data. They are computed again, and count as `train` then.
-  unaccounted  from a killed attempt's last entry to its last sign of life
+  unaccounted  from an attempt's last entry to its last sign of life: it was killed, or it runs and will tell
   down         from there to the start of the next attempt
   …            init, restore, compile, data_wait, evaluate, save, rollback, other: as the accounts of `clock.py`
 """

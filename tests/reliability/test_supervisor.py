@@ -24,7 +24,7 @@ sys.exit(code)
 """
 
 
-def run(tmp_path: Path, codes: list[int], restarts=10, saved=None):
+def run(tmp_path: Path, codes: list[int], restarts=10, saved=None, clock=time.monotonic):
     """The exit code, what the children were told, and the waits."""
     log, waits = tmp_path / "log", []
     steps = iter(saved or range(1000))
@@ -33,6 +33,7 @@ def run(tmp_path: Path, codes: list[int], restarts=10, saved=None):
         restarts,
         progress=lambda: next(steps),
         sleep=waits.append,
+        clock=clock,
     )
     return code, log.read_text().splitlines(), waits
 
@@ -41,8 +42,16 @@ def test_restarts_until_it_is_done(tmp_path, capfd):
     code, told, waits = run(tmp_path, [1, -9, 1, 0])
     assert code == 0
     assert told == ["None None", "1 1", "2 -9", "3 1"]
-    assert waits == [1, 1, 1]
-    assert "killed by SIGKILL; restart 2 of 10 in 1 s" in capfd.readouterr().err
+    assert waits == [1, 2, 4]
+    assert "killed by SIGKILL; restart 2 of 10 in 2 s" in capfd.readouterr().err
+
+
+def test_waits_grow_to_a_minute_and_begin_anew_after_a_long_life(tmp_path):
+    # An hour is lived by the eighth only.
+    lived = [1] * 7 + [3600] + [1] * 2
+    now = iter([moment for each in lived for moment in (0, each)])
+    _, _, waits = run(tmp_path, [1] * 10, restarts=9, clock=lambda: next(now, 0))
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 1, 2]
 
 
 @pytest.mark.parametrize("final", [2, 75])

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-engines smoke lint bench clean
+.PHONY: demo test test-engines drills smoke lint bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/blobjax train laptop
@@ -17,6 +17,10 @@ test: $(VENV)/.installed-test
 test-engines: $(VENV)/.installed-test
 	tests/engines/install.sh $(BIN)/python
 	$(BIN)/python -m pytest tests/engines
+
+# Real faults done to real runs, all of them: about ten minutes. Some need root (a tmpfs), gcc or Linux, and say so.
+drills: $(VENV)/.installed-test
+	$(BIN)/python tools/fault_drill.py
 
 # The subset that also runs on newer Pythons, whose jax is newer: make smoke PYTHON=python3.13 VENV=.venv-3.13
 smoke: $(VENV)/.installed-test

@@ -158,9 +158,11 @@ def _durations(config: "Config") -> list[str]:
 
 def _checkpoint(config: "Config") -> list[str]:
     found = []
-    limit, best = config.checkpoint.stall_limit, config.checkpoint.keep_best
-    if not limit.seconds:
-        found.append(f"checkpoint.stall_limit '{limit}' is not a time such as '10 minutes'")
+    limits = {"stall_limit": config.checkpoint.stall_limit, "write_limit": config.checkpoint.write_limit}
+    for key, limit in limits.items():
+        if not limit.seconds:
+            found.append(f"checkpoint.{key} '{limit}' is not a time such as '10 minutes'")
+    best = config.checkpoint.keep_best
     if best is not None:
         names = ("cross_entropy", "perplexity", "bits_per_byte")
         known = [f"eval/{domain}/{name}" for domain in config.data.mixture for name in names]

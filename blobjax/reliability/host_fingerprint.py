@@ -34,7 +34,9 @@ def part(x: np.ndarray, start: Sequence[int], shape: Sequence[int]) -> np.ndarra
         return part(halves[0], start, shape) + part(halves[1], there, shape)
     width = min(x.dtype.itemsize, 4)
     per_element = x.dtype.itemsize // width
-    words = np.ascontiguousarray(x).reshape(-1).view(f"uint{8 * width}").astype(np.uint32).reshape(*x.shape, -1)
+    words = (
+        np.ascontiguousarray(x).reshape(-1).view(f"uint{8 * width}").astype(np.uint32).reshape(*x.shape, per_element)
+    )
     # Where each word stands in the whole array, modulo 2^32.
     place = np.arange(per_element, dtype=np.uint32)
     for dim, (first, many) in enumerate(zip(start, x.shape, strict=True)):

@@ -151,19 +151,40 @@ def _database(tree: Path) -> dict[str, Any]:
 
 
 def _stored(tree: Path) -> list[str]:
-    """Names of the arrays in one tree; Orbax's own list of them must be the same."""
+    """Names of the arrays in one tree; what Orbax has written down about them must be of the same ones."""
     import tensorstore
 
     keys = [key.decode() for key in tensorstore.KvStore.open(_database(tree)).result().list().result()]
-    names = sorted(key.removesuffix("/zarr.json") for key in keys if key.endswith("/zarr.json"))
+    names = {key.removesuffix("/zarr.json") for key in keys if key.endswith("/zarr.json")}
     try:
-        listed = json.loads((tree / "_METADATA").read_text(encoding="utf-8"))["tree_metadata"].values()
-        told = sorted("/".join(str(key["key"]) for key in each["key_metadata"]) for each in listed)
+        told, arrays = _metadata(json.loads((tree / "_METADATA").read_text(encoding="utf-8")))
+        by_processes = set()
+        for file in (tree / "array_metadatas").iterdir():
+            by_processes |= _array_metadata(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadCheckpointError(f"{tree.name}/_METADATA is damaged ({type(error).__name__})") from error
-    if told != names:
-        raise BadCheckpointError(f"{tree.name}/_METADATA lists other arrays than there are")
-    return names
+        raise BadCheckpointError(f"the metadata of {tree.name} are damaged ({type(error).__name__})") from error
+    if told != names or by_processes != arrays:
+        raise BadCheckpointError(f"the metadata of {tree.name} are of other arrays than there are")
+    return sorted(names)
+
+
+def _metadata(content: Any) -> tuple[set[str], set[str]]:
+    """Names of everything in a `_METADATA`, and of what is a jax.Array; reads what Orbax reads of it."""
+    if not (content["use_ocdbt"] is True and content["use_zarr3"] is True):
+        raise ValueError("another format")
+    kinds = {}
+    for each in content["tree_metadata"].values():
+        keys, value = each["key_metadata"], each["value_metadata"]
+        _ = [key["key_type"] for key in keys], value["skip_deserialize"]
+        kinds["/".join(str(key["key"]) for key in keys)] = value["value_type"]
+    return set(kinds), {name for name, kind in kinds.items() if kind == "jax.Array"}
+
+
+def _array_metadata(content: Any) -> set[str]:
+    """Names in one process's file of `array_metadatas`; reads what Orbax reads of it."""
+    leaves = [each["array_metadata"] for each in content["array_metadatas"]]
+    _ = [(leaf["write_shape"], leaf["chunk_shape"], leaf["ext_metadata"]) for leaf in leaves]
+    return {leaf["param_name"] for leaf in leaves}
 
 
 def _array(tree: Path, name: str) -> Any:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -240,7 +241,9 @@ def first_line(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}".split(" [tensorstore_spec=")[0][:200]
+    # TensorStore says where it is with every step it took to get there.
+    line = re.sub(r' in OCDBT database at local file "[^"]*"| \[tensorstore_spec=.*', "", lines[0] if lines else "")
+    return f"{type(error).__name__}: {line}"[:200]
 
 
 def newest(steps: Sequence[int], last: int | None) -> list[int]:

@@ -6,10 +6,15 @@ shape, dtype and a fingerprint, taken on the devices before the next step may re
 fingerprinted again, on whatever mesh it is then, and nothing trains on what differs.
 """
 
+import gc
 import logging
-from collections.abc import Callable, Iterable, Mapping
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +34,7 @@ from blobjax.training.state import TrainState
 # Orbax logs every phase of every save, and a trace for each of several threads when one fails. All of it comes to us as
 # an exception too, and what a reader needs of it stands in events.jsonl and in one line on the terminal.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
+warnings.filterwarnings("ignore", r"coroutine 'PyTreeHandler\..*' was never awaited", RuntimeWarning)
 
 # What a process found when it tried to read a checkpoint; the largest of all processes' counts.
 _GOOD, _BAD, _MISFIT, _NOT_NOW = range(4)
@@ -116,7 +122,7 @@ class Checkpointer:
           metric: what `checkpoint.keep_best` ranks it by.
 
         Raises:
-          HaltedError: storage has not even taken note of it within `checkpoint.stall_limit`.
+          HaltedError: storage has not even taken note of it within `checkpoint.write_limit`.
         """
         self.wait()
         arrays = _named(state)
@@ -135,10 +141,10 @@ class Checkpointer:
         }
         off_devices: Future[None] = Future()
         self._pending = self._writer.submit(self._write, step, trees, record, off_devices)
-        limit = self._policy.stall_limit if self._policy else Checkpoint().stall_limit
+        limit = (self._policy or Checkpoint()).write_limit
         if not wait([off_devices], limit.seconds).done:
             raise HaltedError(
-                f"storage has not answered for {limit} (checkpoint.stall_limit) when step {step} was to be saved in "
+                f"storage has not answered for {limit} (checkpoint.write_limit) when step {step} was to be saved in "
                 f"{self._directory}; see to it, and run the same command to go on from the newest checkpoint"
             )
 
@@ -269,7 +275,8 @@ class Checkpointer:
             }
             if "progress" in wanted:
                 wanted["progress"]["sequences"] = 0  # an integer, in Orbax's way of saying so
-            return record, ocp.load_checkpointables(folder, wanted)
+            with _quietly():
+                return record, ocp.load_checkpointables(folder, wanted)
 
     def _agreed(self, step: int, read: Callable[[], Any]) -> Any:
         """What reading a checkpoint returns on this process; raises on all what is worst on any."""
@@ -356,6 +363,35 @@ class Checkpointer:
         """Finishes the save in flight and lets go of the thread."""
         self.wait()
         self._writer.shutdown()
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keeps Orbax's background tasks from printing a trace each when a load fails: the exception says it all."""
+    hook, log = sys.unraisablehook, logging.getLogger("asyncio")
+    level = log.level
+    sys.unraisablehook = lambda _: None
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    except Exception as error:
+        # What is left of them says so when it goes, and TensorStore's threads when they come back.
+        _let_go(error)
+        gc.collect()
+        time.sleep(0.2)
+        raise
+    finally:
+        sys.unraisablehook = hook
+        log.setLevel(level)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Clears what the frames of an error, and of all that led to it, still hold."""
+    if error is not None:
+        traceback.clear_frames(error.__traceback__)
+        _let_go(error.__cause__)
+        if error.__context__ is not error.__cause__:
+            _let_go(error.__context__)
 
 
 def _shapes(record: Record, folder: Path) -> dict[str, dict[str, tuple[tuple[int, ...], str]]]:

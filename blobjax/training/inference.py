@@ -12,6 +12,7 @@ from blobjax.config.schema import Mesh
 from blobjax.data.tokenizer import load as load_tokenizer
 from blobjax.model import sampling
 from blobjax.reliability.run_directory import RunDirectory
+from blobjax.training.checkpoint_files import BadCheckpointError
 from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.state import Architecture, abstract_params, architecture
 
@@ -78,7 +79,13 @@ def sample_run(run: str, prompt: str, tokens: int, *, seed: int, temperature: fl
         steps = checkpointer.steps()
         if not steps:
             raise BadInputError(f"run {run} has no checkpoint yet; train it first")
-        params = checkpointer.restore_params(steps[-1], like)
+        try:
+            params = checkpointer.restore_params(steps[-1], like)
+        except BadCheckpointError as bad:
+            raise BadInputError(
+                f"checkpoint {directory.checkpoints / str(steps[-1])} is bad ({bad}); move it away to sample from "
+                f"{f'step {steps[-2]}' if steps[1:] else 'a later one'}"
+            ) from None
     finally:
         checkpointer.close()
     return sample(

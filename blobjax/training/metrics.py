@@ -3,6 +3,9 @@
 import hashlib
 import json
 import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 from blobjax.config import Config, dump
@@ -69,16 +72,63 @@ def _line(values: dict[str, Any]) -> str:
     return json.dumps(finite) + "\n"
 
 
+class _EventFile:
+    """One of TensorBoard's files, of which a full disk costs the rest and not the run.
+
+    tensorboardX writes in a thread, which an error would end; a few points later, its queue full, the run would wait
+    for that thread for ever. Nothing can follow a torn record, so after an error this file takes no more.
+    """
+
+    # How tensorboardX is told to open files by this class: what stands before the first colon of a path.
+    PREFIX = "blobjax"
+
+    def __init__(self, path: str):
+        self._path = path.removeprefix(f"{self.PREFIX}:")
+        self._file = open(self._path, "wb")  # noqa: SIM115
+        self._whole = True
+
+    @classmethod
+    def open(cls, path: str) -> "_EventFile":
+        return cls(path)
+
+    @classmethod
+    def directory_check(cls, path: str) -> None:
+        Path(path.removeprefix(f"{cls.PREFIX}:")).mkdir(parents=True, exist_ok=True)
+
+    def write(self, content: bytes) -> None:
+        self._try(lambda: self._file.write(content))
+
+    def flush(self) -> None:
+        self._try(self._file.flush)
+
+    def close(self) -> None:
+        self._try(self._file.close)
+
+    def _try(self, action: Callable[[], object]) -> None:
+        if not self._whole:
+            return
+        try:
+            action()
+        except OSError as error:
+            self._whole = False
+            line = f"blobjax: {self._path} cannot be written: {error.strerror or error}; TensorBoard misses the rest"
+            print(line, file=sys.stderr, flush=True)
+            # What is still in its buffer would be tried again, and raise again.
+            self._file.raw.close()
+
+
 class TensorBoardWriter:
     """tensorboard/: scalars, written by tensorboardX, which needs no TensorFlow."""
 
     def __init__(self, directory: RunDirectory, resume_step: int):
-        self._path = str(directory.tensorboard)
+        self._path = f"{_EventFile.PREFIX}:{directory.tensorboard}"
         self._open(resume_step)
 
     def _open(self, step: int) -> None:
         from tensorboardX import SummaryWriter
+        from tensorboardX.record_writer import register_writer_factory
 
+        register_writer_factory(_EventFile.PREFIX, _EventFile)
         self._writer = SummaryWriter(self._path, purge_step=step + 1)
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from blobjax.config import HaltedError
 from blobjax.config.schema import Checkpoint
@@ -56,8 +57,9 @@ class SaveHook:
         clock: Callable[[], float] = time.monotonic,
     ):
         self._checkpointer = checkpointer
-        self._limit = policy.stall_limit
-        self._seconds = policy.stall_limit.seconds or 0.0
+        self._stall_seconds = policy.stall_limit.seconds or 0.0
+        self._write_limit = policy.write_limit
+        self._write_seconds = policy.write_limit.seconds or 0.0
         self._every = every
         self._length = length
         self._position = position
@@ -73,6 +75,8 @@ class SaveHook:
         # How the save that ended last did so on this process, until all know; and how many failed in a row.
         self._committed = self._failed = False
         self._failures = 0
+        self._given_up = False
+        self._failed_on: list[int] = []
 
     def due(self, step: int) -> bool:
         """Every so often, and at the end. What has become of the save in flight is told as soon as it is known."""
@@ -80,7 +84,7 @@ class SaveHook:
         return self._every.due(step) or step == self._length
 
     def run(self, step: int, state: TrainState) -> bool:
-        """Starts a save in the background, or leaves it out where the one before is still being written."""
+        """Starts a save in the background, or leaves it out where the one before takes too long to be written."""
         if step == self._length:
             self.save_now(step, state)
         elif step != self._newest:
@@ -91,7 +95,7 @@ class SaveHook:
         """Saves because there may be no later: waits for the save in flight, then for this one. A collective.
 
         Args:
-          within: seconds it may take altogether; `checkpoint.stall_limit` for each of the two where it is not given.
+          within: seconds it may take altogether; `checkpoint.write_limit` for each of the two where it is not given.
 
         Raises:
           HaltedError: it could not be saved in time, or at all.
@@ -102,7 +106,9 @@ class SaveHook:
             self._save(step, state)
         self._wait(deadline)
         if self._look_all(_READY) == _WRITING:
-            raise HaltedError(f"step {step} could not be saved within {within or self._seconds:g} s; {self._older()}")
+            raise HaltedError(
+                f"step {step} could not be saved within {within or self._write_seconds:g} s; {self._older()}"
+            )
         if self._newest != step:
             raise HaltedError(f"step {step} could not be saved; {self._older()}")
 
@@ -114,8 +120,9 @@ class SaveHook:
 
     def part(self) -> None:
         """The same for a run that ends by an error, on this process alone: a save under way is worth a while."""
-        self._wait(self._clock() + _PARTING_SECONDS)
-        self._look()
+        if not self._given_up:
+            self._wait(self._clock() + _PARTING_SECONDS)
+            self._look()
 
     def undo(self, step: int) -> None:
         """Lets go of every checkpoint after a step, on all processes: the run goes another way from there."""
@@ -125,9 +132,10 @@ class SaveHook:
 
     def _save(self, step: int, state: TrainState) -> None:
         began, problem, mine = self._clock(), "", _READY
+        self._wait(began + self._stall_seconds)
         if self._checkpointer.writing:
-            mine = _OVERDUE if began - self._began > self._seconds else _WRITING
-        elif problem := self._checkpointer.probe(self._seconds):
+            mine = _OVERDUE if began - self._began > self._write_seconds else _WRITING
+        elif problem := self._checkpointer.probe(self._stall_seconds):
             mine = _CANNOT_WRITE
         status = self._look_all(mine)
         if status == _OVERDUE:
@@ -143,8 +151,8 @@ class SaveHook:
             self._in_flight["stall_seconds"] = self._clock() - began
 
     def _wait(self, deadline: float | None) -> None:
-        """Waits for the save in flight on this process, at most until a deadline, or for the limit."""
-        seconds = self._seconds if deadline is None else max(deadline - self._clock(), 0.0)
+        """Waits for the save in flight on this process, at most until a deadline, or as long as a save may take."""
+        seconds = self._write_seconds if deadline is None else max(deadline - self._clock(), 0.0)
         try:
             self._checkpointer.wait(seconds)
         except Exception as error:
@@ -162,6 +170,7 @@ class SaveHook:
         writing = _WRITING if self._checkpointer.writing else _READY
         known = everyone([max(mine, writing), self._committed, self._failed])
         status, (_, committed, failed) = int(known[:, 0].max()), known[0]
+        self._failed_on = np.flatnonzero(known[:, 2]).tolist()
         if status < _WRITING:
             self._committed = self._failed = False
             if committed:
@@ -204,14 +213,18 @@ class SaveHook:
         writing = self._newest
         seconds = self._clock() - self._began
         self._events.write("save_skipped", step=step, writing=writing, seconds=seconds)
+        why = "storage is slower than checkpoint.every asks for"
+        if self._failed_on:  # the others wait for it in Orbax, five minutes at most
+            why = f"process {self._failed_on[0]} could not write its part, and says why"
         self._say(
             f"step {step}: not saved, since the save of step {writing} has been in the writing for {seconds:.0f} s: "
-            "storage is slower than checkpoint.every asks for"
+            f"{why}"
         )
 
     def _too_slow(self) -> HaltedError:
+        self._given_up = True
         return HaltedError(
-            f"the save of step {self._newest} was not written within {self._limit} (checkpoint.stall_limit); "
+            f"the save of step {self._newest} was not written within {self._write_limit} (checkpoint.write_limit); "
             f"{self._older()}: see to the storage, or raise the limit, and run the same command to go on from there"
         )
 

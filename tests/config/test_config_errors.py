@@ -131,6 +131,7 @@ SINGLE = {
     "list of such, not an empty list",
     "checkpoint.every=[3 steps, 0 minutes]": "override: checkpoint.every '0 minutes' must be more than 0",
     "checkpoint.stall_limit=30 steps": "override: checkpoint.stall_limit '30 steps' is not a time such as '10 minutes'",
+    "checkpoint.write_limit=1%": "override: checkpoint.write_limit '1%' is not a time such as '10 minutes'",
     "checkpoint.keep_best={metric: eval/shakespear/bits_per_byte}": "override: checkpoint.keep_best.metric: "
     "'eval/shakespear/bits_per_byte' is none of what is evaluated; did you mean 'eval/shakespeare/bits_per_byte'?",
     "checkpoint.every=0 minutes": "override: checkpoint.every '0 minutes' must be more than 0",

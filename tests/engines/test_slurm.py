@@ -1,5 +1,7 @@
 """A real Slurm: a job of two nodes trains, is told to stop, goes back into the queue, resumes and finishes, bitwise."""
 
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -75,3 +77,17 @@ def test_bad_input_ends_the_job(cluster, tmp_path):
     job = cluster.wait(submit(cluster, tmp_path, "model.d_modle=3"), "FAILED", "COMPLETED")
     assert (job["JobState"], job["ExitCode"]) == ("FAILED", "2:0")
     assert "did you mean 'model.d_model'" in (tmp_path / "job.log").read_text()
+
+
+def test_a_task_that_fails_ends_the_job_and_does_not_send_it_back(cluster, tmp_path):
+    number = submit(cluster, tmp_path, "duration.length=100000 steps")
+    run = RunDirectory(tmp_path / "run")
+    deadline = time.monotonic() + 240
+    while sum(1 for _ in read_jsonl(run.metrics)) < 5:
+        assert time.monotonic() < deadline, (tmp_path / "job.log").read_text()
+        time.sleep(0.1)
+    tasks = [int(line.split()[0]) for line in cluster("scontrol", "listpids", number).splitlines()[1:]]
+    trainers = [task for task in tasks if "blobjax.cli" in Path(f"/proc/{task}/cmdline").read_text()]
+    os.kill(trainers[0], signal.SIGKILL)
+    job = cluster.wait(number, "FAILED", "COMPLETED", "PENDING")
+    assert (job["JobState"], job["Restarts"]) == ("FAILED", "0"), (tmp_path / "job.log").read_text()

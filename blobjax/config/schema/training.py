@@ -100,9 +100,11 @@ class Checkpoint(Section):
     """Saves at multiples of this many steps are kept for ever; 0: none."""
     keep_best: KeepBest | None = None
     """Keep the best by a held-out metric too."""
-    stall_limit: Duration = Duration(10, "minutes")
-    """How long storage may keep a run waiting. A save that falls due while another is being written is left out, so
-    that training does not stand still; one that is not written after this long ends the run, its older saves whole."""
+    stall_limit: Duration = Duration(30, "seconds")
+    """How long training stands still where a save falls due and the one before it is still being written; the new one
+    is left out then."""
+    write_limit: Duration = Duration(30, "minutes")
+    """A save that is not written after this long ends the run, its older saves whole."""
 
 
 class Evaluation(Section):

@@ -1,0 +1,235 @@
+"""Drills on processes: killed, told to stop, failing, stopped, hanging, or started twice."""
+
+import signal
+import time
+
+from tools.drills.registry import drill
+from tools.drills.run import (
+    BAD_INPUT,
+    ENDED_SECONDS,
+    FAILED,
+    FINISHED,
+    FOUR,
+    ONE,
+    PATIENCE_SECONDS,
+    RESUMABLE,
+    TWO,
+    Drills,
+    Run,
+    check,
+)
+
+BITWISE = "losses and last state bitwise those of the undisturbed run"
+# Short, so that a drill on a hang is not long; compiling and saving have ten times as long.
+HANG_SECONDS = 6
+WATCHED = TWO.but(f"reliability.hang_limit={HANG_SECONDS} seconds")
+
+
+@drill(
+    "kill -9 of a random one of two processes at a random moment of start-up, training or a save, 20 times in one run",
+    "the other ends within the heartbeat and 2 s; the 21st attempt finishes; both bitwise as undisturbed",
+    quick=True,
+)
+def kill_at_random(drills: Drills) -> str:
+    kills = 3 if drills.quick else 20
+    setup = TWO.but(length=80 if drills.quick else 800)
+    reference = drills.reference(setup)
+    moments, slowest, ended_by_us = [], 0.0, 0
+    began = time.monotonic()
+    with drills.run(setup) as run:
+        startup = 0.0
+        for number in range(kills):
+            victim = drills.random.randrange(2)
+            before, starts = max(run.losses(), default=0), len(run.events("start"))
+            started = time.monotonic()
+            run.start(pace=0.04)
+            if not startup:  # the first is killed while it trains, and says how long that takes
+                run.wait_for_step(before + 1)
+                startup = time.monotonic() - started
+            # So that start-up and two seconds of training and saves are as likely as they are long.
+            moment = drills.random.uniform(0, startup + 2.0) if number else startup + drills.random.uniform(0, 2.0)
+            time.sleep(max(started + moment - time.monotonic(), 0))
+            check(run.running() == [0, 1], f"ended before it was killed: {run.codes()}\n{run.output()}")
+            training = len(run.events("start")) > starts
+            mark = run.send(signal.SIGKILL, victim)
+            seconds = _others_end(run, victim, mark, training)
+            ended_by_us += seconds is None
+            slowest = max(slowest, seconds or 0)
+            moments.append("training" if training else "start-up")
+        attempts = run.attempts
+        run.finish()
+        run.check_same_end(reference)
+        resumed = len(run.events("restore"))
+    return (
+        f"{kills} kills in {time.monotonic() - began:.0f} s ({moments.count('training')} while training, "
+        f"{moments.count('start-up')} during start-up; seed {drills.seed}); the other ended by itself after at most "
+        f"{slowest:.1f} s, {ended_by_us} times the drill ended it, which still waited for the first to come; attempt "
+        f"{attempts + 1} finished, {resumed} had resumed from a checkpoint; {BITWISE}"
+    )
+
+
+def _others_end(run: Run, victim: int, mark: float, training: bool) -> float | None:
+    """Seconds until the other process had ended; None where it waited for a process that never came, and was killed.
+
+    During start-up a process cannot tell one that is late from one that is dead: it waits for five minutes, unless
+    whoever started both (a cluster, launch/local.py) ends it, as is done here.
+    """
+    other = 1 - victim
+    while run.running() and time.monotonic() < mark + ENDED_SECONDS:
+        time.sleep(0.01)
+    if not run.running():
+        check(run.codes()[other] != FINISHED, "the other process finished as if nothing had happened")
+        return run.seconds_since(mark, other)
+    check(not training, f"process {other} still ran {ENDED_SECONDS} s after the death of {victim}")
+    run.kill_all()
+    return None
+
+
+@drill(
+    "SIGTERM to one process of four (of two in `make test`), while all train",
+    "all agree on a step, save it, exit 75; the same command finishes; bitwise as undisturbed",
+    quick=True,
+)
+def sigterm_to_one(drills: Drills) -> str:
+    setup = TWO if drills.quick else FOUR
+    with drills.run(setup) as run:
+        run.start(pace=0.1).wait_for_step(6)
+        mark = run.send(signal.SIGTERM, setup.processes - 1)
+        run.end(ENDED_SECONDS, RESUMABLE)
+        took = run.seconds_since(mark, *range(setup.processes))
+        (told,) = run.events("preempt")
+        check(told["signal"] == "SIGTERM" and told["process"] == setup.processes - 1, f"the event says {told}")
+        check(run.steps()[-1] == told["step"], f"stopped at {told['step']}, saved {run.steps()}")
+        run.finish()
+        run.check_same_end(drills.reference(setup))
+    return (
+        f"all {setup.processes} exited 75 within {took:.1f} s, step {told['step']} saved; event `preempt` names "
+        f"process {told['process']}; resumed and finished; {BITWISE}"
+    )
+
+
+@drill(
+    "kill -9 of one of two processes while both train",
+    "the other is down within the heartbeat and 2 s and does not exit 0 or 75; bitwise as undisturbed after a resume",
+)
+def death_of_one(drills: Drills) -> str:
+    found = []
+    for victim in (0, 1):
+        with drills.run(TWO) as run:
+            run.start(pace=0.1).wait_for_step(10)
+            mark = run.send(signal.SIGKILL, victim)
+            codes = run.end(ENDED_SECONDS)
+            check(codes[1 - victim] not in (FINISHED, RESUMABLE), f"exit codes {codes}")
+            found.append(
+                f"process {victim} killed: the other exited {codes[1 - victim]} after "
+                f"{run.seconds_since(mark, 1 - victim):.1f} s"
+            )
+            run.finish()
+            run.check_same_end(drills.reference(TWO))
+    return f"{'; '.join(found)}; resumed and finished; {BITWISE}"
+
+
+@drill(
+    "an exception in one of two processes at step 10",
+    "both are down within the heartbeat and 2 s; the traceback stands in the log of the one that raised it",
+    quick=True,
+)
+def exception_in_one(drills: Drills) -> str:
+    with drills.run(TWO) as run:
+        run.start("exception", process=1, step=10, pace=0.1)
+        run.wait_for_step(8)
+        mark = time.monotonic()
+        codes = run.end(ENDED_SECONDS + 5)
+        took = run.seconds_since(mark, 0, 1)
+        check(codes[1] == FAILED and codes[0] not in (FINISHED, RESUMABLE), f"exit codes {codes}")
+        check("RuntimeError: the drill's exception" in run.output(1), "the cause is not in the log of process 1")
+        run.finish()
+        run.check_same_end(drills.reference(TWO))
+    return (
+        f"exit codes {codes}, both down {took:.1f} s after step 8; the traceback is in the log of process 1; resumed "
+        f"and finished; {BITWISE}"
+    )
+
+
+@drill(
+    "SIGSTOP of one of two processes while both train, SIGCONT once the other has ended",
+    "the other is down within the heartbeat and 2 s; the one that was stopped ends too once it goes on",
+)
+def sigstop(drills: Drills) -> str:
+    found = []
+    for victim in (0, 1):
+        with drills.run(TWO) as run:
+            run.start(pace=0.1).wait_for_step(8)
+            mark = run.send(signal.SIGSTOP, victim)
+            run.wait_for_end_of(1 - victim, ENDED_SECONDS)
+            other = run.seconds_since(mark, 1 - victim)
+            mark = run.send(signal.SIGCONT, victim)
+            codes = run.end(ENDED_SECONDS)
+            check(FINISHED not in codes, f"exit codes {codes}")
+            found.append(
+                f"process {victim} stopped: the other exited {codes[1 - victim]} after {other:.1f} s, itself "
+                f"{codes[victim]} {run.seconds_since(mark, victim):.1f} s after SIGCONT"
+            )
+            run.finish()
+            run.check_same_end(drills.reference(TWO))
+    return f"{'; '.join(found)}; resumed and finished; {BITWISE}"
+
+
+@drill(
+    f"Python waits for a lock for ever in one of two processes (`reliability.hang_limit={HANG_SECONDS} seconds`)",
+    "every process writes its threads' stacks to RUN/hang-PROCESS.txt and exits 1 at the limit",
+)
+def python_hang(drills: Drills) -> str:
+    return _hang(drills, "hang", "_hang")
+
+
+@drill(
+    f"the data source of one of two processes never answers again (`reliability.hang_limit={HANG_SECONDS} seconds`)",
+    "every process writes its threads' stacks to RUN/hang-PROCESS.txt and exits 1 at the limit",
+    quick=True,
+)
+def data_hang(drills: Drills) -> str:
+    return _hang(drills, "data", "sequences")
+
+
+def _hang(drills: Drills, fault: str, culprit: str) -> str:
+    with drills.run(WATCHED) as run:
+        run.start(fault, process=1, step=10, pace=0.1)
+        run.wait_for_step(8)
+        mark = time.monotonic()
+        run.end(HANG_SECONDS + ENDED_SECONDS)
+        codes, took = run.codes(), run.seconds_since(mark, 0, 1)
+        check(codes[1] == FAILED and codes[0] not in (FINISHED, RESUMABLE), f"exit codes {codes}")
+        stacks = sorted(run.directory.glob("hang-*.txt"))
+        check(run.directory / "hang-1.txt" in stacks, f"the stacks of process 1 are missing: {stacks}\n{run.output(1)}")
+        check(culprit in (run.directory / "hang-1.txt").read_text(), f"{culprit} is not in the stacks of process 1")
+        told = [each["process"] for each in run.events("hang")]
+        run.finish()
+        run.check_same_end(drills.reference(TWO))
+    return (
+        f"exit codes {codes}, both down {took:.1f} s after step 8; {' and '.join(each.name for each in stacks)} "
+        f"written, the stack of process 1 names `{culprit}`; event `hang` of process {told}; resumed and finished; "
+        f"{BITWISE}"
+    )
+
+
+@drill(
+    "the same command a second time while the run goes on",
+    "the second is refused with exit code 2 and one line; the first finishes undisturbed",
+    quick=True,
+)
+def two_in_one_directory(drills: Drills) -> str:
+    with drills.run(ONE) as first, Run(first.directory.with_name("second"), ONE) as second:
+        first.start(pace=0.3).wait_for_step(2)
+        second.directory = first.directory
+        second.start()
+        mark = time.monotonic()
+        second.end(PATIENCE_SECONDS, BAD_INPUT)
+        took = second.seconds_since(mark, 0)
+        lines = [line for line in second.output().splitlines() if line.startswith("blobjax:")]
+        check(len(lines) == 1 and "in use by another run" in lines[0], f"it said {second.output()}")
+        check(first.running() == [0], "the first had ended, so nothing was shown")
+        first.end(PATIENCE_SECONDS, FINISHED)
+        first.check_same_end(drills.reference(ONE))
+    said = lines[0].replace(str(first.directory), "RUN").removeprefix("blobjax: ").split(";")[0]
+    return f'exit code 2 after {took:.1f} s: "{said}"; the first finished; {BITWISE}'

@@ -7,7 +7,7 @@ the wall time:
   train        steps that the run's state still rests on: what is left when the lost ones are taken away
   lost         steps that were computed and undone, by a death after the newest checkpoint or by a rollback, together
                with their waits for data. They are computed again, and count as `train` then.
-  unaccounted  from a killed attempt's last entry to its last sign of life
+  unaccounted  from an attempt's last entry to its last sign of life: it was killed, or it runs and will tell
   down         from there to the start of the next attempt
   …            init, restore, compile, data_wait, evaluate, save, rollback, other: as the accounts of `clock.py`
 """
@@ -152,6 +152,8 @@ def read_ledger(events: Iterable[dict[str, Any]]) -> Ledger:
         elif name == "rollback":
             attempt.last_step = int(number(event.get("to_step"), attempt.last_step))
             go_back(attempt.last_step)
+        elif name == "save":
+            attempt.last_step = max(attempt.last_step, int(number(event.get("step"))))
         elif name == "spent":
             spent = _seconds(event.get("seconds"))
             for account, value in spent.items():

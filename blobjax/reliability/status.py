@@ -21,7 +21,7 @@ _SAID = {
     "save": "waiting for saves",
     "rollback": "rolling back",
     "other": "probes, snapshots, checks",
-    "unaccounted": "unaccounted (killed)",
+    "unaccounted": "not written down (yet)",
     "down": "down between attempts",
 }
 # Events that are worth counting, in the words for one of them.

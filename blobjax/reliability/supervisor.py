@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from blobjax.config import BadInputError
@@ -22,6 +23,8 @@ RESTART, PREVIOUS = "BLOBJAX_RESTART", "BLOBJAX_PREVIOUS_EXIT"
 _FINAL = (0, 2, 75)
 _LONGEST_SECONDS = 60.0
 _SEVERAL_SECONDS = 15.0
+# Who has lived so long did not fail for what made the one before it fail: the waits begin anew.
+_HEALTHY_SECONDS = 600.0
 # Loaded here, as little as possible may happen between fork and exec.
 _LIBC = ctypes.CDLL(None)
 
@@ -66,6 +69,7 @@ def supervise(
     progress: Callable[[], int],
     first_wait: float = 1.0,
     sleep: Callable[[float], object] | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> int:
     """Runs a command, and again when it fails, until it ends otherwise.
 
@@ -74,8 +78,10 @@ def supervise(
       restarts: at most so many times again.
       progress: a number that grows with what would not be lost. Two failures without growth in between end it: whatever
         is wrong, trying again does not help.
-      first_wait: seconds before the first restart after progress; twice as long each time after, up to a minute.
+      first_wait: seconds before the first restart; twice as long each time after, up to a minute, until one has lived
+        for ten minutes.
       sleep: waits; injectable for tests. A signal ends the wait.
+      clock: seconds; likewise.
 
     Returns:
       The exit code of the last; 128 + the signal if one killed it.
@@ -87,6 +93,7 @@ def supervise(
     with told:
         while True:
             environment = {RESTART: str(done), PREVIOUS: str(code)} if done else {}
+            began = clock()
             code = told.run(command, environment)
             if code in _FINAL or told.received:
                 break
@@ -97,10 +104,12 @@ def supervise(
             if now <= before and done:
                 _say(f"{name}; nothing was saved since the failure before it, so starting again would not help")
                 break
-            pause = first_wait if now > before or not done else min(2 * pause, _LONGEST_SECONDS)
+            if clock() - began >= _HEALTHY_SECONDS:
+                pause = first_wait
             before, done = now, done + 1
             _say(f"{name}; restart {done} of {restarts} in {pause:g} s")
             wait(pause)
+            pause = min(2 * pause, _LONGEST_SECONDS)
             if told.received:
                 code = 75
                 break
@@ -145,7 +154,7 @@ class _Signals:
 
 
 def _end_with_parent() -> None:
-    """Has Linux send this process a SIGTERM when its parent dies: nobody would know of it, and its devices stay taken."""
+    """Has Linux send this process SIGTERM when its parent dies: else nobody knows of it, and its devices stay taken."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
         _LIBC.prctl(set_parent_death_signal, int(signal.SIGTERM))

@@ -97,6 +97,22 @@ def test_steps_are_lost_only_once():
     assert found.seconds == {"train": 2 + 6, "lost": 8 + 4}
 
 
+def test_steps_that_come_again_are_lost_whatever_the_reason():
+    """Also where the line that told of it was lost, as on a full disk."""
+    found = read_ledger([start(0), spent(10, 1, 10, train=10), spent(15, 6, 10, train=5), stop(15, step=10)])
+    assert found.seconds == {"train": 5 + 5, "lost": 5}
+
+
+def test_a_killed_attempt_came_as_far_as_it_saved():
+    found = read_ledger([start(0), spent(10, 1, 10, train=10), {"event": "save", "time": 14, "step": 14}])
+    assert found.attempts[0].last_step == 14
+
+
+def test_what_is_gone_back_over_is_lost_at_once():
+    found = read_ledger([start(0), spent(10, 1, 10, train=10), start(10), {"event": "resume", "time": 13, "step": 4}])
+    assert found.seconds == {"train": 4, "lost": 6, "unaccounted": 3}
+
+
 def test_clocks_that_differ_make_no_negative_time():
     found = read_ledger([start(100), spent(120, 1, 5, train=20), start(110), spent(130, 1, 5, train=20), stop(130)])
     assert found.seconds["lost"] == 20
@@ -110,6 +126,20 @@ def test_runs_of_earlier_versions_and_strange_lines_are_read():
     assert found.seconds == {"unaccounted": 4.0}
     assert found.notes
     assert read_ledger([]).wall_seconds == 0
+
+
+@pytest.mark.parametrize(("age", "between"), [(0, 10), (3000, 30), (10**6, 60)])
+def test_entries_are_few_and_a_death_costs_little(tmp_path, age, between):
+    now = [float(age)]
+    clock = Clock(began=0.0, clock=lambda: now[0])
+    with EventLog(tmp_path / "events.jsonl") as events:
+        clock.write(events)
+        for step in range(1, 121):
+            now[0] += 1
+            clock.step(step, events)
+    steps = [line["last_step"] for line in read_jsonl(tmp_path / "events.jsonl") if "last_step" in line]
+    assert steps[0] == pytest.approx(between, abs=1)
+    assert len(steps) == pytest.approx(120 / between, abs=1)
 
 
 def test_the_clock_puts_every_second_into_one_account(tmp_path):

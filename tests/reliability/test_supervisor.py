@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from blobjax.reliability.supervisor import _without_restarts, supervise
+from blobjax.reliability.run_directory import RunDirectory
+from blobjax.reliability.supervisor import _without_restarts, newest_save, supervise
 
 # Ends with the exit code that stands in its line of the plan; counts lines in a log.
 CHILD = """
@@ -23,7 +24,7 @@ sys.exit(code)
 """
 
 
-def run(tmp_path: Path, codes: list[int], restarts=10, saved=None):
+def run(tmp_path: Path, codes: list[int], restarts=10, saved=None, clock=time.monotonic):
     """The exit code, what the children were told, and the waits."""
     log, waits = tmp_path / "log", []
     steps = iter(saved or range(1000))
@@ -32,6 +33,7 @@ def run(tmp_path: Path, codes: list[int], restarts=10, saved=None):
         restarts,
         progress=lambda: next(steps),
         sleep=waits.append,
+        clock=clock,
     )
     return code, log.read_text().splitlines(), waits
 
@@ -40,8 +42,16 @@ def test_restarts_until_it_is_done(tmp_path, capfd):
     code, told, waits = run(tmp_path, [1, -9, 1, 0])
     assert code == 0
     assert told == ["None None", "1 1", "2 -9", "3 1"]
-    assert waits == [1, 1, 1]
-    assert "killed by SIGKILL; restart 2 of 10 in 1 s" in capfd.readouterr().err
+    assert waits == [1, 2, 4]
+    assert "killed by SIGKILL; restart 2 of 10 in 2 s" in capfd.readouterr().err
+
+
+def test_waits_grow_to_a_minute_and_begin_anew_after_a_long_life(tmp_path):
+    # An hour is lived by the eighth only.
+    lived = [1] * 7 + [3600] + [1] * 2
+    now = iter([moment for each in lived for moment in (0, each)])
+    _, _, waits = run(tmp_path, [1] * 10, restarts=9, clock=lambda: next(now, 0))
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 1, 2]
 
 
 @pytest.mark.parametrize("final", [2, 75])
@@ -84,6 +94,39 @@ def test_signals_are_passed_on_and_end_it(tmp_path):
             time.sleep(0.02)
         supervisor.send_signal(signal.SIGTERM)
         assert supervisor.wait(timeout=60) == 75
+
+
+def test_progress_is_what_is_saved_whether_or_not_it_was_told(tmp_path):
+    run = RunDirectory(tmp_path)
+    assert newest_save(run) == -1
+    run.events.write_text('{"event": "save", "step": 4}\n{"event": "save"}\n{"event": "spent", "step": 9}\n')
+    assert newest_save(run) == 4
+    for name in ("8", "12.orbax-checkpoint-tmp"):  # whole, and not
+        (run.checkpoints / name).mkdir(parents=True)
+    assert newest_save(run) == 8
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+def test_a_child_does_not_outlive_its_supervisor(tmp_path):
+    ready, told = tmp_path / "ready", tmp_path / "told"
+    child = (
+        "import pathlib, signal, sys, time\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path({str(told)!r}).touch(), sys.exit(75)))\n"
+        f"pathlib.Path({str(ready)!r}).touch()\n"
+        "time.sleep(60)"
+    )
+    program = (
+        "import sys; from blobjax.reliability.supervisor import supervise\n"
+        f"supervise([sys.executable, '-c', {child!r}], 3, progress=lambda: 0)"
+    )
+    deadline = time.monotonic() + 60
+    with subprocess.Popen([sys.executable, "-c", program]) as supervisor:
+        while not ready.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        supervisor.kill()
+    while not told.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert told.exists()
 
 
 def test_the_supervisor_starts_no_jax():

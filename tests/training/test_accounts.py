@@ -13,6 +13,7 @@ from blobjax.reliability.ledger import read_ledger
 from blobjax.reliability.run_directory import RunDirectory, read_jsonl
 from blobjax.reliability.status import lines, status
 from blobjax.training import trainer
+from blobjax.training.checkpoint_files import committed
 from tests.tiny import TINY, tiny
 from tests.training.test_processes import train as train_processes
 
@@ -33,7 +34,7 @@ def test_a_killed_run_that_is_started_again(tmp_path):
     command = [*TRAIN, f"logging.run_dir={run.path}", "duration.length=2000 steps", "checkpoint.every=50 steps"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 240
-        while not any(run.checkpoints.glob("[0-9]*")) and time.monotonic() < deadline:
+        while not committed(run.checkpoints) and time.monotonic() < deadline:
             time.sleep(0.02)
         seen = status(str(run.path))
         process.kill()
@@ -90,14 +91,17 @@ def test_a_supervised_run_says_so(tmp_path):
     command = [*TRAIN, f"logging.run_dir={run.path}", "duration.length=1000 steps", "checkpoint.every=50 steps"]
     with subprocess.Popen([*command, "--restarts", "3"], stderr=subprocess.PIPE, text=True) as supervisor:
         deadline = time.monotonic() + 240
-        while not any(run.checkpoints.glob("[0-9]*")) and time.monotonic() < deadline:
+        while not committed(run.checkpoints) and time.monotonic() < deadline:
             time.sleep(0.02)
         (child,) = Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children").read_text().split()
         subprocess.run(["kill", "-9", child], check=True)
         said = supervisor.communicate(timeout=240)[1]
     assert supervisor.returncode == 0, said
     assert "killed by SIGKILL; restart 1 of 3 in 1 s" in said
-    assert [each["restart"] for each in status(str(run.path))["attempts"]] == [None, 1]
+    attempts = status(str(run.path))["attempts"]
+    assert [each["restart"] for each in attempts] == [None, 1]
+    assert attempts[0]["end"] == "died (killed by SIGKILL)"
+    assert attempts[1]["first_step"] >= 50, "it went on from what was saved"
     adds_up(run.path)
 
 

@@ -45,22 +45,23 @@ def main(arguments: list[str] | None = None) -> int:
     if options.tpu:
         scaling |= {"use_tpu": True, "accelerator_type": f"TPU-{options.tpu.upper()}", "topology": options.topology}
         del scaling["resources_per_worker"]
+    verdict = ray.remote(_Verdict).remote()
     trainer = JaxTrainer(
         work,
-        train_loop_config={"arguments": options.train},
+        train_loop_config={"arguments": options.train, "verdict": verdict},
         scaling_config=ScalingConfig(**scaling),
         run_config=RunConfig(
             name="blobjax", storage_path=options.storage, failure_config=FailureConfig(max_failures=options.failures)
         ),
     )
     try:
-        result = trainer.fit()
+        trainer.fit()
+        return ray.get(verdict.worst.remote())
     except Exception as error:
         print(f"ray_train.py: {error}", file=sys.stderr)
         return 1
     finally:
         ray.shutdown()
-    return (result.metrics or {}).get("exit_code", 0)
 
 
 def work(config: dict[str, Any]) -> None:
@@ -81,7 +82,20 @@ def work(config: dict[str, Any]) -> None:
     )
     if code not in (0, 2, 75):
         raise RuntimeError(f"process {rank} ended with exit code {code}")
-    train.report({"exit_code": code})
+    config["verdict"].note.remote(code)
+
+
+class _Verdict:
+    """Where workers leave the exit codes that are no failures: Ray itself has one for failures only."""
+
+    def __init__(self) -> None:
+        self._codes = [0]
+
+    def note(self, code: int) -> None:
+        self._codes.append(code)
+
+    def worst(self) -> int:
+        return max(self._codes, key=(0, 75, 2).index)
 
 
 def _die_with_the_worker() -> None:

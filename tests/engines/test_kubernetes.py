@@ -42,10 +42,14 @@ def validate(manifest: dict[str, Any]) -> None:
     if manifest["kind"] == "JobSet":
         from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
-        understood = JobsetV1alpha2JobSet.model_validate(manifest).model_dump(
-            by_alias=True, exclude_none=True, mode="json"
-        )
-        if unknown := _missing(manifest, understood):
+        # Its models have no place for quantities written as they usually are; pods are looked at below.
+        stripped = copy.deepcopy(manifest)
+        for job in stripped["spec"]["replicatedJobs"]:
+            for container in job["template"]["spec"]["template"]["spec"]["containers"]:
+                container.pop("resources", None)
+        understood = JobsetV1alpha2JobSet.model_validate(stripped)
+        known = understood.model_dump(by_alias=True, exclude_none=True, mode="json")
+        if unknown := _missing(stripped, known):
             raise ValueError(f"unknown to JobSet: {unknown}")
         for job in manifest["spec"]["replicatedJobs"]:
             template = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": job["name"]}, **job["template"]}
@@ -89,29 +93,32 @@ def test_core_objects_are_what_their_schema_says():
 
 @validators
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "named"),
     [
-        lambda m: m["spec"].update(failurePolcy={}),
-        lambda m: m["spec"]["failurePolicy"]["rules"][0].update(action="Fail"),
-        lambda m: m["spec"]["replicatedJobs"][0]["template"]["spec"].update(backofLimit=0),
-        lambda m: _pod(m).update(restartPolicy="Sometimes"),
-        lambda m: _pod(m)["containers"][0].update(comand=["blobjax"]),
-        lambda m: _pod(m)["containers"][0]["env"].append({"value": "no name"}),
-        lambda m: m["spec"]["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"][0].update(
-            action="No"
-        ),
+        (lambda m: m["spec"].update(failurePolcy={}), "failurePolcy"),
+        (lambda m: m["spec"]["failurePolicy"]["rules"][0].pop("action"), "action"),
+        (lambda m: _job(m).update(backofLimit=0), "backofLimit"),
+        (lambda m: _job(m)["podFailurePolicy"]["rules"][0].update(action="No"), "action"),
+        (lambda m: _pod(m).update(restartPolicy=3), "restartPolicy"),
+        (lambda m: _pod(m)["containers"][0].update(comand=["blobjax"]), "comand"),
+        (lambda m: _pod(m)["containers"][0]["env"].append({"value": "of no name"}), "name"),
+        (lambda m: _pod(m)["containers"][0]["resources"].update(limit={}), "limit"),
     ],
 )
-def test_a_damaged_manifest_is_refused(damage):
+def test_a_damaged_manifest_is_refused(damage, named):
     manifest = copy.deepcopy(objects("gpu.yaml")[0])
     validate(manifest)
     damage(manifest)
-    with pytest.raises(Exception, match=r"(?i)unknown|not|required|unexpected|invalid|should|failed"):
+    with pytest.raises(Exception, match=named):
         validate(manifest)
 
 
+def _job(manifest: dict[str, Any]) -> dict[str, Any]:
+    return manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
+
+
 def _pod(manifest: dict[str, Any]) -> dict[str, Any]:
-    return manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    return _job(manifest)["template"]["spec"]
 
 
 # Kueue's v1beta1 (its API reference): the fields of each kind's spec.

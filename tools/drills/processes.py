@@ -37,7 +37,7 @@ WATCHED = TWO.but(f"reliability.hang_limit={HANG_SECONDS} seconds")
 )
 def kill_at_random(drills: Drills) -> str:
     kills = 3 if drills.quick else 20
-    setup = TWO.but(length=80 if drills.quick else 400)
+    setup = TWO.but(length=80 if drills.quick else 600)
     reference = drills.reference(setup)
     moments, seconds = [], []
     began, startup = time.monotonic(), 0.0
@@ -54,8 +54,8 @@ def kill_at_random(drills: Drills) -> str:
                 run.wait_for_start(starts)
                 run.wait_for_step(newest + 1)
                 startup = time.monotonic() - started
-                # On average two or three saves further, and at any moment of a step or a save.
-                run.wait_for_step(newest + drills.random.randint(1, 16))
+                # On average five saves further, and at any moment of a step or a save.
+                run.wait_for_step(newest + drills.random.randint(1, 12 if drills.quick else 40))
                 time.sleep(drills.random.uniform(0, 0.3))
             check(run.running() == [0, 1], f"ended before it was killed: {run.codes()}\n{run.output()}")
             training = len(run.events("start")) > starts

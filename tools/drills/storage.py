@@ -198,27 +198,29 @@ class Shim:
 
 
 @drill(
-    "storage of one of two processes is slow: every write and fsync below RUN/checkpoints takes 0.1 s (LD_PRELOAD)",
+    "storage of one of two processes is slow: every write and fsync below RUN/checkpoints takes 0.5 s (LD_PRELOAD); "
+    "`checkpoint.stall_limit=2 seconds`",
     "training goes on meanwhile; saves that fall due before the one in flight is done are left out, and it is said",
 )
 def slow_storage(drills: Drills) -> str:
     shim = Shim(drills.folder)
-    setup = TWO.but(length=48)
+    setup = TWO.but("checkpoint.stall_limit=2 seconds", length=80)
     with drills.run(setup) as run:
         slow = shim.environment(run.checkpoints)
-        shim.set(seconds_per_write=0.1)
-        run.start(pace=0.05, environment=lambda rank: slow if rank == 1 else {})
+        shim.set(seconds_per_write=0.5)
+        run.start(pace=0.1, environment=lambda rank: slow if rank == 1 else {})
         run.end(PATIENCE_SECONDS, FINISHED)
         saves, left_out = run.events("save"), run.events("save_skipped")
         longest = max(saves, key=lambda each: each["seconds"])
         stall = max(each["stall_seconds"] for each in saves)
         check(longest["seconds"] > 2, f"storage was not slow: {saves}")
-        check(stall < longest["seconds"] / 2, f"training stood still for {stall:.1f} s of {longest['seconds']:.1f} s")
-        check(bool(left_out), "no save was left out")
-        run.check_same_end(drills.reference(setup))
+        check(bool(left_out), f"no save was left out: {saves}")
+        # Besides the limit there are what this save does before it lets training go on, and the look whether it can.
+        check(stall < 2 + 0.6 * longest["seconds"], f"training stood still for {stall:.1f} s: {saves}")
+        run.check_same_end(drills.reference(TWO.but(length=80)))
     return (
-        f"a save took up to {longest['seconds']:.1f} s, training stood still for at most {stall:.2f} s of it; "
-        f"{len(saves)} saves were written and {len(left_out)} left out (`save_skipped`); finished; {BITWISE}"
+        f"{len(saves)} saves were written, in up to {longest['seconds']:.1f} s, for at most {stall:.1f} s of which training "
+        f"stood still; {len(left_out)} left out after the limit (`save_skipped`); finished; {BITWISE}"
     )
 
 

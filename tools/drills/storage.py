@@ -219,8 +219,8 @@ def slow_storage(drills: Drills) -> str:
         check(stall < 2 + 0.6 * longest["seconds"], f"training stood still for {stall:.1f} s: {saves}")
         run.check_same_end(drills.reference(TWO.but(length=80)))
     return (
-        f"{len(saves)} saves were written, in up to {longest['seconds']:.1f} s, for at most {stall:.1f} s of which training "
-        f"stood still; {len(left_out)} left out after the limit (`save_skipped`); finished; {BITWISE}"
+        f"{len(saves)} saves were written, in up to {longest['seconds']:.1f} s, for at most {stall:.1f} s of which "
+        f"training stood still; {len(left_out)} left out after the limit (`save_skipped`); finished; {BITWISE}"
     )
 
 

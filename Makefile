@@ -12,8 +12,8 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# The engines of launch/ for real: Slurm, Open MPI, Ray, SkyPilot. Installs them (apt, pip), which takes some minutes; without them
-# `make test` skips these tests, and says so.
+# The engines of launch/ for real: Slurm, Open MPI, Ray, SkyPilot. Installs them (apt, pip), which takes some minutes;
+# without them `make test` skips these tests, and says so.
 test-engines: $(VENV)/.installed-test
 	tests/engines/install.sh $(BIN)/python
 	$(BIN)/python -m pytest tests/engines

@@ -193,8 +193,9 @@ def clear_unfinished(checkpoints: Path) -> None:
 def probe(checkpoints: Path) -> str:
     """Why nothing can be written there, in one line; empty if it can."""
     try:
-        # Orbax would make a directory that has vanished anew, and the run would go on in one that is no run's.
-        if not checkpoints.is_dir():
+        # A save that is being written when the run's directory vanishes makes it anew, but not what is in it: the run
+        # would go on, and finish, in a directory that is no run's.
+        if not checkpoints.is_dir() or not (checkpoints.parent / "config.yaml").is_file():
             return f"{checkpoints} is gone"
         with tempfile.NamedTemporaryFile(dir=checkpoints, prefix=".blobjax-probe-") as file:
             file.write(b"probe")

@@ -194,8 +194,14 @@ def test_a_run_that_ends_by_an_error_finishes_its_save(run):
 
 
 def test_a_probe_says_why_nothing_can_be_written(tmp_path):
-    assert probe(tmp_path) == ""
-    assert list(tmp_path.iterdir()) == []
-    shutil.rmtree(tmp_path)
-    assert probe(tmp_path) == f"{tmp_path} is gone"
-    assert not tmp_path.exists(), "a directory that vanished is not made anew"
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").touch()
+    assert probe(checkpoints) == ""
+    assert list(checkpoints.iterdir()) == []
+    shutil.rmtree(tmp_path / "run")
+    assert probe(checkpoints) == f"{checkpoints} is gone"
+    assert not checkpoints.exists(), "a directory that vanished is not made anew"
+    # As a save does that was being written meanwhile.
+    checkpoints.mkdir(parents=True)
+    assert probe(checkpoints) == f"{checkpoints} is gone"

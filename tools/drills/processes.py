@@ -1,7 +1,9 @@
 """Drills on processes: killed, told to stop, failing, stopped, hanging, or started twice."""
 
+import os
 import signal
 import time
+from pathlib import Path
 
 from tools.drills.registry import drill
 from tools.drills.run import (
@@ -14,6 +16,7 @@ from tools.drills.run import (
     PATIENCE_SECONDS,
     RESUMABLE,
     TWO,
+    CannotRunError,
     Drills,
     Run,
     check,
@@ -233,3 +236,38 @@ def two_in_one_directory(drills: Drills) -> str:
         first.check_same_end(drills.reference(ONE))
     said = lines[0].replace(str(first.directory), "RUN").removeprefix("blobjax: ").split(";")[0]
     return f'exit code 2 after {took:.1f} s: "{said}"; the first finished; {BITWISE}'
+
+
+@drill(
+    "a run under `--restarts 5`: kill -9 of the training process three times, each after another save",
+    "it is started again by itself and finishes; `blobjax status` accounts for every second; bitwise as undisturbed",
+)
+def supervised(drills: Drills) -> str:
+    if not Path("/proc/self/task").exists():
+        raise CannotRunError("needs Linux's /proc to find the training process")
+    setup = ONE.but(length=400)
+    with drills.run(setup) as run:
+        began = time.monotonic()
+        run.start(options=("--restarts", "5"))
+        saves = 0
+        for kill in range(3):
+            run.wait_until(f"start {kill + 1}", lambda: len(run.events("start")) > kill)  # noqa: B023
+            run.wait_until("save", lambda: len(run.events("save")) >= saves + 2)  # noqa: B023
+            saves = len(run.events("save"))
+            (trainer,) = run.children(0)
+            os.kill(trainer, signal.SIGKILL)
+        run.end(PATIENCE_SECONDS, FINISHED)
+        took = run.seconds_since(began, 0)
+        run.check_same_end(drills.reference(setup))
+        status = run.status()
+    seconds = status["seconds"]
+    check(abs(sum(seconds.values()) - status["wall_seconds"]) < 0.5, f"{seconds} of {status['wall_seconds']}")
+    check(
+        status["wall_seconds"] <= took + 1 and took - status["wall_seconds"] < 10, f"{status['wall_seconds']} of {took}"
+    )
+    check(len(status["attempts"]) == 4, f"{len(status['attempts'])} attempts")
+    costly = ", ".join(f"{name} {seconds[name]:.1f}" for name in sorted(seconds, key=lambda name: -seconds[name])[:4])
+    return (
+        f"4 attempts, exit code 0; `blobjax status` accounts for {sum(seconds.values()):.1f} s of {took:.1f} s that the "
+        f"drill measured from outside ({costly}); {BITWISE}"
+    )

@@ -111,6 +111,7 @@ class Run:
         pace: float = 0,
         environment: Callable[[int], dict[str, str]] = lambda process: {},
         setup: Setup | None = None,
+        options: tuple[str, ...] = (),
     ) -> "Run":
         """Starts an attempt: the same command as every other, perhaps inside of `child.py`.
 
@@ -119,6 +120,7 @@ class Run:
           pace: seconds that each step takes at least, so that a moment can be chosen.
           environment: more of it, by process.
           setup: another one, of the same maths.
+          options: of the command, besides.
         """
         if setup is not None:
             self.setup = setup
@@ -130,11 +132,14 @@ class Run:
             program = [sys.executable, str(CHILD), json.dumps(asked)]
         coordinator = f"127.0.0.1:{_free_port()}"
         self._processes = [
-            self._start(program, rank, coordinator, environment(rank)) for rank in range(self.setup.processes)
+            self._start(
+                [*program, *self.setup.arguments(self.directory), *options], rank, coordinator, environment(rank)
+            )
+            for rank in range(self.setup.processes)
         ]
         return self
 
-    def _start(self, program: list[str], rank: int, coordinator: str, more: dict[str, str]) -> subprocess.Popen:
+    def _start(self, command: list[str], rank: int, coordinator: str, more: dict[str, str]) -> subprocess.Popen:
         place = {
             "JAX_COORDINATOR_ADDRESS": coordinator,
             "JAX_NUM_PROCESSES": str(self.setup.processes),
@@ -156,7 +161,7 @@ class Run:
         }
         with self._log(rank).open("w") as log:
             return subprocess.Popen(
-                [*program, *self.setup.arguments(self.directory)],
+                command,
                 cwd=ROOT,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -178,6 +183,14 @@ class Run:
             if self._processes[rank].poll() is None:
                 os.kill(self._processes[rank].pid, number)
         return time.monotonic()
+
+    def children(self, rank: int) -> list[int]:
+        """Process numbers of what a process has started (Linux)."""
+        pid = self._processes[rank].pid
+        try:
+            return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        except OSError:
+            return []
 
     def kill_all(self) -> None:
         """SIGKILL to whatever is left of this attempt, children included."""
@@ -277,6 +290,13 @@ class Run:
                 check(line["step"] not in found, f"step {line['step']} stands twice in metrics.jsonl")
                 found[line["step"]] = line["loss"]
         return found
+
+    def status(self) -> dict[str, Any]:
+        """What `blobjax status` says of it."""
+        command = [sys.executable, "-m", "blobjax.cli", "status", str(self.directory), "--json"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+        check(done.returncode == 0, f"blobjax status: exit code {done.returncode}\n{done.stderr}")
+        return json.loads(done.stdout)
 
     def steps(self) -> list[int]:
         """Steps with a committed checkpoint, ascending."""

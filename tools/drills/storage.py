@@ -47,11 +47,13 @@ def _mounted(where: Path, *arguments: str) -> Iterator[Path]:
 
 
 def _last_words(run: Run) -> str:
-    """The last line with which the product, and no trace, says what was wrong."""
+    """The last line with which the product, and no trace, says what was wrong; before it why the last save failed."""
     lines = [line for rank in range(run.setup.processes) for line in run.output(rank).splitlines()]
-    ours = [line for line in lines if line.startswith("blobjax: ")]
+    ours = [line.removeprefix("blobjax: ") for line in lines if line.startswith("blobjax: ")]
     check(bool(ours), f"nothing was said:\n{run.output()}")
-    return ours[-1].removeprefix("blobjax: ").replace(str(run.directory), "RUN")
+    failed = [line.split("not saved: ")[1].split(";")[0] for line in lines if "not saved: " in line]
+    said = ": ".join([*failed[-1:], ours[-1].split("; ")[0] if failed else ours[-1]])
+    return said.replace(str(run.directory), "RUN")
 
 
 def _ends_loudly(drills: Drills, run: Run, fault: Callable[[], None], mend: Callable[[], None]) -> str:

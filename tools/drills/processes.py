@@ -24,7 +24,7 @@ from tools.drills.run import (
 
 BITWISE = "losses and last state bitwise those of the undisturbed run"
 # Short, so that a drill on a hang is not long; compiling and saving have ten times as long.
-HANG_SECONDS = 6
+HANG_SECONDS = 10
 WATCHED = TWO.but(f"reliability.hang_limit={HANG_SECONDS} seconds")
 
 

@@ -268,6 +268,6 @@ def supervised(drills: Drills) -> str:
     check(len(status["attempts"]) == 4, f"{len(status['attempts'])} attempts")
     costly = ", ".join(f"{name} {seconds[name]:.1f}" for name in sorted(seconds, key=lambda name: -seconds[name])[:4])
     return (
-        f"4 attempts, exit code 0; `blobjax status` accounts for {sum(seconds.values()):.1f} s of the {took:.1f} s that "
-        f"the drill measured from outside ({costly}); {BITWISE}"
+        f"4 attempts, exit code 0; `blobjax status` accounts for {sum(seconds.values()):.1f} s of {took:.1f} s, as "
+        f"measured from outside ({costly}); {BITWISE}"
     )

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from blobjax.compute import target
 from blobjax.compute.sharding import constrain
 from blobjax.conditioning import soft_cap
 from blobjax.conditioning.flow import Flow, measure, rms
@@ -139,16 +140,24 @@ class Transformer(nnx.Module):
         x_BTD, (stored, flow) = jax.lax.scan(step, x_BTD, (params, stored), unroll=not self.scanned)
         return x_BTD, stored, flow
 
-    def logits(self, x_BTD: jax.Array) -> jax.Array:
+    def output_weights(self) -> jax.Array:
+        """[D, V] the output projection, whole along D as every weight is before its matmul: for callers that multiply
+        by it more than once."""
+        w_DV = self.embedding[...].T if self.unembedding is None else self.unembedding[...]
+        return w_DV
+
+    def logits(self, x_BTD: jax.Array, w_DV: jax.Array | None = None) -> jax.Array:
         """Scores of every token of the vocabulary, soft-capped.
 
         Args:
           x_BTD: what `hidden` returned; any leading dims.
+          w_DV: `output_weights()`, where the caller has them; None: as they are laid out among the parameters.
 
         Returns:
           [..., V] float32.
         """
-        w_DV = self.embedding[...].T if self.unembedding is None else self.unembedding[...]
+        if w_DV is None:
+            w_DV = self.embedding[...].T if self.unembedding is None else self.unembedding[...]
         logits_BTV = self.products["output"](x_BTD, w_DV, result=self.precision.output)
         return soft_cap(self.readout * logits_BTV, self.final_soft_cap)
 
@@ -161,7 +170,7 @@ def scans(config: Config) -> bool:
     """Whether layers run as a loop over one compiled block (`compute.scan_layers`)."""
     if config.compute.scan_layers != "auto":
         return config.compute.scan_layers
-    return jax.default_backend() != "cpu" or config.model.n_layers > UNROLLED_AT_MOST
+    return target.platform() != "cpu" or config.model.n_layers > UNROLLED_AT_MOST
 
 
 def logical_axes(params: nnx.State) -> dict:

@@ -141,23 +141,20 @@ class Transformer(nnx.Module):
         return x_BTD, stored, flow
 
     def output_weights(self) -> jax.Array:
-        """[D, V] the output projection, whole along D as every weight is before its matmul: for callers that multiply
-        by it more than once."""
-        w_DV = self.embedding[...].T if self.unembedding is None else self.unembedding[...]
-        return w_DV
+        """[D, V] the output projection."""
+        return self.embedding[...].T if self.unembedding is None else self.unembedding[...]
 
     def logits(self, x_BTD: jax.Array, w_DV: jax.Array | None = None) -> jax.Array:
         """Scores of every token of the vocabulary, soft-capped.
 
         Args:
           x_BTD: what `hidden` returned; any leading dims.
-          w_DV: `output_weights()`, where the caller has them; None: as they are laid out among the parameters.
+          w_DV: `output_weights()`, where the caller has laid them out for itself.
 
         Returns:
           [..., V] float32.
         """
-        if w_DV is None:
-            w_DV = self.embedding[...].T if self.unembedding is None else self.unembedding[...]
+        w_DV = self.output_weights() if w_DV is None else w_DV
         logits_BTV = self.products["output"](x_BTD, w_DV, result=self.precision.output)
         return soft_cap(self.readout * logits_BTV, self.final_soft_cap)
 

@@ -50,29 +50,25 @@ class Collective:
 
 def collectives(module: Module, mesh: Mesh) -> list[Collective]:
     """Those of a module that was compiled for a mesh, the most bytes first; those over one device are left out."""
-    sums: dict[tuple, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
-    counted: set[tuple[str, str]] = set()
+    # A TPU runs one collective in pieces, behind several matmuls, some of them before the loop that it belongs to: the
+    # same channel in several computations, of which the one that runs most often counts.
+    once: dict[tuple, tuple[float, Computation, Instruction]] = {}
     for computation in module.computations.values():
         runs = module.runs[computation.name]
-        if not runs:
-            continue
-        for instruction in computation.instructions:
+        for instruction in computation.instructions if runs else ():
             kind = instruction.opcode.removesuffix("-start")
-            if kind not in _SENT:
-                continue
-            # A TPU runs one collective in pieces, behind several matmuls: the same channel in several fusions.
-            channel = re.search(r"channel_id=(\d+)", instruction.rest)
-            if channel and (kind, channel[1]) in counted:
-                continue
-            if channel:
-                counted.add((kind, channel[1]))
-            groups = tuple(sorted(tuple(sorted(group)) for group in _groups(instruction, mesh.size)))
-            size = max(len(group) for group in groups)
-            if size == 1:
-                continue
+            if kind in _SENT:
+                channel = re.search(r"channel_id=(\d+)", instruction.rest)
+                key = (kind, channel[1] if channel else instruction.name)
+                if key not in once or once[key][0] < runs:
+                    once[key] = runs, computation, instruction
+    sums: dict[tuple, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+    for (kind, _), (runs, computation, instruction) in once.items():
+        groups = tuple(sorted(tuple(sorted(group)) for group in _groups(instruction, mesh.size)))
+        size = max(len(group) for group in groups)
+        if size > 1:
             given = float(sum(_operand_bytes(computation, name) for name in instruction.operands))
-            axes = mesh_axes(groups, mesh)
-            of_kind = sums[(kind, axes, groups)]
+            of_kind = sums[kind, mesh_axes(groups, mesh), groups]
             of_kind[0] += runs
             of_kind[1] += runs * given * (size if kind == "all-gather" else 1)
             of_kind[2] += runs * _SENT[kind](given, size)

@@ -13,7 +13,7 @@ from blobjax.compute.flops import mean_visible_keys
 from blobjax.config import Config
 
 # Products of the size of q·kᵀ over the keys that are seen, in kernels that jaxprs show from outside only: two in the
-# forward pass; the backward pass of flash attention computes the scores again (Dao et al. 2022, algorithm 4), splash twice.
+# forward pass; backward, flash attention computes the scores again (Dao et al. 2022, algorithm 4), and splash twice.
 _ATTENTION = {
     "_dkv": 4,
     "_dq": 3,

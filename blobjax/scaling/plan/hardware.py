@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 import jax
@@ -161,7 +161,8 @@ def _tpu(name: str, chip: str, sizes: tuple[int, ...], slices: int) -> Machine:
     except Exception as error:
         reason = str(error).splitlines()[0].removeprefix("INVALID_ARGUMENT: ")
         raise BadInputError(f"--on {name}: libtpu does not take it: {reason}") from None
-    return Machine(name, devices, accelerators.find(str(devices[0].device_kind)), sizes, slices)
+    machine = Machine(name, devices, None, sizes, slices)
+    return replace(machine, chip=accelerators.find(machine.devices[0].device_kind))
 
 
 def _gpu(name: str, chip: str, sizes: tuple[int, ...]) -> Machine:

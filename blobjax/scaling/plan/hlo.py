@@ -183,14 +183,26 @@ def parse(text: str) -> Module:
     computations: dict[str, Computation] = {}
     entry = ""
     current: Computation | None = None
-    for line in text.splitlines():
-        if head := _COMPUTATION.match(line):
-            current = computations.setdefault(head[2], Computation(head[2]))
-            entry = head[2] if head[1] else entry
-        elif line.startswith("}"):
-            current = None
-        elif current is not None and (found := _INSTRUCTION.match(line)):
+    lines: list[str] = []
+
+    def finish() -> None:
+        if current is not None and lines and (found := _INSTRUCTION.match(" ".join(lines))):
             current.instructions.append(_instruction(found[2], found[3], bool(found[1])))
+        lines.clear()
+
+    for line in text.splitlines():
+        if current is None:
+            if head := _COMPUTATION.match(line):
+                current = computations.setdefault(head[2], Computation(head[2]))
+                entry = head[2] if head[1] else entry
+        elif line == "}":
+            finish()
+            current = None
+        elif _INSTRUCTION.match(line):
+            finish()
+            lines.append(line)
+        else:  # attributes of a Pallas kernel go over several lines
+            lines.append(line)
     return Module(computations, entry)
 
 

@@ -29,6 +29,8 @@ _NO_TRAFFIC = frozenset(
         "iota",
     ]
 )
+# Gathered are weights, never what was computed of them.
+_NOT_ACTIVATIONS = ("parameter", "constant", "while", "all-gather", "all-gather-done")
 # A layout that ends in S(1), …: not in device memory, but in a TPU's vector memory or the host's.
 _ELSEWHERE = re.compile(r"\b[a-z][a-z0-9]*\[[0-9,]*\]\{[^{}]*S\(\d+\)[^{}]*\}")
 
@@ -45,7 +47,14 @@ def kept_for_backward(module: Module) -> int:
     Found by the names that jax gives to what it differentiates: `jvp(…)` forward, `transpose(jvp(…))` backward. Of a
     loop only what it makes counts, not what it hands through.
     """
-    return max((_kept(module, computation) for computation in module.computations.values()), default=0)
+    fused = {
+        name
+        for computation in module.computations.values()
+        for instruction in computation.instructions
+        if instruction.opcode == "fusion"
+        for name in instruction.called.get("calls", [])
+    }
+    return max(_kept(module, each) for name, each in module.computations.items() if name not in fused)
 
 
 def _is_backward(instruction: Instruction) -> bool:
@@ -74,18 +83,25 @@ def _sources(module: Module, computation: Computation, name: str, found: dict[tu
         for operand in source.operands:
             _sources(module, computation, operand, found)
     elif source.opcode == "get-tuple-element":
-        index = int(re.search(r"index=(\d+)", source.rest)[1])  # type: ignore[index]
+        index = _index(source)
         maker = computation.by_name[source.operands[0]]
         if _is_forward(maker) and not (maker.opcode == "while" and _handed_through(module, maker, index)):
             found[(maker.name, index)] = _in_memory(source.shape)
-    elif _is_forward(source) and source.opcode not in ("parameter", "constant", "while"):
+    elif _is_forward(source) and source.opcode not in _NOT_ACTIVATIONS:
         found[(source.name, 0)] = _in_memory(source.shape)
 
 
 def _handed_through(module: Module, loop: Instruction, index: int) -> bool:
     body = module.computations[loop.called["body"][0]]
     value = body.by_name.get(body.root.operands[index]) if body.root.opcode == "tuple" else None
-    return value is not None and value.opcode == "get-tuple-element" and f"index={index}" in value.rest.split(",")[0:2]
+    return value is not None and value.opcode == "get-tuple-element" and _index(value) == index
+
+
+def _index(element: Instruction) -> int:
+    """Of a get-tuple-element."""
+    found = re.search(r"index=(\d+)", element.rest)
+    assert found
+    return int(found[1])
 
 
 def _in_memory(shape: str) -> int:

@@ -1,8 +1,8 @@
 """How long a step takes at best: its FLOPs, bytes of memory and bytes over links, each over what the hardware can do.
 
 Source: Williams et al. 2009; for collectives on tori and hosts, Austin et al. 2025, How to Scale Your Model. The step
-takes at least the longest of the three (all else hidden behind it) and at most their sum (nothing hidden), if the assumed
-efficiencies are right. They are assumptions: no run has been measured on hardware that is not there.
+takes at least the longest of the three (all else hidden behind it) and at most their sum (nothing hidden), if the
+assumed efficiencies are right. They are assumptions: no run has been measured on hardware that is not there.
 """
 
 from collections.abc import Sequence

@@ -103,7 +103,7 @@ def bytes_of_step(kind: str, axes: tuple[str, ...], *overrides: str) -> float:
 
 @pytest.mark.parametrize("how", [UNROLLED, LOOPED], ids=["unrolled", "looped"])
 def test_data_parallelism_sums_every_gradient_once(how):
-    """The table has two: of the look-up and of the product. The rest: five norms of 32, four of a head's 8, and four scalars."""
+    """The table has two: of the look-up and of the product. The rest: five norms of 32, four of 8, and four scalars."""
     found = bytes_of_step("all-reduce", ("data",), "compute.mesh={data: 8}", *how)
     assert found == LAYERS + 2 * TABLE + 4 * (5 * 32 + 4 * 8 + 4)
 

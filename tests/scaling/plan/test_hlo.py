@@ -79,7 +79,8 @@ def test_a_loop_of_unknown_length_is_named():
 
 
 def test_an_instruction_over_several_lines_ends_nothing():
-    kernel = '%y.1 = f32[4,8]{1,0} custom-call(%x.1, %x.1), attributes={metadata={\n"blocks":"{128}"\n}}, metadata={op_name="k"}'
+    attributes = 'attributes={metadata={\n"blocks":"{128}"\n}}, metadata={op_name="k"}'
+    kernel = f"%y.1 = f32[4,8]{{1,0}} custom-call(%x.1, %x.1), {attributes}"
     module = parse(NESTED.replace("%y.1 = f32[4,8]{1,0} add(%x.1, %x.1)", kernel))
     body = module.computations["inner_body"]
     assert [each.opcode for each in body.instructions][-2:] == ["custom-call", "tuple"]

@@ -63,13 +63,13 @@ def test_a_part_of_a_torus_is_not_closed():
 
 
 def test_several_slices_talk_over_their_hosts_network():
-    """Two slices of four v5e: of 8 GB that each device gathers 7/8, half of a quarter goes over 3.125 GB/s: the bound."""
+    """Two slices of four v5e: of 8 GB gathered, half of a quarter comes over 3.125 GB/s a chip: the bound."""
     machine = torus("TPU v5 lite", 2, 2, slices=2)
     assert along_all(machine, "all-gather", 7 * GB) == pytest.approx(8 / 4 / 2 / 3.125)
 
 
 def test_hosts_of_gpus():
-    """NVLink gives 450 GB/s each way. Over two hosts of 8, 16 GB: 14 of them within, an eighth's half between, at 50."""
+    """NVLink gives 450 GB/s each way. Of 16 GB over two hosts of 8, 14 move within; half an eighth between, at 50."""
     machine = hosts("NVIDIA H100 80GB HBM3", 2, 8)
     assert along_all(machine, "all-reduce", 450 * GB, list(range(8))) == pytest.approx(1)
     assert along_all(machine, "all-gather", 15 * GB) == pytest.approx(max(14 / 450, 1 / 50))

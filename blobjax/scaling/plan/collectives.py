@@ -56,7 +56,7 @@ def collectives(module: Module, mesh: Mesh) -> list[Collective]:
     for computation in module.computations.values():
         runs = module.runs[computation.name]
         for instruction in computation.instructions if runs else ():
-            kind = instruction.opcode.removesuffix("-start")
+            kind = _kind(instruction)
             if kind in _SENT:
                 channel = re.search(r"channel_id=(\d+)", instruction.rest)
                 key = (kind, channel[1] if channel else instruction.name)
@@ -64,7 +64,8 @@ def collectives(module: Module, mesh: Mesh) -> list[Collective]:
                     once[key] = runs, computation, instruction
     sums: dict[tuple, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
     for (kind, _), (runs, computation, instruction) in once.items():
-        groups = tuple(sorted(tuple(sorted(group)) for group in _groups(instruction, mesh.size)))
+        groups = _across_slices(mesh) if instruction.opcode == "send" else _groups(instruction, mesh.size)
+        groups = tuple(sorted(tuple(sorted(group)) for group in groups))
         size = max(len(group) for group in groups)
         if size > 1:
             given = float(sum(_operand_bytes(computation, name) for name in instruction.operands))
@@ -77,6 +78,22 @@ def collectives(module: Module, mesh: Mesh) -> list[Collective]:
         for (kind, axes, groups), (times, payload, sent) in sums.items()
     ]
     return sorted(found, key=lambda each: -each.sent)
+
+
+def _kind(instruction: Instruction) -> str:
+    """A TPU's collectives between slices are sends to the host, whose runtime is told what is meant."""
+    if instruction.opcode != "send":
+        return instruction.opcode.removesuffix("-start")
+    meant = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.rest)
+    return meant[1].lower().replace("_", "-") if meant else ""
+
+
+def _across_slices(mesh: Mesh) -> tuple[tuple[int, ...], ...]:
+    """Devices at the same place of each slice."""
+    same: dict[tuple, list[int]] = defaultdict(list)
+    for position, device in enumerate(mesh.devices.flat):
+        same[(*device.coords, device.core_on_chip)].append(position)
+    return tuple(tuple(group) for group in same.values())
 
 
 def _operand_bytes(computation: Computation, name: str) -> int:

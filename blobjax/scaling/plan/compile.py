@@ -1,14 +1,18 @@
 """The real train step, compiled for a machine, and what the compiler says of it."""
 
+import contextlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import jax
 from jax.sharding import Mesh
 
 from blobjax.compute.flops import flops_per_token, param_count
 from blobjax.compute.sharding import make_layout
 from blobjax.compute.target import compiling_for
 from blobjax.config import BadInputError, Config
+from blobjax.model.attention import choose
 from blobjax.scaling.plan import hlo
 from blobjax.scaling.plan.collectives import Collective, collectives
 from blobjax.scaling.plan.flops import hardware_flops
@@ -108,14 +112,13 @@ def compile_step(config: Config, machine: Machine) -> Step:
     program = program_for(config, machine)
     # Timing kernels on the GPU to choose among them needs one; without, XLA takes its defaults.
     options = {"xla_gpu_autotune_level": 0} if machine.platform == "gpu" else None
-    with compiling_for(machine.devices[0]):
-        from blobjax.model.attention import choose
-
+    with compiling_for(machine.devices[0]), _without_cudnn(machine.platform):
         attention = choose(config)
         traced = program.trace_train_step()
         lowered = traced.lower()
         try:
-            compiled = lowered.compile(compiler_options=options)
+            with _without_cache(machine.platform):
+                compiled = lowered.compile(compiler_options=options)
         except Exception as error:
             if found := re.search(r"RESOURCE_EXHAUSTED|[Rr]an out of memory|Out of memory", str(error)):
                 raise TooLargeError(_needed(str(error)) or found[0]) from None
@@ -146,8 +149,41 @@ def compile_step(config: Config, machine: Machine) -> Step:
         model_flops=flops_per_token(config.model, length) * batch * length,
         hardware_flops=hardware_flops(traced.jaxpr.jaxpr, config),
         traffic=traffic(module),
-        notes=_notes(module, config, machine),
+        notes=_notes(module, config, machine, attention),
     )
+
+
+@contextlib.contextmanager
+def _without_cache(platform: str) -> Iterator[None]:
+    """A program for devices that are not here can be put into jax's compilation cache and not taken out of it."""
+    before = getattr(jax.config, "jax_enable_compilation_cache", True)
+    jax.config.update("jax_enable_compilation_cache", before and platform == "cpu")
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+
+
+@contextlib.contextmanager
+def _without_cudnn(platform: str) -> Iterator[None]:
+    """cuDNN's attention can be compiled into a program where cuDNN is not installed; jax asks for its version all the
+    same, and has no public way to tell it one."""
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    asked = cudnn.check_cudnn_version
+
+    def version() -> int:
+        try:
+            return asked()
+        except RuntimeError:
+            return 91000  # 9.10, which jax 0.10 is built against
+
+    if platform == "gpu":
+        cudnn.check_cudnn_version = version
+    try:
+        yield
+    finally:
+        cudnn.check_cudnn_version = asked
 
 
 def _needed(text: str) -> str | None:
@@ -155,7 +191,7 @@ def _needed(text: str) -> str | None:
     return f"it takes {found[1]}B of {found[2]}B" if found else None
 
 
-def _notes(module: hlo.Module, config: Config, machine: Machine) -> tuple[str, ...]:
+def _notes(module: hlo.Module, config: Config, machine: Machine, attention: str) -> tuple[str, ...]:
     notes = []
     if module.unknown_loops:
         loops = ", ".join(module.unknown_loops)
@@ -164,4 +200,6 @@ def _notes(module: hlo.Module, config: Config, machine: Machine) -> tuple[str, .
         notes.append("products of float32 are slower than the bfloat16 peak that times are reckoned with")
     if machine.torus and machine.slices > 1 and machine.chip is not None and machine.chip.network_bandwidth is None:
         notes.append("the network between slices is not published for this chip; no time is reckoned for it")
+    if attention == "cudnn":
+        notes.append("what cuDNN's attention needs to work in is not among the temporaries")
     return tuple(notes)

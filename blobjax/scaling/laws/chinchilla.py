@@ -114,6 +114,7 @@ VARIABLE_PROJECTION = Law(
     parameters=PARAMETERS,
     curve=_curve,
     estimate=_project,
+    minimises="sum of squares of the loss",
     needs=("params", "tokens"),
     may_use=("flops",),
     distinct={"params": 3, "tokens": 3, "flops": 3},

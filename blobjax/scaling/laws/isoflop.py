@@ -186,6 +186,7 @@ def _law(name: str, section: str, estimate, resample, measured, distinct: dict[s
         parameters=PARAMETERS,
         curve=_curve,
         estimate=estimate,
+        minimises="sum of squares of log params and log tokens about their power laws",
         resample=resample,
         measured=measured,
         needs=("params", "tokens", "flops"),

@@ -93,6 +93,7 @@ class Law:
       delta: where the Huber loss turns linear by default.
       starts: points to try, parameters as the curve takes them; None where `estimate` needs none.
       estimate: an estimator of its own; None: the curve is fitted by minimising the Huber loss.
+      minimises: what that estimator minimises, in words.
       resample: one resample of the columns for the bootstrap, given the estimate; None: points drawn with replacement.
       measured: the points that the curve can be held against (the best of each budget); None: all of them.
       derived: more quantities that follow from the parameters.
@@ -100,6 +101,7 @@ class Law:
       future: the column along which a fit is held against what it has not seen.
       distinct: column to how many different values there must be.
       check: more to refuse: one line for each problem of the columns.
+      beside: laws that are fitted to the same points, to be held against this one.
     """
 
     name: str
@@ -115,12 +117,14 @@ class Law:
     delta: float = 1e-3
     starts: Callable[[Columns], np.ndarray] | None = None
     estimate: Callable[[Columns, Settings], Estimate] | None = None
+    minimises: str = ""
     resample: Callable[[Columns, np.ndarray, np.random.Generator], dict[str, np.ndarray]] | None = None
     measured: Callable[[Columns], dict[str, np.ndarray]] | None = None
     derived: Callable[..., Values] | None = None
     optimum: "Callable[[Law, np.ndarray, float, Columns], tuple[float, float]] | None" = None
     future: str = "flops"
     check: Callable[[Columns], list[str]] | None = None
+    beside: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -155,6 +159,20 @@ class Law:
         with np.errstate(all="ignore"):
             predicted = self.curve(x, *z)
             return np.exp(predicted) if self.log else predicted
+
+    def problems(self, x: Columns, fixed: Mapping[str, float]) -> list[str]:
+        """Why this law cannot be fitted to these points, a line each; none where it can."""
+        count, free = len(x[self.target]), len(self.parameters) - len(fixed)
+        if count <= free:
+            return [f"{count} points for {free} free parameters; it takes at least {free + 1}"]
+        wanted = {name: most for name, most in self.distinct.items() if name in x}
+        found = {name: len(budgets(x[name], 0.01)) for name in wanted}
+        too_few = [
+            f"{found[name]} different {'budgets (flops)' if name == 'flops' else name}, and it takes {wanted[name]}"
+            for name in wanted
+            if found[name] < wanted[name]
+        ]
+        return too_few or (self.check(x) if self.check is not None else [])
 
     def as_values(self, values: np.ndarray) -> Values:
         """By name."""

@@ -26,12 +26,6 @@ def _starts(x: Columns) -> np.ndarray:
     return grid(tops, bottoms, np.quantile(log_C, [0.0, 0.25, 0.5, 0.75, 1.0]), np.log([0.3, 1.0, 3.0]))
 
 
-def r_squared(measured: np.ndarray, residuals: np.ndarray) -> float:
-    """The share of the variance that is explained; 1 where there is none."""
-    variance = float(np.sum((measured - measured.mean()) ** 2))
-    return 1 - float(np.sum(residuals**2)) / variance if variance else 1.0
-
-
 RL_COMPUTE = Law(
     name="rl-compute",
     formula="R(C) = R_0 + (A - R_0) / (1 + (C_mid / C)^B)",
@@ -49,6 +43,7 @@ RL_COMPUTE = Law(
     target="reward",
     log=False,
     delta=np.inf,
+    beside=("rl-log-linear",),
 )
 
 
@@ -69,9 +64,11 @@ LOG_LINEAR = Law(
     ),
     curve=lambda x, r, s: r + s * np.log10(x["flops"]),
     estimate=_line,
+    minimises="half the sum of squares of reward",
     needs=("flops",),
     distinct={"flops": 3},
     target="reward",
     log=False,
     delta=np.inf,
+    beside=("rl-compute",),
 )

@@ -209,11 +209,14 @@ def laws_fit(
     col: Annotated[list[str] | None, typer.Option(help="A column with another name: --col 'loss=Final loss'.")] = None,
     drop_highest_loss: Annotated[int, typer.Option(min=0, help="Leave out so many points of the highest loss.")] = 0,
     drop_missing: Annotated[bool, typer.Option("--drop-missing", help="Leave out rows with empty cells.")] = False,
-    drop_duplicates: Annotated[bool, typer.Option("--drop-duplicates", help="Keep one of rows that are alike.")] = False,
+    drop_duplicates: Annotated[
+        bool, typer.Option("--drop-duplicates", help="Keep one of rows that are alike.")
+    ] = False,
     counted: Annotated[str, typer.Option(help="What params and flops count, for the record.")] = "",
     fix: Annotated[list[str] | None, typer.Option(help="A parameter that is not fitted: --fix alpha=0.35.")] = None,
     delta: Annotated[
-        float | None, typer.Option(help="Where the Huber loss turns linear; inf: least squares; the law's own by default.")
+        float | None,
+        typer.Option(help="Where the Huber loss turns linear; inf: least squares; the law's own by default."),
     ] = None,
     starts: Annotated[int, typer.Option(min=1, help="How many of the grid's best starts are descended from.")] = 40,
     bootstrap: Annotated[int, typer.Option(min=0, help="Resamples for the intervals.")] = 200,
@@ -249,7 +252,9 @@ def laws_fit(
 @laws_app.command("predict")
 def laws_predict(
     fit: Annotated[str, typer.Argument(help="A fit file.")],
-    flops: Annotated[float | None, typer.Option(help="A budget; alone, with the best params and tokens for it.")] = None,
+    flops: Annotated[
+        float | None, typer.Option(help="A budget; alone, with the best params and tokens for it.")
+    ] = None,
     params: Annotated[float | None, typer.Option(help="Parameters, counted as in the fit.")] = None,
     tokens: Annotated[float | None, typer.Option(help="Training tokens.")] = None,
     at: Annotated[list[str] | None, typer.Option(help="Another column: --at unique_tokens=1e9.")] = None,

@@ -139,10 +139,7 @@ def leave_future_out(law: Law, x: Columns, settings: Settings, found: Estimate) 
         # From the edge of one group to that of the next.
         edges = [_edge(x[along][group], downwards) for group in order]
         for j in range(k, len(order)):
-            lower, upper = sorted((edges[j - 1], edges[j]))
-            within = (held[along] >= lower) & (held[along] < upper) if downwards else (
-                (held[along] > lower) & (held[along] <= upper * (1 + 1e-9))
-            )  # fmt: skip
+            within = _between(held[along], edges[j - 1], edges[j])
             if within.any():
                 unseen = {name: column[within] for name, column in held.items()}
                 rows.append(_row(law, estimate, unseen, along, edges[k - 1], len(past[along])))
@@ -151,6 +148,13 @@ def leave_future_out(law: Law, x: Columns, settings: Settings, found: Estimate) 
 
 def _edge(values: np.ndarray, downwards: bool) -> float:
     return float(values.min() if downwards else values.max())
+
+
+def _between(values: np.ndarray, last: float, edge: float) -> np.ndarray:
+    """Beyond the edge of one group and up to that of the next, but for rounding."""
+    if edge < last:
+        return (values < last * (1 - 1e-9)) & (values >= edge * (1 - 1e-9))
+    return (values > last * (1 + 1e-9)) & (values <= edge * (1 + 1e-9))
 
 
 def _row(law: Law, estimate: Estimate, unseen: Columns, along: str, up_to: float, count: int) -> dict[str, Any]:

@@ -134,7 +134,9 @@ def _derived(law: Law, settings: Settings, found: Estimate, draws: np.ndarray) -
     of_draws = [law.derived(*draw) for draw in draws]
     table = {}
     for name, value in values.items():
-        low, high = certainty.interval(np.array([d[name] for d in of_draws]), settings.level) if of_draws else (None,) * 2
+        low, high = (
+            certainty.interval(np.array([d[name] for d in of_draws]), settings.level) if of_draws else (None,) * 2
+        )
         table[name] = {"value": value, "low": low, "high": high}
     return table
 

@@ -88,7 +88,7 @@ def _descend(objective: _Objective, start: np.ndarray, rounds: int = _ROUNDS) ->
             v, g, _ = objective.gradient(z + scaled @ u)
             return (v / unit, scaled.T @ g / unit) if np.isfinite(v) else (1e10, np.zeros_like(u))
 
-        found = minimize(rescaled, np.zeros(len(z)), jac=True, method="BFGS", options={"gtol": 1e-9, "maxiter": 300})
+        found = minimize(rescaled, np.zeros(len(z)), jac=True, method="BFGS", options={"gtol": 1e-6, "maxiter": 300})
         z = z + scaled @ found.x
         before, (value, gradient, curvature) = value, objective.gradient(z)
         steepness = _whitening(curvature, value).T @ gradient / max(value, 1e-300)
@@ -154,7 +154,9 @@ def _estimate(objective: _Objective, z: np.ndarray, value: float, converged: boo
     full = objective.base.copy()
     full[objective.free] = z
     residuals = objective.y - objective.predicted(z[None])[0]
-    notes = () if converged else ("the optimiser did not converge: the objective has no lowest point near these values",)
+    notes = (
+        () if converged else ("the optimiser did not converge: the objective has no lowest point near these values",)
+    )
     return Estimate(objective.law.natural(full), value, residuals, converged, notes)
 
 

@@ -164,7 +164,7 @@ def _number(cell: Any) -> float:
 
 
 # How a missing column follows from others, and how that is said.
-_DERIVED: dict[str, tuple[tuple[str, ...], Callable[..., float], str]] = {
+_DERIVED: dict[str, tuple[tuple[str, ...], Callable[..., Any], str]] = {
     "flops": (("params", "tokens"), lambda n, d: 6 * n * d, "6 × params × tokens: no attention"),
     "tokens": (("flops", "params"), lambda c, n: c / (6 * n), "flops / (6 × params)"),
     "params": (("flops", "tokens"), lambda c, d: c / (6 * d), "flops / (6 × tokens)"),
@@ -219,7 +219,8 @@ def choose(
         meanings["as said"] = counted
     if {"params", "tokens", "flops"} <= columns.keys() and "6 ×" not in meanings["flops"] + meanings["tokens"]:
         ratio = columns["flops"] / (6 * columns["params"] * columns["tokens"])
-        meanings["flops"] += f"; {ratio.min():.3g} to {ratio.max():.3g} times 6 × params × tokens"
+        low, high = f"{ratio.min():.3g}", f"{ratio.max():.3g}"
+        meanings["flops"] += f"; {low}{'' if low == high else f' to {high}'} times 6 × params × tokens"
     return Points(columns, meanings, table.sources, dropped, table.notes)
 
 

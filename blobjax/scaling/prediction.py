@@ -52,8 +52,8 @@ def predict(content: dict[str, Any], given: dict[str, float]) -> dict[str, Any]:
         ats = [at] * len(draws)
     if missing := [name for name in law.needs if name not in at]:
         raise BadInputError(f"--law {law.name} needs {_listed(missing)} too; {_how(law, missing)}")
-    value = float(law.predict(values, _columns(at)))
-    of_law = np.array([float(law.predict(draw, _columns(each))) for draw, each in zip(draws, ats, strict=True)])
+    value = law.predict(values, _columns(at)).item()
+    of_law = np.array([law.predict(draw, _columns(each)).item() for draw, each in zip(draws, ats, strict=True)])
     noise = np.random.default_rng(content["settings"]["seed"]).choice(content["residuals"], len(of_law))
     of_run = of_law * np.exp(noise) if law.log else of_law + noise
     run = {f"run_{name}": each for name, each in _range(of_run, content).items()}
@@ -77,7 +77,7 @@ def _completed(given: dict[str, float]) -> dict[str, float]:
 
 
 def _columns(at: dict[str, float]) -> dict[str, np.ndarray]:
-    return {name: np.asarray(value, float) for name, value in at.items()}
+    return {name: np.array([value], float) for name, value in at.items()}
 
 
 def _range(draws: np.ndarray, content: dict[str, Any]) -> dict[str, float | None]:

@@ -1,4 +1,4 @@
-"""Points from what runs left: the end of each run, or its training curve. Knows what was counted, as it has the config."""
+"""Points from what runs left: the end of each run, or its training curve. The config tells what was counted."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from blobjax.studies.study import Cell
 MEANINGS = {
     "params": "trained parameters, embeddings and output projection in",
     "non_embedding_params": "trained parameters without embeddings and output projection (the N of Kaplan et al.)",
-    "flops": "model FLOPs, forward and backward: attention counted causally, output projection in, embedding lookup out",
+    "flops": "model FLOPs, forward and backward: causal attention and output projection in, embedding lookup out",
     "flops_6nd": "6 × params (embeddings in) × tokens: no attention",
     "flops_6nd_non_embedding": "6 × params (embeddings out) × tokens: no attention",
     "loss": "mean cross-entropy of the last 5% of the training steps, nats per token",

@@ -69,7 +69,8 @@ def _parameters(content: dict[str, Any]) -> str:
         words += "; weakly identified" if entry["weakly_identified"] else ""
         rows.append((name, number(entry["value"]), number(entry["low"]), number(entry["high"]), words))
     for name, entry in content["derived"].items():
-        rows.append((name, number(entry["value"]), number(entry["low"]), number(entry["high"]), "follows from the others"))
+        values = (number(entry[each]) for each in ("value", "low", "high"))
+        rows.append((name, *values, "follows from the others"))
     draws = len(content["bootstrap"]["draws"])
     return table(("parameter", "value", f"{level} from", "to", ""), rows) + f"\n  intervals: {draws} resamples"
 
@@ -121,7 +122,7 @@ def _future(content: dict[str, Any]) -> list[str]:
         return []
     params = "params_measured" in rows[0]
     head = ("fitted up to", "points", "predicted at", "unseen", "measured", "predicted", "error", "absolute")
-    head += ("best params", "predicted") if params else ()
+    more = ("best params", "predicted") if params else ()
     lines = []
     for row in rows:
         line = [number(row["up_to"]), str(row["points"]), number(row["at"]), str(row["unseen"])]
@@ -129,7 +130,7 @@ def _future(content: dict[str, Any]) -> list[str]:
         line += [f"{row['error']:+.2%}", f"{row['absolute_error']:.2%}"]
         line += [number(row["params_measured"]), number(row["params_predicted"])] if params else []
         lines.append(line)
-    return ["leave-future-out:\n" + table(head, lines)]
+    return ["leave-future-out:\n" + table((*head, *more), lines)]
 
 
 def prediction(result: dict[str, Any], target: str, level: float) -> str:

@@ -135,11 +135,10 @@ def _other_curves(x: Columns, values: np.ndarray, rng: np.random.Generator) -> d
 def _grow(best: Best, settings: Settings) -> Estimate:
     """The three power laws through what is best at each budget."""
     columns = best.columns
-    found = len(budgets(columns["flops"])) if len(columns["flops"]) else 0
+    found = len(np.unique(columns["params"]))
     if found < 3:
         raise BadInputError(
-            f"{found} budgets with a lowest point inside of what was sampled; a power law needs 3",
-            *best.refused,
+            f"{found} different best sizes inside of what was sampled; a power law needs 3", *best.refused
         )
     log_C = np.log(columns["flops"])
     middle = log_C.mean()
@@ -165,7 +164,7 @@ def _grow(best: Best, settings: Settings) -> Estimate:
 
 def _thinned(columns: dict[str, np.ndarray], most: int = 40) -> dict[str, np.ndarray]:
     count = len(columns["flops"])
-    chosen = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)) if count else []
+    chosen = np.unique(np.linspace(0, max(count - 1, 0), min(count, most)).round().astype(int))
     return {name: column[chosen] for name, column in columns.items()}
 
 

@@ -97,7 +97,7 @@ class Law:
       resample: one resample of the columns for the bootstrap, given the estimate; None: points drawn with replacement.
       measured: the points that the curve can be held against (the best of each budget); None: all of them.
       derived: more quantities that follow from the parameters.
-      optimum: the law itself, its parameters, FLOPs and further columns to the best params and tokens; None: it has none.
+      optimum: the law itself, its parameters, FLOPs and further columns to the best params and tokens, if it has one.
       future: the column along which a fit is held against what it has not seen.
       distinct: column to how many different values there must be.
       check: more to refuse: one line for each problem of the columns.
@@ -225,7 +225,7 @@ def best_split(law: Law, values: np.ndarray, flops: float, x: Columns) -> tuple[
 
     def loss(log_n: float) -> float:
         n = np.exp(log_n)
-        return float(law.curve({**x, "params": n, "tokens": flops / (6 * n), "flops": np.float64(flops)}, *z))
+        return law.curve({**x, "params": n, "tokens": flops / (6 * n), "flops": np.array([flops])}, *z).item()
 
     middle = np.log(flops / 6) / 2
     found = minimize_scalar(loss, bounds=(middle - 12, middle + 12), method="bounded", options={"xatol": 1e-9})

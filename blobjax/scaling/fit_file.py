@@ -132,12 +132,12 @@ def _derived(law: Law, settings: Settings, found: Estimate, draws: np.ndarray) -
         return {}
     values = law.derived(*found.values)
     of_draws = [law.derived(*draw) for draw in draws]
-    table = {}
-    for name, value in values.items():
-        low, high = (
-            certainty.interval(np.array([d[name] for d in of_draws]), settings.level) if of_draws else (None,) * 2
-        )
-        table[name] = {"value": value, "low": low, "high": high}
+    table: dict[str, Any] = {name: {"value": value, "low": None, "high": None} for name, value in values.items()}
+    for name, entry in table.items():
+        if of_draws:
+            entry["low"], entry["high"] = certainty.interval(
+                np.array([each[name] for each in of_draws]), settings.level
+            )
     return table
 
 

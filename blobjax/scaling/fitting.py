@@ -154,9 +154,7 @@ def _estimate(objective: _Objective, z: np.ndarray, value: float, converged: boo
     full = objective.base.copy()
     full[objective.free] = z
     residuals = objective.y - objective.predicted(z[None])[0]
-    notes = (
-        () if converged else ("the optimiser did not converge: the objective has no lowest point near these values",)
-    )
+    notes = () if converged else ("the optimiser did not converge: the objective falls on beyond these values",)
     return Estimate(objective.law.natural(full), value, residuals, converged, notes)
 
 

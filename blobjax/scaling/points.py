@@ -6,6 +6,7 @@ there. What is derived (`flops` as 6 × params × tokens) is said, as is what th
 
 import csv
 import hashlib
+import io
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -120,7 +121,7 @@ def _read_one(path: Path, curves: bool) -> Table:
 
 
 def _csv(path: str, text: str) -> list[Row]:
-    reader = csv.DictReader(text.splitlines(), skipinitialspace=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
     try:
         rows = [Row(f"{path}:{reader.line_num}", {(k or "").strip(): v for k, v in cells.items()}) for cells in reader]
     except csv.Error as error:
@@ -317,5 +318,5 @@ def _without_highest(
 
 def _some(lines: list[str], fix: str = "") -> list[str]:
     """The first few of many lines, and how many more there are."""
-    told = lines[:_TOLD] + ([f"and {len(lines) - _TOLD} more of the kind"] if len(lines) > _TOLD else [])
-    return [f"{line}; {fix}" if fix else line for line in told]
+    told = [f"{line}; {fix}" if fix else line for line in lines[:_TOLD]]
+    return told + ([f"and {len(lines) - _TOLD} more of the kind"] if len(lines) > _TOLD else [])

@@ -10,6 +10,8 @@ def number(value: float | None) -> str:
     """Four significant digits; a dash where there is none."""
     if value is None:
         return "-"
+    if 0 < abs(value) < 1e-100:  # a logarithm that ran away
+        return "0"
     if isinstance(value, int) or (1e3 <= abs(value) < 1e5):
         return f"{value:,.0f}"
     return f"{value:.4g}"

@@ -101,7 +101,7 @@ def _project(x: Columns, settings: Settings) -> Estimate:
     coefficients, objective = non_negative(_features(x, *found.x), x["loss"])
     zero = [name for name, value in zip("EAB", coefficients, strict=True) if value == 0]
     notes = (f"{' and '.join(zero)} came out as zero, the bound",) if zero else ()
-    values = np.array([*np.maximum(coefficients, 1e-300), *found.x])
+    values = np.array([*coefficients, *found.x])
     with np.errstate(all="ignore"):
         predicted = np.log(np.stack(_features(x, *found.x), axis=1) @ coefficients)
     return Estimate(values, objective, np.log(x["loss"]) - predicted, bool(found.success), notes)

@@ -28,7 +28,6 @@ PARAMETERS = (
     Parameter("A", "nats times flops to the gamma"),
     Parameter("gamma", "exponent of the loss", positive=False),
 )
-_SMALLEST = 1e-300
 
 
 @dataclass(frozen=True)
@@ -149,12 +148,12 @@ def _grow(best: Best, settings: Settings) -> Estimate:
         objective += float(np.sum((np.log(columns[name]) - height - exponent * (log_C - middle)) ** 2))
     notes = best.refused
     if found >= 4:
-        loss = fitting.fit(POWER_FLOPS, columns, Settings(delta=np.inf, starts=2))
+        loss = fitting.fit(POWER_FLOPS, _thinned(columns, 100), Settings(delta=np.inf, starts=2))
         values += list(loss.values)
         residuals = loss.residuals
     else:
         slope, height = np.polyfit(log_C - middle, np.log(columns["loss"]), 1)
-        values += [_SMALLEST, np.exp(height - slope * middle), -slope]
+        values += [0.0, np.exp(height - slope * middle), -slope]
         residuals = np.log(columns["loss"]) - height - slope * (log_C - middle)
         notes += ("three budgets cannot tell what loss stays: E is taken to be zero",)
     scatter = best.scatter if len(best.scatter) else residuals

@@ -138,7 +138,9 @@ class Law:
 
     def internal(self, values: np.ndarray) -> np.ndarray:
         """Parameters as the curve takes them; the last dim is that of the parameters."""
-        return np.where(self.positive, np.log(np.where(self.positive, values, 1.0)), values)
+        # A term that an estimator found to be zero is minus infinity here.
+        with np.errstate(divide="ignore"):
+            return np.where(self.positive, np.log(np.where(self.positive, values, 1.0)), values)
 
     def natural(self, z: np.ndarray) -> np.ndarray:
         """The inverse of `internal`; a parameter too large for a float is infinite."""

@@ -120,8 +120,8 @@ def compile_step(config: Config, machine: Machine) -> Step:
             with _without_cache(machine.platform):
                 compiled = lowered.compile(compiler_options=options)
         except Exception as error:
-            if found := re.search(r"RESOURCE_EXHAUSTED|[Rr]an out of memory|Out of memory", str(error)):
-                raise TooLargeError(_needed(str(error)) or found[0]) from None
+            if "RESOURCE_EXHAUSTED" in str(error):
+                raise TooLargeError(_needed(str(error))) from None
             raise
     module = hlo.parse(compiled.as_text())
     said = compiled.memory_analysis()
@@ -186,9 +186,11 @@ def _without_cudnn(platform: str) -> Iterator[None]:
         cudnn.check_cudnn_version = asked
 
 
-def _needed(text: str) -> str | None:
-    found = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", text)
-    return f"it takes {found[1]}B of {found[2]}B" if found else None
+def _needed(text: str) -> str:
+    """What a compiler that ran out of memory says of how much; G are 2^30 bytes."""
+    found = re.search(r"Used ([\d.]+[MG]) of ([\d.]+[MG]) hbm", text)
+    found = found or re.search(r"\(([\d.]+[MG])\) exceeds available HBM \(([\d.]+[MG])\)", text)
+    return f"{found[1]}iB of {found[2]}iB" if found else "the compiler ran out of it"
 
 
 def _notes(module: hlo.Module, config: Config, machine: Machine, attention: str) -> tuple[str, ...]:

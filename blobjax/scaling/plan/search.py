@@ -27,8 +27,8 @@ from blobjax.scaling.plan.render import quantity
 from blobjax.scaling.plan.roofline import Roofline, link_seconds
 
 _REMAT = ("none", "dots", "full")
-# Arithmetic misses what the compiler adds and saves; only what is beyond the capacity by this much is dropped.
-_SLACK = 1.4
+# Arithmetic misses what the compiler adds and saves; only what is beyond the capacity by this much is dropped at once.
+_SLACK = 1.15
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,21 @@ def find_layout(config: Config, machine: Machine, assumed: Assumptions, compiles
     fitting = sorted((each for each in known if each.bytes < _SLACK * capacity), key=lambda each: _score(each.times))
     lines = [f"{len(known)} layouts weighed, {len(fitting)} of them may fit"]
     plans: list[tuple[Layout, Plan]] = []
-    for each in fitting[:compiles]:
+    compiled = 0
+    # By how much the compiler's bytes exceed the arithmetic's, at each remat policy: learnt on the way.
+    beyond = dict.fromkeys(_REMAT, 1 / _SLACK)
+    for each in fitting:
+        remat = each.layout.remat
+        if compiled == compiles or each.bytes * beyond[remat] > capacity:
+            continue
+        compiled += 1
         try:
             plan = make_plan(compile_step(each.layout.applied(config), machine), machine, assumed)
         except TooLargeError as error:
+            beyond[remat] = max(beyond[remat], 1.01 * capacity / each.bytes)
             lines.append(f"{each.layout}: does not fit ({error})")
             continue
+        beyond[remat] = max(beyond[remat], plan.step.memory.total / each.bytes)
         assert plan.roofline is not None
         verdict = "" if plan.fits else ", does not fit"
         lines.append(
@@ -126,7 +135,7 @@ def find_layout(config: Config, machine: Machine, assumed: Assumptions, compiles
             plans.append((each.layout, plan))
     if not plans:
         raise BadInputError(
-            f"--search: none of the {min(compiles, len(fitting))} layouts compiled fits {machine.name}; take more "
+            f"--search: none of the {compiled} layouts compiled fits {machine.name}; take more "
             "chips, a smaller duration.global_batch_size, or more --compiles",
             *lines,
         )

@@ -7,7 +7,7 @@ import pytest
 from blobjax.compute.accelerators import find
 from blobjax.config import BadInputError
 from blobjax.scaling.plan import hardware
-from blobjax.scaling.plan.compile import compile_step
+from blobjax.scaling.plan.compile import TooLargeError, _needed, compile_step
 from blobjax.scaling.plan.hardware import find_machine
 from tests.tiny import tiny
 
@@ -91,6 +91,25 @@ def test_state_is_counted_as_it_is_sharded():
     for memory in (whole, split):
         assert memory.arguments == memory.parameters + memory.optimizer + batch + 4  # the step
         assert 0 <= memory.optimizer - 2 * memory.parameters < 64  # two moments and counts
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Ran out of memory in memory space hbm. Used 20.1G of 15.75G hbm.", "20.1GiB of 15.75GiB"),
+        ("memory required for HLO temporaries (16.57G) exceeds available HBM (15.75G).", "16.57GiB of 15.75GiB"),
+        ("Out of memory.", "the compiler ran out of it"),
+    ],
+)
+def test_how_much_too_large(text, said):
+    assert _needed(text) == said
+
+
+@needs_libtpu
+def test_a_step_too_large_for_the_compiler():
+    config = tiny(*TILES, "model.n_layers=2000", "compute={mesh: {data: 4}, remat: none}", "model.d_ff=16384")
+    with pytest.raises(TooLargeError, match=r"GiB of 15.75GiB"):
+        compile_step(config, find_machine("v5e:2x2"))
 
 
 @needs_libtpu

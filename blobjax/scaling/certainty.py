@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import erf
-from scipy.stats import chi2
+from scipy.stats import chi2, norm
+from scipy.stats import t as student
 
 from blobjax.config import BadInputError
 from blobjax.scaling import fitting
@@ -18,9 +19,23 @@ _STEPS = 8
 _GROUPS = 6
 
 
-def interval(draws: np.ndarray, level: float) -> tuple[float, float]:
-    """The percentiles between which a share `level` of the draws lies."""
-    low, high = np.percentile(draws, [50 * (1 - level), 50 * (1 + level)])
+def share(level: float, count: int, free: int) -> float:
+    """The share of bootstrap draws that an interval of this level spans: some more than the level.
+
+    Resamples spread less than samples do, as a fit bends to its points; so the percentiles are moved outwards as those
+    of Student's distribution are (Hesterberg 2015, section 3.3: the expanded percentile interval).
+
+    Args:
+      count: points.
+      free: parameters that were fitted.
+    """
+    freedom = max(count - free, 1)
+    return float(1 - 2 * norm.cdf(-np.sqrt(count / freedom) * student.ppf((1 + level) / 2, freedom)))
+
+
+def interval(draws: np.ndarray, within: float) -> tuple[float, float]:
+    """The percentiles between which a share `within` of the draws lies."""
+    low, high = np.percentile(draws, [50 * (1 - within), 50 * (1 + within)])
     return float(low), float(high)
 
 

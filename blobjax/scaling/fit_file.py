@@ -43,7 +43,8 @@ def make(law: Law, points: Points, settings: Settings) -> dict[str, Any]:
     if settings.bootstrap and len(draws) < max(10, settings.bootstrap / 2):
         notes.append(f"only {len(draws)} of {settings.bootstrap} resamples could be fitted: no intervals are given")
         draws = draws[:0]
-    parameters = _parameters(law, settings, found, draws)
+    within = certainty.share(settings.level, len(x[law.target]), len(law.names) - len(settings.fixed))
+    parameters = _parameters(law, settings, found, draws, within)
     future, why_not = certainty.leave_future_out(law, x, settings, found)
     if why_not:
         notes.append(f"no leave-future-out table: {why_not}")
@@ -56,8 +57,8 @@ def make(law: Law, points: Points, settings: Settings) -> dict[str, Any]:
         "objective": _objective(law, settings, found, x),
         "counted": points.counted,
         "parameters": parameters,
-        "derived": _derived(law, settings, found, draws),
-        "profiles": _profiles(law, x, settings, found, draws, parameters),
+        "derived": _derived(law, found, draws, within),
+        "profiles": _profiles(law, x, settings, found, draws, parameters, within),
         "future": future,
         "beside": {name: _beside(LAWS[name], x, settings) for name in law.beside},
         "details": found.details,
@@ -71,7 +72,7 @@ def make(law: Law, points: Points, settings: Settings) -> dict[str, Any]:
             "sources": points.sources,
             "columns": {name: column.tolist() for name, column in x.items()},
         },
-        "bootstrap": {"draws": draws.tolist(), "failed": failed},
+        "bootstrap": {"draws": draws.tolist(), "failed": failed, "share": within},
         "residuals": found.residuals.tolist(),
         "versions": {"python": platform.python_version()}
         | {package: version(package) for package in ("blobjax", "numpy", "scipy")},
@@ -115,19 +116,19 @@ def _beside(law: Law, x: Columns, settings: Settings) -> dict[str, Any]:
     return {"formula": law.formula, "parameters": law.as_values(found.values), "r_squared": fit}
 
 
-def _parameters(law: Law, settings: Settings, found: Estimate, draws: np.ndarray) -> dict[str, Any]:
+def _parameters(law: Law, settings: Settings, found: Estimate, draws: np.ndarray, within: float) -> dict[str, Any]:
     table = {}
     for i, (parameter, value) in enumerate(zip(law.parameters, found.values.tolist(), strict=True)):
         fixed = parameter.name in settings.fixed
         entry = {"value": value, "low": None, "high": None, "fixed": fixed, "weakly_identified": False}
         if len(draws) and not fixed:
-            entry["low"], entry["high"] = certainty.interval(draws[:, i], settings.level)
+            entry["low"], entry["high"] = certainty.interval(draws[:, i], within)
             entry["weakly_identified"] = certainty.weak(value, entry["low"], entry["high"])
         table[parameter.name] = entry | {"meaning": parameter.meaning}
     return table
 
 
-def _derived(law: Law, settings: Settings, found: Estimate, draws: np.ndarray) -> dict[str, Any]:
+def _derived(law: Law, found: Estimate, draws: np.ndarray, within: float) -> dict[str, Any]:
     if law.derived is None:
         return {}
     values = law.derived(*found.values)
@@ -135,14 +136,18 @@ def _derived(law: Law, settings: Settings, found: Estimate, draws: np.ndarray) -
     table: dict[str, Any] = {name: {"value": value, "low": None, "high": None} for name, value in values.items()}
     for name, entry in table.items():
         if of_draws:
-            entry["low"], entry["high"] = certainty.interval(
-                np.array([each[name] for each in of_draws]), settings.level
-            )
+            entry["low"], entry["high"] = certainty.interval(np.array([each[name] for each in of_draws]), within)
     return table
 
 
 def _profiles(
-    law: Law, x: Columns, settings: Settings, found: Estimate, draws: np.ndarray, parameters: dict[str, Any]
+    law: Law,
+    x: Columns,
+    settings: Settings,
+    found: Estimate,
+    draws: np.ndarray,
+    parameters: dict[str, Any],
+    within: float,
 ) -> dict[str, Any]:
     if law.estimate is not None or not len(draws) or found.objective < 1e-20:
         return {}
@@ -150,7 +155,7 @@ def _profiles(
     inner = law.internal(draws)
     for i, name in enumerate(law.names):
         if parameters[name]["weakly_identified"]:
-            low, high = certainty.interval(inner[:, i], settings.level)
+            low, high = certainty.interval(inner[:, i], within)
             if high > low:
                 table[name] = asdict(certainty.profile(law, x, settings, found, name, (high - low) / 2))
     return table

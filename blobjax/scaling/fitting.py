@@ -100,7 +100,7 @@ def _descend(objective: _Objective, start: np.ndarray, rounds: int = _ROUNDS) ->
 
 def _whitening(curvature: np.ndarray, value: float) -> np.ndarray:
     """A matrix whose columns are directions of curvature one, of an objective divided by its value."""
-    eigenvalues, directions = np.linalg.eigh(curvature / value)
+    eigenvalues, directions = np.linalg.eigh(curvature / max(value, 1e-300))
     # Directions that hardly matter are not blown up without end.
     return directions / np.sqrt(np.maximum(eigenvalues, 1e-12 * eigenvalues[-1] + 1e-300))
 

@@ -54,7 +54,10 @@ def predict(content: dict[str, Any], given: dict[str, float]) -> dict[str, Any]:
         raise BadInputError(f"--law {law.name} needs {_listed(missing)} too; {_how(law, missing)}")
     value = law.predict(values, _columns(at)).item()
     of_law = np.array([law.predict(draw, _columns(each)).item() for draw, each in zip(draws, ats, strict=True)])
-    noise = np.random.default_rng(content["settings"]["seed"]).choice(content["residuals"], len(of_law))
+    # Residuals are smaller than errors, as the fit bends to its points.
+    count, free = len(content["residuals"]), len(values) - len(content["settings"]["fixed"])
+    shrunk = np.sqrt(max(count - free, 1) / count) if law.measured is None else 1.0
+    noise = np.random.default_rng(content["settings"]["seed"]).choice(content["residuals"], len(of_law)) / shrunk
     of_run = of_law * np.exp(noise) if law.log else of_law + noise
     run = {f"run_{name}": each for name, each in _range(of_run, content).items()}
     result |= {"at": at, law.target: {"value": value, **_range(of_law, content), **run}}
@@ -83,7 +86,7 @@ def _columns(at: dict[str, float]) -> dict[str, np.ndarray]:
 def _range(draws: np.ndarray, content: dict[str, Any]) -> dict[str, float | None]:
     if not len(draws):
         return {"low": None, "high": None}
-    low, high = certainty.interval(draws, content["settings"]["level"])
+    low, high = certainty.interval(draws, content["bootstrap"]["share"])
     return {"low": low, "high": high}
 
 

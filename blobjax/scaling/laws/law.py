@@ -198,13 +198,17 @@ def log(x: Columns, name: str) -> np.ndarray:
     return np.log(x[name])
 
 
-def budgets(values: np.ndarray, apart: float = 0.1) -> list[np.ndarray]:
-    """Which points belong together: sorted, a new group begins where the next value is more than `apart` larger.
+def budgets(values: np.ndarray, apart: float = 0.25) -> list[np.ndarray]:
+    """Which points belong together: in ascending order, a group holds what is at most `apart` above its smallest.
 
     Steps are whole and sizes are what widths allow, so runs of one budget differ by some percent.
     """
     order = np.argsort(values, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(np.log(values[order])) > np.log1p(apart)) + 1)
+    starts = [0]
+    for i, value in enumerate(values[order]):
+        if value > values[order[starts[-1]]] * (1 + apart):
+            starts.append(i)
+    return np.split(order, starts[1:])
 
 
 def non_negative(features: list[np.ndarray], target: np.ndarray) -> tuple[np.ndarray, float]:

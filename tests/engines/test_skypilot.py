@@ -1,6 +1,6 @@
-"""launch/skypilot.yaml as SkyPilot's own parser reads it, and its `run:` part on two nodes, which are two processes here.
+"""launch/skypilot.yaml as SkyPilot's own parser reads it, and its `run:` part on two nodes, here two processes.
 
-No cloud is asked. The parser wants SkyPilot's list of accelerators, which it would download; it is given one of one line.
+No cloud is asked. The parser wants SkyPilot's list of accelerators, which it would download; it is given a short one.
 """
 
 import importlib.util

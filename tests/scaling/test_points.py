@@ -48,7 +48,7 @@ def test_the_hash_is_of_the_numbers(tmp_path, x):
 
 
 def test_columns_by_other_names(tmp_path, x):
-    """As the digitised points of Chinchilla's figure come: without tokens, with other names and one more column."""
+    """As digitised points of a figure come: without tokens, with names of their own and one more column."""
     del x["tokens"]
     names = {"params": "Model Size", "flops": "Training FLOP", "loss": "loss"}
     renamed = {names[name]: column for name, column in x.items()} | {"colour": x["loss"]}

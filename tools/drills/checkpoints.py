@@ -170,7 +170,7 @@ def kill_during_save(drills: Drills) -> str:
     setup = TWO.but(length=80)
     with drills.run(setup) as run:
         for _ in range(kills):
-            before = max(run.losses(), default=0)
+            before = run.newest_step()
             run.start(pace=0.02).wait_for_step(before + 5)
             unfinished = _stop_within_a_save(run)
             run.send(signal.SIGKILL, 0, 1)

@@ -31,8 +31,8 @@ def nan_at_step(drills: Drills) -> str:
     with drills.run(setup) as run:
         run.start(pace=0.1)
         run.wait_until("rollback", lambda: run.events("rollback"))
-        again = max(run.losses(), default=0)
-        run.wait_until("two more steps", lambda: max(run.losses(), default=0) >= again + 2)
+        again = run.newest_step()
+        run.wait_until("two more steps", lambda: run.newest_step() >= again + 2)
         run.send(signal.SIGKILL, 0)
         run.end(ENDED_SECONDS, KILLED)
         run.finish()

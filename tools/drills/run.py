@@ -30,7 +30,7 @@ HEARTBEAT_SECONDS = 10
 # machine that is busy with other things. The seconds that were measured are in what a drill reports.
 ENDED_SECONDS = HEARTBEAT_SECONDS + 2 + 12
 # Starting, compiling and training a tiny run, on a machine that may be very busy.
-PATIENCE_SECONDS = 180
+PATIENCE_SECONDS = 300
 
 FINISHED, FAILED, BAD_INPUT, RESUMABLE, KILLED = 0, 1, 2, 75, -signal.SIGKILL
 
@@ -214,12 +214,16 @@ class Run:
                 raise DrillFailedError(f"ended, with {self.codes()}, before {what}{self._told()}")
             if time.monotonic() > deadline:
                 raise DrillFailedError(f"no {what} within {within:g} s{self._told()}")
-            time.sleep(0.002)
+            time.sleep(0.005)
         return found
 
     def wait_for_step(self, step: int) -> None:
         """Returns once metrics.jsonl has this step, of this attempt or an earlier one."""
-        self.wait_until(f"step {step}", lambda: max(self.losses(), default=0) >= step)
+        self.wait_until(f"step {step}", lambda: self.newest_step() >= step)
+
+    def wait_for_start(self, before: int) -> None:
+        """Returns once events.jsonl has more starts than before: metrics of this attempt are the newest now."""
+        self.wait_until("start", lambda: len(self.events("start")) > before)
 
     def wait_for_end_of(self, rank: int, within: float) -> None:
         """Returns once this process has ended; fails when it takes too long."""
@@ -290,6 +294,17 @@ class Run:
                 check(line["step"] not in found, f"step {line['step']} stands twice in metrics.jsonl")
                 found[line["step"]] = line["loss"]
         return found
+
+    def newest_step(self) -> int:
+        """The step of the last line of metrics.jsonl; asked often, so no more than the file's end is read."""
+        try:
+            with (self.directory / "metrics.jsonl").open("rb") as file:
+                file.seek(max(file.seek(0, os.SEEK_END) - 8192, 0))
+                lines = file.read().splitlines(keepends=True)
+        except FileNotFoundError:
+            return 0
+        whole = [line for line in lines if line.startswith(b'{"step": ') and line.endswith(b"\n")]
+        return json.loads(whole[-1])["step"] if whole else 0
 
     def status(self) -> dict[str, Any]:
         """What `blobjax status` says of it."""

@@ -26,7 +26,7 @@ from tools.drills.run import (
 BITWISE = "losses and last state bitwise those of the undisturbed run"
 # Short, so that a drill on a hang is not long, but longer than the first step takes on a very busy machine, where it
 # waits for the other process. Compiling and saving have ten times as long.
-HANG_SECONDS = 15
+HANG_SECONDS = 10
 WATCHED = TWO.but(f"reliability.hang_limit={HANG_SECONDS} seconds")
 
 
@@ -198,7 +198,6 @@ def python_hang(drills: Drills) -> str:
 @drill(
     f"the data source of one of two processes never answers again (`reliability.hang_limit={HANG_SECONDS} seconds`)",
     "every process writes its threads' stacks to RUN/hang-PROCESS.txt and exits 1 at the limit",
-    quick=True,
 )
 def data_hang(drills: Drills) -> str:
     return _hang(drills, "data", "sequences")

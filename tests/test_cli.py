@@ -37,7 +37,7 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    for command in ("train", "sample", "study", "data", "config", "doctor"):
+    for command in ("train", "sample", "study", "plan", "laws", "status", "checkpoint", "data", "config", "doctor"):
         assert command in done.stdout
 
 

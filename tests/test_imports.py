@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "objectives": {"config", "compute", "conditioning", "data", "model"},
     "training": {"config", "compute", "reliability", "conditioning", "data", "model", "objectives"},
     "studies": {"config", "compute", "reliability", "training"},
+    "scaling": {"config", "compute", "reliability", "conditioning", "model", "training", "studies"},
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if len(path.relative_to(PACKAGE).parts) > 1)
 

@@ -29,7 +29,7 @@ def flops_per_token(model: Model, seq_len: int) -> float:
 
 def forward_flops_per_token(model: Model, seq_len: int) -> float:
     """FLOPs of the forward pass for one token, averaged over the positions of a sequence."""
-    attention = 2 * 2 * model.n_heads * model.d_head * _mean_visible_keys(seq_len, model.sliding_window)
+    attention = 2 * 2 * model.n_heads * model.d_head * mean_visible_keys(seq_len, model.sliding_window)
     layer = 2 * (_attention_weights(model) + _mlp_weights(model)) + attention
     output = 2 * model.d_model * model.vocab_size
     return model.n_layers * layer + output
@@ -65,7 +65,7 @@ def _mlp_weights(model: Model) -> int:
     return (3 if model.gated else 2) * model.d_model * model.d_ff
 
 
-def _mean_visible_keys(seq_len: int, window: int) -> float:
+def mean_visible_keys(seq_len: int, window: int) -> float:
     """Keys a position attends to, itself included, averaged over a sequence: (T + 1) / 2, or less with a window."""
     window = min(window or seq_len, seq_len)
     return (window * (window + 1) / 2 + (seq_len - window) * window) / seq_len

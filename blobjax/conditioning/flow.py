@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from blobjax.compute import target
 from blobjax.compute.sharding import current_layout
 from blobjax.conditioning.formats import FORMATS, Format, quantise, saturated
 from blobjax.conditioning.precision import operand_format, policy
@@ -47,7 +48,7 @@ def measure(probing: jax.Array | None, statistics: Callable[..., Any], *arrays: 
         return {}
     arrays = jax.lax.stop_gradient(arrays)
     layout = current_layout()
-    if layout is not None and layout.mesh.size > 1 and jax.default_backend() == "cpu":
+    if layout is not None and layout.mesh.size > 1 and target.platform() == "cpu":
         # Measured at every step. XLA's CPU backend does not order collectives inside a condition with those outside, so
         # that the threads of several devices waited in two all-reduces for each other, for ever (jaxlib 0.10.2).
         return statistics(*arrays)

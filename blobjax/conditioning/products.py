@@ -28,7 +28,7 @@ from flax.linen.fp8_ops import fp8_scaled_dot_general
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
-from blobjax.compute import accelerators
+from blobjax.compute import accelerators, target
 from blobjax.conditioning.formats import FORMATS, Format, elements
 from blobjax.conditioning.precision import operand_format, policy
 from blobjax.config import BadInputError
@@ -134,7 +134,7 @@ class Product(nnx.Module):
         scaling, simulate = conditioning.matmul_scaling, conditioning.simulate
         self.policy = policy(conditioning, path)
         matmul = self.policy.matmul
-        device = jax.devices()[0]
+        device = target.device()
         if matmul and matmul.forward == "fp8_e4m3" and not simulate and not has_fp8(device):
             raise BadInputError(
                 f"conditioning.precision fp8 needs a device that multiplies fp8, and {device.device_kind} is not known "

@@ -10,6 +10,7 @@ from rich.text import Text
 from blobjax.config import Config
 from blobjax.data.mixture import Mixture
 from blobjax.data.preparation import Prepared
+from blobjax.data.stream import used
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def describe(config: Config, prepared: Prepared, sequences: int | None = None) -
         manifest = domain.manifest
         tokens = {split: shard["tokens"] for split, shard in manifest["shards"].items()}
         size = sum(manifest["bytes"].values())
-        windows = max((tokens["train"] - 1) // config.data.seq_len, 1)
+        windows = used((tokens["train"] - 1) // config.data.seq_len, config.data.fraction)
         described.append(
             Description(
                 domain=name,

@@ -28,7 +28,7 @@ class Stream:
 
     Attributes:
       tokenizer: what the tokens mean.
-      tokens_per_epoch: training tokens in one pass over each domain of positive weight.
+      tokens_per_epoch: training tokens in one pass over what is used of each domain of positive weight.
       fingerprint: tells the tokens on disk from any others; compare before resuming.
       passed_over: sequences that the run leaves out; it grows when the run rolls back. Batches asked for afterwards are
         without them.
@@ -43,8 +43,9 @@ class Stream:
         self._mixture = Mixture(config.data.mixture)
         self._train = [prepared.domains[name].tokens("train") for name in self._mixture.names]
         self._held_out = {name: domain.tokens("held_out") for name, domain in prepared.domains.items()}
-        self._windows = [(len(tokens) - 1) // self._data.seq_len for tokens in self._train]
-        _check_lengths(self._mixture.names, self._train, self._windows, self._data.seq_len)
+        self._all_windows = [(len(tokens) - 1) // self._data.seq_len for tokens in self._train]
+        _check_lengths(self._mixture.names, self._train, self._all_windows, self._data.seq_len)
+        self._windows = [used(count, self._data.fraction) for count in self._all_windows]
         self.tokens_per_epoch = sum(self._windows) * self._data.seq_len
 
     def epochs(self, sequences: int) -> dict[str, float]:
@@ -91,12 +92,18 @@ class Stream:
         tokens = np.empty((len(numbers), length + 1), np.int32)
         for row, number in enumerate(numbers):
             domain, index = self._mixture.locate(number)
-            window = shuffled(index, self._windows[domain], self._seed, self._mixture.names[domain])
-            start = window * length
+            start = self._window(domain, index) * length
             tokens[row] = self._train[domain][start : start + length + 1]
         batch = self._pack(tokens)
         spoil(batch, numbers, self._faults, self._vocab_size, self._seed)
         return batch
+
+    def _window(self, domain: int, index: int) -> int:
+        """Where the domain's sequence number `index` lies, in windows."""
+        name, count, whole = self._mixture.names[domain], self._windows[domain], self._all_windows[domain]
+        window = shuffled(index, count, self._seed, name)
+        # The first so many of an order drawn once and for all: so a smaller part lies within a larger one.
+        return window if count == whole else shuffled(window, whole, 0, f"{name}/fraction")
 
     def held_out(self, domain: str, n: int) -> Batch:
         """Up to n windows spread evenly over a domain's held-out text, the same ones every time.
@@ -142,6 +149,11 @@ class Stream:
             "mask": counts.astype(np.float32),
             "target_bytes": np.where(counts, self.tokenizer.bytes_per_token[targets], 0).astype(np.int32),
         }
+
+
+def used(windows: int, fraction: float) -> int:
+    """How many of a domain's windows a run sees (data.fraction); at least one."""
+    return max(round(windows * fraction), 1)
 
 
 def open_stream(config: Config, prepared: Prepared) -> Stream:

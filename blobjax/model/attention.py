@@ -14,6 +14,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from blobjax.compute import target
 from blobjax.compute.sharding import current_layout
 from blobjax.conditioning import soft_cap
 from blobjax.conditioning.precision import policy
@@ -22,12 +23,12 @@ from blobjax.config.schema import Config
 
 
 def choose(config: Config, platform: str | None = None) -> str:
-    """The implementation a config gets on a platform (`cpu`, `gpu`, `tpu`; default: where jax would run).
+    """The implementation a config gets on a platform (`cpu`, `gpu`, `tpu`; default: what programs are made for).
 
     Raises:
       BadInputError: one is asked for that cannot do what the rest of the config asks.
     """
-    platform = platform or jax.default_backend()
+    platform = platform or target.platform()
     wanted = config.compute.attention
     if wanted == "auto":
         native = {"gpu": "cudnn", "tpu": "splash"}.get(platform, "xla")
@@ -46,8 +47,8 @@ def _cannot(implementation: str, config: Config, platform: str) -> str | None:
     if implementation == "cudnn":
         if platform != "gpu":
             return f"it needs an NVIDIA GPU, and this is a {platform}"
-        if jax.default_backend() == "gpu" and not _has_flash_kernel(jax.devices()[0]):
-            return f"its kernel needs compute capability 8.0, and this is a {jax.devices()[0].device_kind}"
+        if target.platform() == "gpu" and not _has_flash_kernel(target.device()):
+            return f"its kernel needs compute capability 8.0, and this is a {target.device().device_kind}"
         if dtype not in (jnp.bfloat16, jnp.float16):
             return f"it computes in 16-bit floats only, and conditioning.precision is {config.conditioning.precision}"
         if config.conditioning.attention_soft_cap:

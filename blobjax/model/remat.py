@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 
+from blobjax.compute import target
 from blobjax.config import BadInputError
 
 BLOCK_INPUT = "block_input"
@@ -31,10 +32,11 @@ def remat_block(run_block: Callable, policy: str) -> Callable:
     if policy in ("none", "attention"):
         return run_block
     if policy == "offload":
-        kinds = {memory.kind for memory in jax.devices()[0].addressable_memories()}
+        device = target.device()
+        kinds = {memory.kind for memory in device.addressable_memories()}
         if "pinned_host" not in kinds:
             raise BadInputError(
-                f"compute.remat=offload needs pinned host memory, which {jax.devices()[0].device_kind} does not offer "
+                f"compute.remat=offload needs pinned host memory, which {device.device_kind} does not offer "
                 f"(it has {', '.join(sorted(kinds))}); set compute.remat=full"
             )
     keep = {

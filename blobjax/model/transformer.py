@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from blobjax.compute import target
 from blobjax.compute.sharding import constrain
 from blobjax.conditioning import soft_cap
 from blobjax.conditioning.flow import Flow, measure, rms
@@ -139,16 +140,21 @@ class Transformer(nnx.Module):
         x_BTD, (stored, flow) = jax.lax.scan(step, x_BTD, (params, stored), unroll=not self.scanned)
         return x_BTD, stored, flow
 
-    def logits(self, x_BTD: jax.Array) -> jax.Array:
+    def output_weights(self) -> jax.Array:
+        """[D, V] the output projection."""
+        return self.embedding[...].T if self.unembedding is None else self.unembedding[...]
+
+    def logits(self, x_BTD: jax.Array, w_DV: jax.Array | None = None) -> jax.Array:
         """Scores of every token of the vocabulary, soft-capped.
 
         Args:
           x_BTD: what `hidden` returned; any leading dims.
+          w_DV: `output_weights()`, where the caller has laid them out for itself.
 
         Returns:
           [..., V] float32.
         """
-        w_DV = self.embedding[...].T if self.unembedding is None else self.unembedding[...]
+        w_DV = self.output_weights() if w_DV is None else w_DV
         logits_BTV = self.products["output"](x_BTD, w_DV, result=self.precision.output)
         return soft_cap(self.readout * logits_BTV, self.final_soft_cap)
 
@@ -161,7 +167,7 @@ def scans(config: Config) -> bool:
     """Whether layers run as a loop over one compiled block (`compute.scan_layers`)."""
     if config.compute.scan_layers != "auto":
         return config.compute.scan_layers
-    return jax.default_backend() != "cpu" or config.model.n_layers > UNROLLED_AT_MOST
+    return target.platform() != "cpu" or config.model.n_layers > UNROLLED_AT_MOST
 
 
 def logical_axes(params: nnx.State) -> dict:

@@ -53,8 +53,13 @@ def loss(
     """
     x_BTD, flow = model.hidden(batch["tokens"], batch["segments"], batch["positions"], probing)
 
+    chunks = n_chunks(x_BTD.shape[0], x_BTD.shape[1], config.compute.loss_chunk_tokens)
+    w_DV = None
+    if chunks > 1:
+        w_DV, x_BTD = _gathered(model.output_weights(), x_BTD)
+
     def parts_of(x_BCD: jax.Array, targets_BC: jax.Array, mask_BC: jax.Array) -> tuple[Parts, Flow]:
-        logits_BCV = constrain(model.logits(x_BCD), ("batch", "time", "vocab"))
+        logits_BCV = constrain(model.logits(x_BCD, w_DV), ("batch", "time", "vocab"))
         log_z_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
         # A masked sum, not a gather: a vocabulary split over devices would be gathered first.
         words_V = jnp.arange(logits_BCV.shape[-1])
@@ -67,12 +72,57 @@ def loss(
         mean = {} if probing is None else {"log_z_mean": jnp.sum(mask_BC * jax.lax.stop_gradient(log_z_BC)) / total}
         return parts, mean
 
-    chunks = n_chunks(x_BTD.shape[0], x_BTD.shape[1], config.compute.loss_chunk_tokens)
     if chunks == 1:
         parts, output = parts_of(x_BTD, batch["targets"], batch["mask"])
     else:
         parts, output = _sum_over_chunks(parts_of, (x_BTD, batch["targets"], batch["mask"]), chunks)
+        parts = _before_backward(parts)
     return parts["cross_entropy"] + parts["z_loss"], Report(parts, {**flow, "output": output})
+
+
+@jax.custom_vjp
+def _gathered(w_DV: jax.Array, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Both as they are, w whole along D on every device: once a step, where every chunk would gather it again.
+
+    So is its gradient: summed over chunks on each device, and over devices once, in the format of activations as those
+    of all other weights; and before the layers' backward pass begins, through which it would be kept whole otherwise.
+    """
+    return constrain(w_DV, (None, "vocab")), x_BTD
+
+
+def _gathered_forward(w_DV: jax.Array, x_BTD: jax.Array) -> tuple[Any, None]:
+    return _gathered(w_DV, x_BTD), None
+
+
+def _gathered_backward(_: None, gradients: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    dw_DV, dx_BTD = gradients
+    sum_DV = constrain(constrain(dw_DV.astype(dx_BTD.dtype), (None, "vocab")), ("embed", "vocab"))
+    sum_DV, dx_BTD = jax.lax.optimization_barrier((sum_DV, dx_BTD))
+    return sum_DV.astype(dw_DV.dtype), dx_BTD
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
+
+
+@jax.custom_vjp
+def _before_backward(parts: Parts) -> Parts:
+    """What it is given, computed before the backward pass begins.
+
+    The gradients of recomputed chunks do not need the loss, and a compiler may leave it for the end of the step, with
+    all that it is computed from kept until then.
+    """
+    return parts
+
+
+def _before_backward_forward(parts: Parts) -> tuple[Parts, Parts]:
+    return parts, parts
+
+
+def _before_backward_backward(parts: Parts, gradients: Parts) -> tuple[Parts]:
+    return (jax.lax.optimization_barrier((gradients, parts))[0],)
+
+
+_before_backward.defvjp(_before_backward_forward, _before_backward_backward)
 
 
 def n_chunks(rows: int, length: int, chunk_tokens: int) -> int:

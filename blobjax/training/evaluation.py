@@ -28,6 +28,45 @@ def _batches(
         yield to_global(local, rows, sharding, shape_BT)
 
 
+def position_ranges(length: int) -> list[tuple[int, int]]:
+    """Ranges of positions up to a sequence's length: 0, 1, 2 to 3, 4 to 7, …; first and last, the last excluded."""
+    starts = [0, *(2**power for power in range(length.bit_length()) if 2**power < length)]
+    return list(zip(starts, [*starts[1:], length], strict=True))
+
+
+def by_position(
+    eval_step: Callable[[Any, Batch], Metrics],
+    params: Any,
+    held_out: dict[str, dict[str, np.ndarray]],
+    sharding: jax.sharding.Sharding,
+    shape_BT: tuple[int, int],
+) -> dict[str, float]:
+    """Loss by place in the context: `eval/<domain>/cross_entropy_at/<first position>`, nats per token.
+
+    What stands at position p is predicted from p + 1 tokens of its document. Arguments as of `evaluate`. A range in
+    which nothing counts is left out.
+    """
+    metrics: dict[str, float] = {}
+    for domain, windows in held_out.items():
+        for first, last in position_ranges(shape_BT[1]):
+            within = (windows["positions"] >= first) & (windows["positions"] < last)
+            found = _sums(eval_step, params, {**windows, "mask": windows["mask"] * within}, sharding, shape_BT)
+            if found["tokens"]:
+                metrics[f"eval/{domain}/cross_entropy_at/{first}"] = found["nats"] / found["tokens"]
+    return metrics
+
+
+def _sums(
+    eval_step: Callable[[Any, Batch], Metrics],
+    params: Any,
+    windows: dict[str, np.ndarray],
+    sharding: jax.sharding.Sharding,
+    shape_BT: tuple[int, int],
+) -> dict[str, float]:
+    parts = jax.device_get([eval_step(params, batch) for batch in _batches(windows, sharding, shape_BT)])
+    return {name: sum(float(part[name]) for part in parts) for name in ("nats", "tokens", "bytes")}
+
+
 def evaluate(
     eval_step: Callable[[Any, Batch], Metrics],
     params: Any,
@@ -43,10 +82,7 @@ def evaluate(
     """
     metrics: dict[str, float] = {}
     for domain, windows in held_out.items():
-        sums = {"nats": 0.0, "tokens": 0.0, "bytes": 0.0}
-        parts = [eval_step(params, batch) for batch in _batches(windows, sharding, shape_BT)]
-        for part in jax.device_get(parts):
-            sums = {name: sums[name] + float(part[name]) for name in sums}
+        sums = _sums(eval_step, params, windows, sharding, shape_BT)
         cross_entropy = sums["nats"] / sums["tokens"]
         metrics |= {
             f"eval/{domain}/cross_entropy": cross_entropy,

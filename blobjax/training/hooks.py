@@ -14,7 +14,7 @@ from blobjax.reliability.run_directory import EventLog
 from blobjax.reliability.stopping import LIMIT, Stopping
 from blobjax.reliability.timers import Every
 from blobjax.reliability.watchdog import Watchdog
-from blobjax.training.evaluation import evaluate
+from blobjax.training.evaluation import by_position, evaluate
 from blobjax.training.loop import Hook
 from blobjax.training.program import Program
 from blobjax.training.recorder import Recorder
@@ -55,13 +55,10 @@ class EvaluateHook:
             self._held_out = {
                 domain: self._stream.held_out(domain, config.evaluation.sequences) for domain in config.data.mixture
             }
-        metrics = evaluate(
-            self._eval_step,
-            state.params,
-            self._held_out,
-            self._program.batch_sharding,
-            self._program.part_BT,
-        )
+        how = (self._eval_step, state.params, self._held_out, self._program.batch_sharding, self._program.part_BT)
+        metrics = evaluate(*how)
+        if config.evaluation.by_position:
+            metrics |= by_position(*how)
         self._newest = (step, metrics)
         self._recorder.write(step, metrics)
         figures = "  ".join(f"{domain} {metrics[f'eval/{domain}/bits_per_byte']:.3f}" for domain in self._held_out)

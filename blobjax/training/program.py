@@ -126,11 +126,15 @@ class Program:
         Args:
           batch_size: sequences in a step; None: those of a step after the batch warm-up.
         """
+        return self.trace_train_step(batch_size).lower()
+
+    def trace_train_step(self, batch_size: int | None = None) -> jax.stages.Traced:
+        """As `lower_train_step`, one stage before: its jaxpr says what is computed, whatever the devices."""
         batch = self._abstract_batch((batch_size or self.shape_BT[0], self.shape_BT[1]))
         step = make_train_step(self.config, self.arch, self.optimizer, self.rate, self.layout, self.seq_len)
         out = (shardings(self.state), None)
         # The old state's memory becomes the new state's: a step needs one copy of it, not two.
-        return jax.jit(step, donate_argnums=0, out_shardings=out).lower(self.state, batch)
+        return jax.jit(step, donate_argnums=0, out_shardings=out).trace(self.state, batch)
 
     def lower_eval_step(self) -> Any:
         """The forward-only step, lowered."""

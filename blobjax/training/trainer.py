@@ -312,7 +312,7 @@ class _Attempt:
             if self.stopping.agreed():
                 stop.explain(start)
             else:
-                self.watchdog.beat()
+                # The first step is not timed as a step: it waits for processes that compile, or read, for longer.
                 corrupted = None
                 with self.clock.on("train"), _alone_or_in_time():
                     try:

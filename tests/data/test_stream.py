@@ -226,3 +226,30 @@ def test_the_stream_never_changes(corpus):
 
 
 GOLDEN = 3165226194
+
+
+def seen(stream, sequences) -> set[tuple[int, ...]]:
+    return {tuple(row) for row in stream.sequences(list(range(sequences)))["tokens"].tolist()}
+
+
+def test_a_fraction_of_the_data_is_gone_through_again_and_again(small):
+    whole, prepared = small()
+    windows = (len(prepared.domains["mine"].tokens("train")) - 1) // 32
+    used = round(windows * 0.25)
+    part, _ = small(fraction=0.25)
+    assert part.tokens_per_epoch == 32 * used
+    assert part.epochs(2 * used) == {"mine": 2.0}
+    assert len(seen(part, used)) == len(seen(part, 3 * used)) == used
+    # Not simply the text's beginning: its windows come from all over it.
+    flat = prepared.domains["mine"].tokens("train").tolist()
+    places = sorted(i for i in range(windows) if tuple(flat[i * 32 : i * 32 + 32]) in seen(part, used))
+    assert places[0] < windows / 4
+    assert places[-1] > 3 * windows / 4
+    assert whole.tokens_per_epoch == 32 * windows
+
+
+def test_a_smaller_fraction_lies_within_a_larger_one_whatever_the_seed(small):
+    half, _ = small(fraction=0.5)
+    tenth, _ = small(fraction=0.1)
+    windows = half.tokens_per_epoch // 32
+    assert seen(tenth, windows) < seen(half, windows)

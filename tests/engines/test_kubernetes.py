@@ -1,205 +1,222 @@
-"""Manifests against schemas, without a cluster.
+"""The manifests of launch/kubernetes: valid, of one piece, and their command line trains as several processes do.
 
-Core objects by kubernetes-validate, JobSets by the models that Kubeflow generates from JobSet's own schema. Of Kueue no
-schema can be installed: its few fields are checked against what its documentation names. And the command that a pod
-runs is run here, by two processes with the pods' environment.
+No cluster is asked. Core objects and the Jobs inside a JobSet are held against Kubernetes' own schemas, the JobSet
+against Kubeflow's models of it, Kueue's objects against a schema written by hand from its API.
 """
 
 import copy
-import importlib.util
 import os
+import re
 import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from blobjax.reliability.run_directory import read_jsonl
+from tests.engines.manifests import faults, missing, read
 from tests.tiny import TINY
 
-ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "launch" / "kubernetes"
-JOB_SETS = ("gpu.yaml", "tpu.yaml")
-VERSION = "1.33"
-
-validators = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("kubernetes_validate", "kubeflow_trainer_api")),
-    reason="kubernetes-validate and kubeflow-trainer-api are not installed (make test-engines)",
-)
+validated = pytest.mark.skipif(bool(missing()), reason=missing() or "-")
+NAMES = ("gpu.yaml", "tpu.yaml", "runs.yaml", "kueue.yaml")
+JOBSETS = ("gpu.yaml", "tpu.yaml")
 
 
-def objects(name: str) -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all((FOLDER / name).read_text()))
+def jobset(name: str) -> dict:
+    (thing,) = read(name)
+    return thing
 
 
-def validate(manifest: dict[str, Any]) -> None:
-    """Raises where a manifest is not what its kind's schema says, unknown keys included."""
-    import kubernetes_validate
-
-    if manifest["kind"] == "JobSet":
-        from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
-
-        # Its models have no place for quantities written as they usually are; pods are looked at below.
-        stripped = copy.deepcopy(manifest)
-        for job in stripped["spec"]["replicatedJobs"]:
-            for container in job["template"]["spec"]["template"]["spec"]["containers"]:
-                container.pop("resources", None)
-        understood = JobsetV1alpha2JobSet.model_validate(stripped)
-        known = understood.model_dump(by_alias=True, exclude_none=True, mode="json")
-        if unknown := _missing(stripped, known):
-            raise ValueError(f"unknown to JobSet: {unknown}")
-        for job in manifest["spec"]["replicatedJobs"]:
-            template = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": job["name"]}, **job["template"]}
-            kubernetes_validate.validate(template, VERSION, strict=True)
-    else:
-        kubernetes_validate.validate(manifest, VERSION, strict=True)
+def job(thing: dict) -> dict:
+    return thing["spec"]["replicatedJobs"][0]["template"]["spec"]
 
 
-def _missing(given: Any, understood: Any, path: str = "") -> list[str]:
-    """Paths that did not come back."""
-    if isinstance(given, dict):
-        if not isinstance(understood, dict):
-            return [path]
-        return [
-            each
-            for key, value in given.items()
-            for each in (
-                [f"{path}.{key}"] if key not in understood else _missing(value, understood[key], f"{path}.{key}")
-            )
-        ]
-    if isinstance(given, list):
-        pairs = zip(given, understood, strict=True)
-        return [each for n, pair in enumerate(pairs) for each in _missing(*pair, f"{path}[{n}]")]
-    return []
+def pod(thing: dict) -> dict:
+    return job(thing)["template"]["spec"]
 
 
-@validators
-@pytest.mark.parametrize("name", JOB_SETS)
-def test_job_sets_are_what_their_schema_says(name):
-    (manifest,) = objects(name)
-    validate(manifest)
+def trainer(thing: dict) -> dict:
+    (container,) = pod(thing)["containers"]
+    return container
 
 
-@validators
-def test_core_objects_are_what_their_schema_says():
-    core = [each for each in objects("queues.yaml") if not each["apiVersion"].startswith("kueue")]
-    assert [each["kind"] for each in core] == ["PersistentVolumeClaim"]
-    for each in core:
-        validate(each)
+@validated
+@pytest.mark.parametrize("name", NAMES)
+def test_valid(name):
+    assert [fault for thing in read(name) for fault in faults(thing)] == []
 
 
-@validators
-@pytest.mark.parametrize(
-    ("damage", "named"),
-    [
-        (lambda m: m["spec"].update(failurePolcy={}), "failurePolcy"),
-        (lambda m: m["spec"]["failurePolicy"]["rules"][0].pop("action"), "action"),
-        (lambda m: _job(m).update(backofLimit=0), "backofLimit"),
-        (lambda m: _job(m)["podFailurePolicy"]["rules"][0].update(action="No"), "action"),
-        (lambda m: _pod(m).update(restartPolicy=3), "restartPolicy"),
-        (lambda m: _pod(m)["containers"][0].update(comand=["blobjax"]), "comand"),
-        (lambda m: _pod(m)["containers"][0]["env"].append({"value": "of no name"}), "name"),
-        (lambda m: _pod(m)["containers"][0]["resources"].update(limit={}), "limit"),
-    ],
-)
-def test_a_damaged_manifest_is_refused(damage, named):
-    manifest = copy.deepcopy(objects("gpu.yaml")[0])
-    validate(manifest)
-    damage(manifest)
-    with pytest.raises(Exception, match=named):
-        validate(manifest)
+def rename(at: dict, old: str, new: str) -> None:
+    at[new] = at.pop(old)
 
 
-def _job(manifest: dict[str, Any]) -> dict[str, Any]:
-    return manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
-
-
-def _pod(manifest: dict[str, Any]) -> dict[str, Any]:
-    return _job(manifest)["template"]["spec"]
-
-
-# Kueue's v1beta1 (its API reference): the fields of each kind's spec.
-KUEUE = {
-    "ResourceFlavor": {"nodeLabels", "nodeTaints", "tolerations", "topologyName"},
-    "ClusterQueue": {
-        *("resourceGroups", "cohort", "queueingStrategy", "namespaceSelector", "flavorFungibility", "preemption"),
-        *("admissionChecks", "admissionChecksStrategy", "stopPolicy", "fairSharing", "admissionScope"),
-    },
-    "LocalQueue": {"clusterQueue", "stopPolicy", "fairSharing"},
+DAMAGES = {
+    "an unknown key of a JobSet": ("gpu.yaml", 0, lambda it: it["spec"].update(maxRestarts=3)),
+    "a misspelt key of the failure policy": (
+        "gpu.yaml",
+        0,
+        lambda it: rename(it["spec"]["failurePolicy"]["rules"][0], "onJobFailureReasons", "onJobFailureReason"),
+    ),
+    "no such action": ("gpu.yaml", 0, lambda it: it["spec"]["failurePolicy"]["rules"][1].update(action="Ignore")),
+    "no such strategy": ("gpu.yaml", 0, lambda it: it["spec"]["failurePolicy"].update(restartStrategy="Blocking")),
+    "text for a number": ("tpu.yaml", 0, lambda it: it["spec"]["replicatedJobs"][0].update(replicas="two")),
+    "a number for text": ("gpu.yaml", 0, lambda it: trainer(it)["env"][4].update(value=2)),
+    "a misspelt key of a pod": (
+        "gpu.yaml",
+        0,
+        lambda it: rename(pod(it), "terminationGracePeriodSeconds", "terminationGraceSeconds"),
+    ),
+    "a rule without an action": ("tpu.yaml", 0, lambda it: job(it)["podFailurePolicy"]["rules"][0].pop("action")),
+    "a volume mounted nowhere": ("gpu.yaml", 0, lambda it: trainer(it)["volumeMounts"][0].pop("mountPath")),
+    "a claim's mode as text": ("runs.yaml", 0, lambda it: it["spec"].update(accessModes="ReadWriteMany")),
+    "a quota without an amount": (
+        "kueue.yaml",
+        2,
+        lambda it: it["spec"]["resourceGroups"][0]["flavors"][0]["resources"][0].pop("nominalQuota"),
+    ),
+    "an unknown key of a queue": ("kueue.yaml", 3, lambda it: it["spec"].update(queue="blobjax")),
+    "an older API": ("kueue.yaml", 0, lambda it: it.update(apiVersion="kueue.x-k8s.io/v1alpha1")),
 }
 
 
-def test_kueue_objects_have_known_fields_and_name_each_other():
-    kueue = [each for each in objects("queues.yaml") if each["apiVersion"] == "kueue.x-k8s.io/v1beta1"]
-    for each in kueue:
-        assert set(each.get("spec", {})) <= KUEUE[each["kind"]]
-    named = {kind: {e["metadata"]["name"] for e in kueue if e["kind"] == kind} for kind in KUEUE}
-    (queue,) = [each for each in kueue if each["kind"] == "ClusterQueue"]
-    groups = queue["spec"]["resourceGroups"]
-    assert {flavor["name"] for group in groups for flavor in group["flavors"]} == named["ResourceFlavor"]
-    for group in groups:
-        for flavor in group["flavors"]:
-            assert [resource["name"] for resource in flavor["resources"]] == group["coveredResources"]
-    (local,) = [each for each in kueue if each["kind"] == "LocalQueue"]
-    assert {local["spec"]["clusterQueue"]} == named["ClusterQueue"]
-    covered = {resource for group in groups for resource in group["coveredResources"]}
-    for name in JOB_SETS:
-        (manifest,) = objects(name)
-        assert manifest["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] in named["LocalQueue"]
-        assert set(_pod(manifest)["containers"][0]["resources"]["limits"]) <= covered
+@validated
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_manifest_is_refused(damage):
+    name, index, break_it = DAMAGES[damage]
+    thing = copy.deepcopy(read(name)[index])
+    break_it(thing)
+    assert faults(thing) != []
 
 
-@pytest.mark.parametrize("name", JOB_SETS)
-def test_exit_codes_have_their_consequences(name):
-    (manifest,) = objects(name)
-    job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
-    rules = {
-        code: rule["action"]
-        for rule in job["podFailurePolicy"]["rules"]
-        for code in rule.get("onExitCodes", {}).get("values", ())
+@pytest.mark.parametrize("name", JOBSETS)
+def test_exit_codes_reach_the_rules_that_are_meant_for_them(name):
+    """What Kubernetes and JobSet do with a pod's end, followed by hand through both sets of rules."""
+    thing = jobset(name)
+    assert [outcome(thing, code) for code in (75, 2, 1, 137)] == [
+        "RestartJobSetAndIgnoreMaxRestarts",
+        "FailJobSet",
+        "RestartJobSet",
+        "RestartJobSet",
+    ]
+    # A pod killed with its node, before it could say anything: not the run's fault either.
+    assert outcome(thing, 137, condition="DisruptionTarget") == "RestartJobSetAndIgnoreMaxRestarts"
+
+
+def outcome(thing: dict, code: int, condition: str = "") -> str:
+    """What becomes of the JobSet when its container ends so. (Messages are as the Job controller of Kubernetes 1.37
+    words them.)"""
+    reason, message = "BackoffLimitExceeded", "Job has reached the specified backoff limit"
+    assert job(thing)["backoffLimit"] == 0
+    for index, rule in enumerate(job(thing)["podFailurePolicy"]["rules"]):
+        of_code = rule.get("onExitCodes")
+        of_condition = [pattern["type"] for pattern in rule.get("onPodConditions", [])]
+        if of_code and (of_code["containerName"], of_code["operator"]) == (trainer(thing)["name"], "In"):
+            hit = code in of_code["values"]
+            text = f"Container trainer for pod default/p failed with exit code {code} matching"
+        else:
+            hit, text = condition in of_condition, f"Pod default/p has condition {condition} matching"
+        if hit:
+            assert rule["action"] == "FailJob"
+            reason, message = "PodFailurePolicy", f"{text} FailJob rule at index {index}"
+            break
+    for rule in thing["spec"]["failurePolicy"]["rules"]:
+        patterns = rule.get("onJobFailureMessagePatterns", [""])
+        if reason in rule["onJobFailureReasons"] and any(re.search(pattern, message) for pattern in patterns):
+            return rule["action"]
+    return "RestartJobSet"
+
+
+@pytest.mark.parametrize("name", JOBSETS)
+def test_a_pod_has_time_to_save(name):
+    thing = jobset(name)
+    (grace,) = [part for part in trainer(thing)["command"] if part.startswith("reliability.grace=")]
+    assert int(grace.split("=")[1].removesuffix(" seconds")) <= pod(thing)["terminationGracePeriodSeconds"] - 10
+
+
+@pytest.mark.parametrize("name", JOBSETS)
+def test_the_manifests_belong_together(name):
+    thing, (claim,), kueue = jobset(name), read("runs.yaml"), read("kueue.yaml")
+    of_kind = {kind: [each for each in kueue if each["kind"] == kind] for kind in ("ResourceFlavor", "ClusterQueue")}
+    (cluster,), (queue,) = of_kind["ClusterQueue"], [each for each in kueue if each["kind"] == "LocalQueue"]
+    assert thing["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == queue["metadata"]["name"]
+    assert thing["spec"]["suspend"] is True
+    assert queue["spec"]["clusterQueue"] == cluster["metadata"]["name"]
+    (group,) = cluster["spec"]["resourceGroups"]
+    assert {f["name"] for f in group["flavors"]} == {f["metadata"]["name"] for f in of_kind["ResourceFlavor"]}
+    for flavor in group["flavors"]:
+        assert [each["name"] for each in flavor["resources"]] == group["coveredResources"]
+    # Kueue never admits what asks for something that the queue does not cover.
+    asked = {**trainer(thing)["resources"]["requests"], **trainer(thing)["resources"]["limits"]}
+    assert set(asked) <= set(group["coveredResources"])
+    # Room for it all in one flavour, whose labels the pod does not contradict.
+    pods = thing["spec"]["replicatedJobs"][0]["replicas"] * job(thing)["parallelism"]
+    (device,) = trainer(thing)["resources"]["limits"]
+    quotas = {f["name"]: {r["name"]: r["nominalQuota"] for r in f["resources"]} for f in group["flavors"]}
+    (fitting,) = [f for f, quota in quotas.items() if int(quota[device]) >= pods * int(asked[device])]
+    (labels,) = [f["spec"]["nodeLabels"] for f in of_kind["ResourceFlavor"] if f["metadata"]["name"] == fitting]
+    assert {**labels, **pod(thing).get("nodeSelector", {})}.items() >= labels.items()
+    # The run directory lies on the claim, which all pods mount.
+    mounted = {each["name"]: each["mountPath"] for each in trainer(thing)["volumeMounts"]}
+    (volume,) = [each for each in pod(thing)["volumes"] if "persistentVolumeClaim" in each]
+    assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    (run,) = [part for part in trainer(thing)["command"] if part.startswith("logging.run_dir=")]
+    assert run.split("=")[1].startswith(mounted[volume["name"]] + "/")
+
+
+def test_every_node_is_counted():
+    thing = jobset("gpu.yaml")
+    (count,) = [each["value"] for each in trainer(thing)["env"] if each["name"] == "JAX_NUM_PROCESSES"]
+    assert int(count) == job(thing)["completions"] == job(thing)["parallelism"]
+    assert thing["spec"]["coordinator"]["replicatedJob"] == thing["spec"]["replicatedJobs"][0]["name"]
+
+
+def environment(thing: dict, index: int, port: int) -> dict[str, str]:
+    """What the kubelet would make of the container's `env`, in its order, with loopback for the network."""
+    fields = {
+        "metadata.annotations['jobset.sigs.k8s.io/coordinator']": "localhost",
+        "metadata.annotations['batch.kubernetes.io/job-completion-index']": str(index),
+        "status.podIP": "127.0.0.1",
     }
-    assert rules == {75: "Ignore", 2: "FailJob"}
-    assert job["backoffLimit"] == 0
-    assert _pod(manifest)["restartPolicy"] == "Never", "else Kubernetes looks at no exit code"
-    assert _pod(manifest)["terminationGracePeriodSeconds"] > 25, "reliability.grace"
-    (rule,) = manifest["spec"]["failurePolicy"]["rules"]
-    assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
+    values: dict[str, str] = {}
+    for each in trainer(thing)["env"]:
+        if "value" in each:
+            value = re.sub(r"\$\((\w+)\)", lambda found: values[found[1]], each["value"])
+        else:
+            value = fields[each["valueFrom"]["fieldRef"]["fieldPath"]]
+        values[each["name"]] = value
+    (listens,) = trainer(thing)["ports"]
+    return {name: value.replace(f":{listens['containerPort']}", f":{port}") for name, value in values.items()}
 
 
-def test_the_command_of_two_pods_is_one_run(tmp_path):
-    (manifest,) = objects("gpu.yaml")
-    (container,) = _pod(manifest)["containers"]
-    job = manifest["spec"]["replicatedJobs"][0]
-    hosts = [f"{manifest['metadata']['name']}-{job['name']}-0-{n}.{manifest['metadata']['name']}" for n in range(2)]
+def test_the_command_line_with_its_environment_is_one_run_of_two_processes(tmp_path):
+    """The container's command and environment as they stand, on this machine: another model, directory and port."""
+    thing = jobset("gpu.yaml")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    pods = []
-    for index in range(job["template"]["spec"]["completions"]):
-        environment = {"POD_IP": "127.0.0.1"}
-        for variable in container["env"]:
-            if "value" in variable:
-                # Kubernetes fills in $(NAME); here all pods are on one host, and the port is a free one.
-                value = variable["value"].replace("$(POD_IP)", environment["POD_IP"])
-                value = value.replace(hosts[0], "127.0.0.1").replace(":8476", f":{port}")
-                environment[variable["name"]] = value
-            elif "job-completion-index" in str(variable["valueFrom"]):
-                environment[variable["name"]] = str(index)
-        assert {"JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"} <= environment.keys()
-        program, *command = container["command"]
-        assert program == "blobjax"
-        arguments = [word.replace("models/1b", "laptop").replace("/runs", str(tmp_path)) for word in container["args"]]
-        command = [word.replace("models/1b", "laptop") for word in command]
-        here = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}
-        pods.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "blobjax.cli", *command, *TINY, *arguments],
-                env={**os.environ, **environment, **here},
-            )
+        port = probe.getsockname()[1]
+    command = [part.replace("=/runs/", f"={tmp_path}/") for part in trainer(thing)["command"]]
+    assert command[:3] == ["blobjax", "train", "models/1b"]
+    command = [sys.executable, "-m", "blobjax.cli", "train", "laptop", *TINY, "compute.mesh={data: 4}", *command[3:]]
+    # A pod of an indexed job has these too; they must not lead anywhere else.
+    inside = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
+    pods = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **inside, "JOB_COMPLETION_INDEX": str(index), **environment(thing, index, port)},
+            cwd=Path(__file__).parents[2],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
-    assert [pod.wait(timeout=300) for pod in pods] == [0, 0]
-    events = list(read_jsonl(tmp_path / "on-kubernetes" / "events.jsonl"))
-    assert (events[0]["processes"], events[-1]["reason"]) == (2, "finished")
+        for index in range(2)
+    ]
+    try:
+        output = [each.communicate(timeout=240)[0] for each in pods]
+    finally:
+        for each in pods:
+            each.kill()
+    assert [each.returncode for each in pods] == [0, 0], "\n".join(output)
+    (start,) = [e for e in read_jsonl(tmp_path / "on-kubernetes" / "events.jsonl") if e["event"] == "start"]
+    assert (start["processes"], start["devices"]) == (2, 4)

@@ -91,3 +91,16 @@ def test_a_task_that_fails_ends_the_job_and_does_not_send_it_back(cluster, tmp_p
     os.kill(trainers[0], signal.SIGKILL)
     job = cluster.wait(number, "FAILED", "COMPLETED", "PENDING")
     assert (job["JobState"], job["Restarts"]) == ("FAILED", "0"), (tmp_path / "job.log").read_text()
+
+
+@pytest.mark.parametrize(("first", "second", "code"), [(1, 75, 1), (75, 2, 2), (75, 134, 134)])
+def test_only_where_all_tasks_end_with_75_the_job_goes_back(cluster, tmp_path, first, second, code):
+    """Tasks that only exit, each with its code."""
+    fake = tmp_path / "fake"
+    fake.write_text(f"#!/bin/bash\n[ $JAX_PROCESS_ID = 0 ] && exit {first}\nexit {second}\n")
+    fake.chmod(0o755)
+    number = cluster(
+        *("sbatch", "--parsable", "--nodes=2", f"--output={tmp_path / 'job.log'}", str(SCRIPT)), BLOBJAX=str(fake)
+    )
+    job = cluster.wait(number, "FAILED", "COMPLETED")
+    assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("FAILED", f"{code}:0", "0")

@@ -9,13 +9,14 @@ import jax
 import numpy as np
 import pytest
 
+from blobjax.compute.sharding import make_layout
 from blobjax.config import BadInputError, HaltedError
 from blobjax.reliability.run_directory import RunDirectory, read_jsonl
 from blobjax.training import checkpoint_command as command
 from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.inference import sample_run
 from blobjax.training.program import make_program
-from blobjax.training.trainer import make_layout, train
+from blobjax.training.trainer import train
 from tests.tiny import tiny
 from tests.training.test_checkpoints import data_file, flip, truncate
 

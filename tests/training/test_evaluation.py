@@ -10,7 +10,7 @@ from blobjax import data
 from blobjax.compute.sharding import make_layout
 from blobjax.reliability.run_directory import read_jsonl
 from blobjax.training.batches import global_batches
-from blobjax.training.evaluation import evaluate
+from blobjax.training.evaluation import by_position, evaluate, position_ranges
 from blobjax.training.program import make_program
 from blobjax.training.trainer import train
 from tests.tiny import tiny
@@ -47,6 +47,20 @@ def test_bits_per_byte_are_nats_over_bytes_and_padding_counts_nothing(setting):
     assert found["eval/bible/bits_per_byte"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_loss_by_position_is_the_mean_over_each_range(setting):
+    program, stream, state = setting
+    windows = stream.held_out("bible", 11)
+    step = program.lower_eval_step().compile()
+    found = by_position(step, state.params, {"bible": windows}, program.batch_sharding, program.part_BT)
+    assert position_ranges(32) == [(0, 1), (1, 2), (2, 4), (4, 8), (8, 16), (16, 32)]
+    assert position_ranges(6) == [(0, 1), (1, 2), (2, 4), (4, 6)]
+    nats = log_likelihoods(program, state.params, windows)
+    assert list(found) == [f"eval/bible/cross_entropy_at/{first}" for first, _ in position_ranges(32)]
+    for first, last in position_ranges(32):
+        counts = (windows["mask"] > 0) & (windows["positions"] >= first) & (windows["positions"] < last)
+        assert found[f"eval/bible/cross_entropy_at/{first}"] == pytest.approx(nats[counts].mean(), rel=1e-5)
+
+
 def test_training_metrics_are_those_of_the_whole_batch(setting):
     program, stream, state = setting
     batch = next(global_batches(stream, 0, program.batch_sharding, program.shape_BT))
@@ -61,7 +75,13 @@ def test_training_metrics_are_those_of_the_whole_batch(setting):
 
 
 def test_a_run_that_accumulates_gradients_evaluates_part_by_part(tmp_path):
-    settings = tiny(f"logging.run_dir={tmp_path}", "compute.gradient_accumulation=2", "duration.length=2 steps")
+    settings = tiny(
+        f"logging.run_dir={tmp_path}",
+        "compute.gradient_accumulation=2",
+        "duration.length=2 steps",
+        "evaluation.by_position=true",
+    )
     assert train(settings) == 0
     evaluated = [line for line in read_jsonl(tmp_path / "metrics.jsonl") if "eval/bible/bits_per_byte" in line]
     assert [line["step"] for line in evaluated] == [2]
+    assert evaluated[0]["eval/bible/cross_entropy_at/16"] > 0

@@ -9,10 +9,10 @@ import pytest
 from blobjax import data
 from blobjax.compute.sharding import make_layout
 from blobjax.config.schema import Checkpoint
+from blobjax.training.announcements import warnings
 from blobjax.training.batches import global_batches
 from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.program import make_program
-from blobjax.training.trainer import _warnings
 from tests.tiny import tiny
 
 FLOAT16 = "conditioning.precision=float16"
@@ -153,6 +153,6 @@ def test_small_gradients_are_lost_without_a_scale_and_kept_with_one(float32):
 @pytest.mark.parametrize(("overrides", "lines"), [((), 0), ((FLOAT16,), 1), ((FLOAT16, DYNAMIC), 0)])
 def test_a_run_without_scaling_is_warned_of(overrides, lines):
     settings = tiny(*overrides)
-    found = _warnings(make_program(settings, make_layout(settings, jax.devices()[:1]), 10_000))
+    found = warnings(make_program(settings, make_layout(settings, jax.devices()[:1]), 10_000))
     assert len(found) == lines
     assert all("float16 without loss scaling" in line for line in found)

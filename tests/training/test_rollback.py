@@ -12,7 +12,7 @@ import pytest
 from blobjax.compute.sharding import make_layout
 from blobjax.config import BadInputError, HaltedError, dump
 from blobjax.reliability.run_directory import read_jsonl
-from blobjax.training import trainer
+from blobjax.training import preflight, trainer
 from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.recovery import read_passages
 from tests.tiny import TINY, tiny
@@ -95,7 +95,7 @@ def test_checkpoints_of_the_undone_steps_are_gone(tmp_path):
 
 
 def test_one_device_decides_as_eight_do(tmp_path, monkeypatch, rolled_back):
-    monkeypatch.setattr(trainer, "make_layout", lambda config: make_layout(config, jax.devices()[:1]))
+    monkeypatch.setattr(preflight, "make_layout", lambda config: make_layout(config, jax.devices()[:1]))
     run(tmp_path / "run", "compute.mesh={data: 1}")
     assert rollbacks(tmp_path / "run") == rollbacks(rolled_back)
 

@@ -24,9 +24,8 @@ from tools.drills.run import (
 )
 
 BITWISE = "losses and last state bitwise those of the undisturbed run"
-# Short, so that a drill on a hang is not long, but longer than the first step takes on a very busy machine, where it
-# waits for the other process. Compiling and saving have ten times as long.
-HANG_SECONDS = 15
+# Short, so that a drill on a hang is not long; what comes before the second step, and saving, have ten times as long.
+HANG_SECONDS = 10
 WATCHED = TWO.but(f"reliability.hang_limit={HANG_SECONDS} seconds")
 
 

@@ -31,6 +31,9 @@ class Data(Section):
     """`bytes`, or the path of a Hugging Face tokenizers JSON file."""
     seq_len: Positive = 256
     """Tokens in one training sequence."""
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of each domain's training windows (of data.seq_len tokens) that a run ever sees: how much unique data there
+    is. The same ones for every seed, and those of a smaller share are among those of a larger one."""
     held_out_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of each domain's documents kept for evaluation, chosen by the hash of their content."""
     mask_documents: bool = True

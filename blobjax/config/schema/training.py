@@ -114,6 +114,9 @@ class Evaluation(Section):
     """Between evaluations; the last step is always evaluated."""
     sequences: Positive = 48
     """Held-out sequences per domain (fewer where a domain has fewer)."""
+    by_position: bool = False
+    """Also evaluate the loss by place in the context, in ranges of powers of two: how much is learned within it. Costs
+    a forward pass for each range."""
     sample_prompt: str = ""
     """Prompt of the passage sampled at the end of training; empty: no passage."""
     sample_tokens: Positive = 256

@@ -1,0 +1,1 @@
+"""SCALING: laws fitted to what was measured, with intervals, and predictions that say how far to trust them."""

@@ -1,0 +1,120 @@
+"""`blobjax laws`: from points to a fit file, and from a fit file to a prediction."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from blobjax.config import BadInputError
+from blobjax.config.closest import suggest
+from blobjax.scaling import fit_file, text
+from blobjax.scaling.laws import LAWS, Settings
+from blobjax.scaling.points import choose, read
+from blobjax.scaling.prediction import predict as evaluate
+
+
+def fit(
+    paths: Sequence[str],
+    law_name: str,
+    *,
+    columns: Sequence[str] = (),
+    drop_highest_loss: int = 0,
+    drop_missing: bool = False,
+    drop_duplicates: bool = False,
+    counted: str = "",
+    fixed: Sequence[str] = (),
+    delta: float | None = None,
+    starts: int = Settings.starts,
+    bootstrap: int = Settings.bootstrap,
+    level: float = Settings.level,
+    seed: int = Settings.seed,
+) -> dict[str, Any]:
+    """Fits a law to points; the content of its fit file.
+
+    Args:
+      paths: tables, run and study directories; or one fit file, which is fitted again as it was.
+      columns: `ours=theirs` for columns with other names.
+      fixed: `parameter=value` for what is not to be fitted.
+      delta: of the Huber loss; None: the law's own.
+
+    Raises:
+      BadInputError: anything about it that cannot work.
+    """
+    if [Path(path).suffix for path in paths] == [".json"]:
+        content = fit_file.read(Path(paths[0]))
+        if law_name not in ("", content["law"]):
+            raise BadInputError(f"{paths[0]} is a fit of {content['law']}; for --law {law_name} give its points")
+        return fit_file.refit(content)
+    if law_name not in LAWS:
+        known = suggest(law_name, LAWS) if law_name else f"known: {', '.join(LAWS)}"
+        raise BadInputError(f"--law '{law_name}' is not a law; {known}" if law_name else f"give --law NAME; {known}")
+    law = LAWS[law_name]
+    if delta is not None and law.estimate is not None:
+        raise BadInputError(f"--delta: --law {law.name} does not minimise a Huber loss but the {law.minimises}")
+    given = law.delta if delta is None else delta
+    if not given > 0:
+        raise BadInputError(f"--delta {given:g}: must be more than 0; inf is least squares")
+    settings = Settings(
+        delta=given,
+        starts=starts,
+        bootstrap=bootstrap,
+        level=level,
+        seed=seed,
+        fixed={name: _float(f"--fix {name}", value) for name, value in _pairs("--fix", fixed).items()},
+    )
+    points = choose(
+        law,
+        read(paths, curves=law.name == "chinchilla-1"),
+        _pairs("--col", columns),
+        drop_highest_loss=drop_highest_loss,
+        drop_missing=drop_missing,
+        drop_duplicates=drop_duplicates,
+        counted=counted,
+    )
+    return fit_file.make(law, points, settings)
+
+
+def predict(path: str, given: dict[str, float | None], others: Sequence[str] = ()) -> tuple[dict[str, Any], str]:
+    """Evaluates a fit file; the result, and the result as text.
+
+    Args:
+      given: column to value; None where it was not given.
+      others: `column=value` for further columns.
+    """
+    content = fit_file.read(Path(path))
+    at = {name: value for name, value in given.items() if value is not None}
+    at |= {name: _float(f"--at {name}", value) for name, value in _pairs("--at", others).items()}
+    if not at:
+        raise BadInputError("give what to predict for: --flops, --params, --tokens or --at COLUMN=VALUE")
+    result = evaluate(content, at)
+    return result, text.prediction(result, content["target"], content["settings"]["level"])
+
+
+def as_json(content: dict[str, Any]) -> str:
+    """One JSON object, as in a fit file but without points and draws, which are what makes it long."""
+    short = {name: value for name, value in content.items() if name not in ("bootstrap", "residuals")}
+    if "points" in short:
+        short["points"] = {name: value for name, value in short["points"].items() if name != "columns"}
+    return json.dumps(fit_file.jsonable(short), indent=1, ensure_ascii=False)
+
+
+def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
+    pairs = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not (name and equals and value):
+            raise BadInputError(f"{option} {each}: expected NAME=VALUE")
+        pairs[name.strip()] = value.strip()
+    return pairs
+
+
+def _float(option: str, value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = np.nan
+    if not np.isfinite(number):
+        raise BadInputError(f"{option}={value}: not a number")
+    return number

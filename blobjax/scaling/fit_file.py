@@ -1,0 +1,213 @@
+"""A fit as a file: what was fitted, to what, how, and how sure; enough to predict from it, and to fit it again."""
+
+import json
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from blobjax.config import BadInputError
+from blobjax.config.closest import suggest
+from blobjax.scaling import certainty, fitting
+from blobjax.scaling.laws import LAWS, Law, Settings
+from blobjax.scaling.laws.law import Columns, Estimate
+from blobjax.scaling.points import Points
+
+FORMAT = 1
+"""Of the file: readers refuse a newer one."""
+
+
+def make(law: Law, points: Points, settings: Settings) -> dict[str, Any]:
+    """Fits a law and finds out how far to trust it.
+
+    Raises:
+      BadInputError: the points do not allow it.
+    """
+    x = points.columns
+    if unknown := [name for name in settings.fixed if name not in law.names]:
+        raise BadInputError(f"--fix {unknown[0]}: {law.name} has no such parameter; {suggest(unknown[0], law.names)}")
+    if settings.fixed and law.estimate is not None:
+        raise BadInputError(f"--fix: --law {law.name} has an estimator of its own, which fits all its parameters")
+    for name, value in settings.fixed.items():
+        if law.positive[law.names.index(name)] and value <= 0:
+            raise BadInputError(f"--fix {name}={value:g}: must be more than 0")
+    if problems := law.problems(x, settings.fixed):
+        raise BadInputError(*(f"--law {law.name}: {problem}" for problem in problems))
+    found = fitting.fit(law, x, settings)
+    draws = fitting.bootstrap(law, x, settings, found)
+    failed = settings.bootstrap - len(draws)
+    notes = [*points.notes, *found.notes]
+    if settings.bootstrap and len(draws) < max(10, settings.bootstrap / 2):
+        notes.append(f"only {len(draws)} of {settings.bootstrap} resamples could be fitted: no intervals are given")
+        draws = draws[:0]
+    within = certainty.share(settings.level, len(x[law.target]), len(law.names) - len(settings.fixed))
+    parameters = _parameters(law, settings, found, draws, within)
+    future, why_not = certainty.leave_future_out(law, x, settings, found)
+    if why_not:
+        notes.append(f"no leave-future-out table: {why_not}")
+    return {
+        "format": FORMAT,
+        "law": law.name,
+        "formula": law.formula,
+        "source": law.source,
+        "target": law.target,
+        "objective": _objective(law, settings, found, x),
+        "counted": points.counted,
+        "parameters": parameters,
+        "derived": _derived(law, found, draws, within),
+        "profiles": _profiles(law, x, settings, found, draws, parameters, within),
+        "future": future,
+        "beside": {name: _beside(LAWS[name], x, settings) for name in law.beside},
+        "details": found.details,
+        "notes": notes,
+        "settings": asdict(settings) | {"delta": _finite(settings.delta)},
+        "points": {
+            "count": len(x[law.target]),
+            "sha256": points.sha256,
+            "dropped": points.dropped,
+            "notes": list(points.notes),
+            "sources": points.sources,
+            "columns": {name: column.tolist() for name, column in x.items()},
+        },
+        "bootstrap": {"draws": draws.tolist(), "failed": failed, "share": within},
+        "residuals": found.residuals.tolist(),
+        "versions": {"python": platform.python_version()}
+        | {package: version(package) for package in ("blobjax", "numpy", "scipy")},
+    }
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity; a delta of null is least squares."""
+    return value if np.isfinite(value) else None
+
+
+def _objective(law: Law, settings: Settings, found: Estimate, x: Columns) -> dict[str, Any]:
+    of = f"log {law.target}" if law.log else law.target
+    shape = "half the sum of squares" if np.isinf(settings.delta) else "sum of Huber losses"
+    kind = law.minimises or f"{shape} of {of}"
+    entry = {
+        "kind": kind,
+        "delta": _finite(settings.delta) if law.estimate is None else None,
+        "value": found.objective,
+        "converged": found.converged,
+        "rms_residual": float(np.sqrt(np.mean(found.residuals**2))),
+    }
+    if law.measured is None:
+        entry["r_squared"] = r_squared(x[law.target], law.predict(found.values, x))
+    return entry
+
+
+def r_squared(measured: np.ndarray, predicted: np.ndarray) -> float:
+    """The share of the target's variance that the law explains; in the target's own unit."""
+    variance = float(np.sum((measured - measured.mean()) ** 2))
+    return 1 - float(np.sum((measured - predicted) ** 2)) / variance if variance else 1.0
+
+
+def _beside(law: Law, x: Columns, settings: Settings) -> dict[str, Any]:
+    """Another law on the same points, by its parameters and R² alone."""
+    other = Settings(delta=law.delta, starts=settings.starts)
+    if problems := law.problems(x, {}):
+        return {"formula": law.formula, "not_fitted": problems[0]}
+    found = fitting.fit(law, x, other)
+    fit = r_squared(x[law.target], law.predict(found.values, x))
+    return {"formula": law.formula, "parameters": law.as_values(found.values), "r_squared": fit}
+
+
+def _parameters(law: Law, settings: Settings, found: Estimate, draws: np.ndarray, within: float) -> dict[str, Any]:
+    table = {}
+    for i, (parameter, value) in enumerate(zip(law.parameters, found.values.tolist(), strict=True)):
+        fixed = parameter.name in settings.fixed
+        entry = {"value": value, "low": None, "high": None, "fixed": fixed, "weakly_identified": False}
+        if len(draws) and not fixed:
+            entry["low"], entry["high"] = certainty.interval(draws[:, i], within)
+            entry["weakly_identified"] = certainty.weak(value, entry["low"], entry["high"])
+        table[parameter.name] = entry | {"meaning": parameter.meaning}
+    return table
+
+
+def _derived(law: Law, found: Estimate, draws: np.ndarray, within: float) -> dict[str, Any]:
+    if law.derived is None:
+        return {}
+    values = law.derived(*found.values)
+    of_draws = [law.derived(*draw) for draw in draws]
+    table: dict[str, Any] = {name: {"value": value, "low": None, "high": None} for name, value in values.items()}
+    for name, entry in table.items():
+        if of_draws:
+            entry["low"], entry["high"] = certainty.interval(np.array([each[name] for each in of_draws]), within)
+    return table
+
+
+def _profiles(
+    law: Law,
+    x: Columns,
+    settings: Settings,
+    found: Estimate,
+    draws: np.ndarray,
+    parameters: dict[str, Any],
+    within: float,
+) -> dict[str, Any]:
+    if law.estimate is not None or not len(draws) or found.objective < 1e-20:
+        return {}
+    table = {}
+    inner = law.internal(draws)
+    for i, name in enumerate(law.names):
+        if parameters[name]["weakly_identified"]:
+            low, high = certainty.interval(inner[:, i], within)
+            if high > low:
+                table[name] = asdict(certainty.profile(law, x, settings, found, name, (high - low) / 2))
+    return table
+
+
+def write(content: dict[str, Any], path: Path) -> None:
+    """Writes a fit file; no number in it is NaN or infinite.
+
+    Raises:
+      BadInputError: the file cannot be written.
+    """
+    try:
+        path.write_text(json.dumps(jsonable(content), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise BadInputError(f"--out {path}: cannot be written: {error.strerror}") from None
+
+
+def jsonable(value: Any) -> Any:
+    """The same with null for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: jsonable(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(each) for each in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A fit file's content.
+
+    Raises:
+      BadInputError: it is none, or of a law or a format that is not known here.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        law, count = content["law"], content["format"]
+    except OSError as error:
+        raise BadInputError(f"{path}: cannot be read: {error.strerror}; make one with blobjax laws fit") from None
+    except (ValueError, KeyError, TypeError):
+        raise BadInputError(f"{path}: is not a fit file; make one with blobjax laws fit") from None
+    if law not in LAWS:
+        raise BadInputError(f"{path}: law '{law}' is not known here; {suggest(law, LAWS)}")
+    if count != FORMAT:
+        raise BadInputError(f"{path}: format {count} is not known here, only {FORMAT}; fit again with this version")
+    return content
+
+
+def refit(content: dict[str, Any]) -> dict[str, Any]:
+    """Fits once more what a fit file holds: the same law, points and settings."""
+    given, stored = content["points"], content["settings"]
+    columns = {name: np.array(values, float) for name, values in given["columns"].items()}
+    points = Points(columns, content["counted"], given["sources"], given["dropped"], tuple(given["notes"]))
+    if points.sha256 != given["sha256"]:
+        raise BadInputError("the points of the fit file are not those it was fitted to: their hash differs")
+    delta = np.inf if stored["delta"] is None else stored["delta"]
+    return make(LAWS[content["law"]], points, Settings(**stored | {"delta": delta}))

@@ -1,0 +1,37 @@
+"""The laws by name. Each file is one law, or a family of them, and reads like its paper."""
+
+from blobjax.scaling.laws.chinchilla import CHINCHILLA_3, VARIABLE_PROJECTION
+from blobjax.scaling.laws.critical_batch import CRITICAL_BATCH, CRITICAL_BATCH_LOSS, CRITICAL_BATCH_TOKENS
+from blobjax.scaling.laws.data_constrained import DATA_CONSTRAINED
+from blobjax.scaling.laws.isoflop import CHINCHILLA_1, CHINCHILLA_2
+from blobjax.scaling.laws.kaplan import KAPLAN
+from blobjax.scaling.laws.law import Law, Settings
+from blobjax.scaling.laws.over_training import OVER_TRAINING
+from blobjax.scaling.laws.power import POWER_FLOPS, POWER_PARAMS, POWER_TOKENS
+from blobjax.scaling.laws.precision import PRECISION, PRECISION_WEIGHTS
+from blobjax.scaling.laws.rl_compute import LOG_LINEAR, RL_COMPUTE
+
+LAWS: dict[str, Law] = {
+    law.name: law
+    for law in (
+        POWER_FLOPS,
+        POWER_PARAMS,
+        POWER_TOKENS,
+        KAPLAN,
+        CHINCHILLA_1,
+        CHINCHILLA_2,
+        CHINCHILLA_3,
+        VARIABLE_PROJECTION,
+        DATA_CONSTRAINED,
+        OVER_TRAINING,
+        PRECISION,
+        PRECISION_WEIGHTS,
+        RL_COMPUTE,
+        LOG_LINEAR,
+        CRITICAL_BATCH,
+        CRITICAL_BATCH_LOSS,
+        CRITICAL_BATCH_TOKENS,
+    )
+}
+
+__all__ = ["LAWS", "Law", "Settings"]

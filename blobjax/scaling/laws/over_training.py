@@ -1,0 +1,53 @@
+"""Over-training: how the loss follows compute when more tokens per parameter are seen than is compute-optimal.
+
+    L(C, M) = E + (a M^eta + b M^-eta) C^-eta,   M = D / N tokens per parameter
+
+Chinchilla's law with one exponent for both, alpha = beta = 2 eta, in other variables.
+Source: Gadre et al. 2024, equation 4.
+"""
+
+import numpy as np
+
+from blobjax.scaling.laws.law import Columns, Law, Parameter, log, log_non_negative, log_sum_exp
+
+
+def _curve(x: Columns, log_E: np.ndarray, log_a: np.ndarray, log_b: np.ndarray, log_eta: np.ndarray) -> np.ndarray:
+    eta = np.exp(log_eta)
+    log_C, log_M = log(x, "flops"), log(x, "overtraining")
+    return log_sum_exp(log_E, log_a + eta * (log_M - log_C), log_b - eta * (log_M + log_C))
+
+
+def _starts(x: Columns) -> np.ndarray:
+    starts = []
+    for eta in np.geomspace(0.02, 1, 15):
+        C, M = x["flops"] ** -eta, x["overtraining"] ** eta
+        starts.append([*log_non_negative([np.ones_like(C), M * C, C / M], x["loss"]), np.log(eta)])
+    return np.array(starts)
+
+
+def _optimum(law: Law, values: np.ndarray, flops: float, x: Columns) -> tuple[float, float]:
+    """The multiplier with the lowest loss, a M^eta = b M^-eta, as params and tokens with 6 N D = C."""
+    _, a, b, eta = values
+    M = (b / a) ** (1 / (2 * eta))
+    return float(np.sqrt(flops / 6 / M)), float(np.sqrt(flops * M / 6))
+
+
+OVER_TRAINING = Law(
+    name="over-training",
+    formula="L(C, M) = E + (a M^eta + b M^-eta) C^-eta, M = D / N",
+    source="Gadre et al. 2024, equation 4",
+    parameters=(
+        Parameter("E", "loss that stays, nats per token"),
+        Parameter("a", "what size costs, nats times flops per multiplier to the eta"),
+        Parameter("b", "what data costs, nats times flops times multiplier to the eta"),
+        Parameter("eta", "exponent of compute, half that of size and data"),
+    ),
+    curve=_curve,
+    starts=_starts,
+    needs=("flops", "overtraining"),
+    distinct={"flops": 3, "overtraining": 2},
+    # The paper's fit is plain least squares.
+    delta=np.inf,
+    derived=lambda E, a, b, eta: {"best_multiplier": float((b / a) ** (1 / (2 * eta)))},
+    optimum=_optimum,
+)

@@ -1,0 +1,114 @@
+"""What a fit says of a run that has not been made: the target with its intervals, and the best size for a budget."""
+
+from typing import Any
+
+import numpy as np
+
+from blobjax.config import BadInputError
+from blobjax.scaling import certainty
+from blobjax.scaling.laws import LAWS, Law
+
+# So many times the largest point is far enough to be told.
+_FAR = 1.5
+
+
+def predict(content: dict[str, Any], given: dict[str, float]) -> dict[str, Any]:
+    """Evaluates a fit.
+
+    Args:
+      content: of a fit file.
+      given: column to its value. Of params, tokens and flops (= 6 × params × tokens) two are enough; flops alone asks a
+        law that has an optimum for it.
+
+    Returns:
+      `at` (what it was evaluated at), the target with `value`, `low` and `high` (of the law) and `run_low` and
+      `run_high` (of a single run, its noise included), `optimum` (params and tokens with their intervals) where flops
+      alone were given, and `notes`.
+
+    Raises:
+      BadInputError: a column that the law needs is missing, unknown or not positive.
+    """
+    law = LAWS[content["law"]]
+    wrong = [f"{name} is {value:g}, and must be more than 0" for name, value in given.items() if not 0 < value < np.inf]
+    known = [*dict.fromkeys((*law.needs, *law.may_use, "flops", "tokens", "params"))]
+    wrong += [f"--law {law.name} uses no '{name}'; it takes {', '.join(known)}" for name in given if name not in known]
+    if wrong:
+        raise BadInputError(*wrong)
+    values = np.array([entry["value"] for entry in content["parameters"].values()])
+    draws = np.array(content["bootstrap"]["draws"]).reshape(-1, len(values))
+    at = _completed(given)
+    result: dict[str, Any] = {"law": law.name}
+    searched = law.optimum is not None and "flops" in given and not {"params", "tokens", "overtraining"} & given.keys()
+    if searched:
+        assert law.optimum is not None
+        best = law.optimum(law, values, given["flops"], _columns(at))
+        of_draws = np.array([law.optimum(law, draw, given["flops"], _columns(at)) for draw in draws]).reshape(-1, 2)
+        at |= dict(zip(("params", "tokens"), best, strict=True)) | {"overtraining": best[1] / best[0]}
+        result["optimum"] = {
+            name: {"value": best[i], **_range(of_draws[:, i], content)} for i, name in enumerate(("params", "tokens"))
+        }
+        ats = [at | {"params": n, "tokens": d, "overtraining": d / n} for n, d in of_draws]
+    else:
+        ats = [at] * len(draws)
+    if missing := [name for name in law.needs if name not in at]:
+        raise BadInputError(f"--law {law.name} needs {_listed(missing)} too; {_how(law, missing)}")
+    value = law.predict(values, _columns(at)).item()
+    of_law = np.array([law.predict(draw, _columns(each)).item() for draw, each in zip(draws, ats, strict=True)])
+    # Residuals are smaller than errors, as the fit bends to its points.
+    count, free = len(content["residuals"]), len(values) - len(content["settings"]["fixed"])
+    shrunk = np.sqrt(max(count - free, 1) / count) if law.measured is None else 1.0
+    noise = np.random.default_rng(content["settings"]["seed"]).choice(content["residuals"], len(of_law)) / shrunk
+    of_run = of_law * np.exp(noise) if law.log else of_law + noise
+    run = {f"run_{name}": each for name, each in _range(of_run, content).items()}
+    result |= {"at": at, law.target: {"value": value, **_range(of_law, content), **run}}
+    return result | {"notes": _beyond(law, content, at)}
+
+
+def _completed(given: dict[str, float]) -> dict[str, float]:
+    """With what follows from 6 × params × tokens = flops, and the multiplier."""
+    at = dict(given)
+    if "overtraining" in at and "flops" in at and "params" not in at:
+        at |= {"params": (at["flops"] / 6 / at["overtraining"]) ** 0.5}
+    if {"flops", "params"} <= at.keys():
+        at.setdefault("tokens", at["flops"] / (6 * at["params"]))
+    if {"flops", "tokens"} <= at.keys():
+        at.setdefault("params", at["flops"] / (6 * at["tokens"]))
+    if {"params", "tokens"} <= at.keys():
+        at.setdefault("flops", 6 * at["params"] * at["tokens"])
+        at.setdefault("overtraining", at["tokens"] / at["params"])
+    return at
+
+
+def _columns(at: dict[str, float]) -> dict[str, np.ndarray]:
+    return {name: np.array([value], float) for name, value in at.items()}
+
+
+def _range(draws: np.ndarray, content: dict[str, Any]) -> dict[str, float | None]:
+    if not len(draws):
+        return {"low": None, "high": None}
+    low, high = certainty.interval(draws, content["bootstrap"]["share"])
+    return {"low": low, "high": high}
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(names)
+
+
+def _how(law: Law, missing: list[str]) -> str:
+    options = [f"--{name}" if name in ("flops", "params", "tokens") else f"--at {name}=" for name in missing]
+    budget = ", or --flops alone for the best of a budget" if law.optimum is not None else ""
+    return f"give {_listed(options)}{budget}"
+
+
+def _beyond(law: Law, content: dict[str, Any], at: dict[str, float]) -> list[str]:
+    """A sentence for each column in which the prediction lies outside of what was fitted."""
+    notes = []
+    for name in (*law.needs, *law.may_use):
+        fitted = content["points"]["columns"].get(name)
+        if fitted is None or name not in at:
+            continue
+        if at[name] > _FAR * max(fitted):
+            notes.append(f"{name} are {at[name] / max(fitted):.3g} times the largest that was fitted")
+        elif at[name] < min(fitted) / _FAR:
+            notes.append(f"{name} are {min(fitted) / at[name]:.3g} times below the smallest that was fitted")
+    return notes

@@ -1,0 +1,60 @@
+"""`blobjax plan` as a person meets it."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+from tests.tiny import TINY
+
+
+def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "blobjax.cli", "plan", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={key: value for key, value in os.environ.items() if key != "JAX_NUM_CPU_DEVICES"},
+    )
+
+
+def test_a_plan_for_cpus_as_json():
+    """More devices than the machine has cores, none of them asked for by the config."""
+    done = plan("laptop", *TINY, "compute.mesh={fsdp: -1}", "--on", "cpu:16", "--price", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert (said["chips"], said["mesh"]["fsdp"], said["steps"], said["tokens"]) == (16, 16, 12, 12 * 16 * 32)
+    memory = said["memory_bytes"]
+    assert memory["total"] == sum(memory[name] for name in ("arguments", "activations", "temporaries", "outputs"))
+    assert said["step_seconds"] is said["cost"] is None
+    assert {each["kind"] for each in said["collectives"]} >= {"all-gather", "all-reduce"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["laptop", "--on", "v9:4x4"], "unknown chip 'v9'"),
+        (["laptop", "--on", "cpu:8", "--pue", "0.5"], "--pue 0.5 must be a number of at least 1"),
+        (
+            ["laptop", "duration.length='3 epochs'", "--on", "cpu:8"],
+            "duration.length '3 epochs': a plan looks at no data",
+        ),
+        (["laptop", "--on", "cpu:3"], "duration.global_batch_size 8 does not divide over 3 devices"),
+        (["laptop", "--on", "cpu:8", "--search"], "--search weighs layouts by the chip's peaks"),
+        pytest.param(
+            ["laptop", "--on", "v5e:4x4"],
+            "pip install 'blobjax[plan-tpu]'",
+            marks=pytest.mark.skipif(find_spec("libtpu") is not None, reason="the extra plan-tpu is installed"),
+        ),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(arguments, expected):
+    done = plan(*arguments)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("blobjax: ")
+    assert expected in line
+    assert done.stdout == ""

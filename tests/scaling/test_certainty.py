@@ -1,0 +1,127 @@
+"""Intervals hold what they promise; profiles and the left-out future say what they should."""
+
+import numpy as np
+import pytest
+from scipy.integrate import quad
+
+from blobjax.scaling import certainty, fitting
+from blobjax.scaling.laws import LAWS, Settings
+from blobjax.scaling.laws.law import budgets
+from tests.scaling.synthetic import BESIROGLU, isoflops, with_noise
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "x", "noise"),
+    [
+        ("power-flops", [1.7, 500, 0.15], {"flops": np.geomspace(1e16, 1e22, 40)}, 0.005),
+        ("critical-batch", [3000, 400], {"batch_size": np.geomspace(16, 8192, 30)}, 0.03),
+    ],
+)
+def test_ninety_percent_intervals_hold_the_truth_about_nine_times_in_ten(name, values, x, noise):
+    law, repeats, held = LAWS[name], 80, np.zeros(len(values))
+    share = certainty.share(0.9, len(next(iter(x.values()))), len(values))
+    settings = Settings(delta=np.inf, bootstrap=60, starts=2)
+    for seed in range(repeats):
+        sample = with_noise(name, values, x, noise, seed)
+        found = fitting.fit(law, sample, settings)
+        draws = fitting.bootstrap(law, sample, settings, found)
+        for i, truth in enumerate(np.asarray(values, float)):
+            low, high = certainty.interval(draws[:, i], share)
+            held[i] += low <= truth <= high
+    assert np.all(held / repeats >= 0.8), held
+    assert np.all(held / repeats <= 0.98), held
+
+
+def test_few_points_take_more_of_the_draws():
+    assert certainty.share(0.9, 10**6, 3) == pytest.approx(0.9, abs=1e-4)
+    assert certainty.share(0.9, 40, 3) == pytest.approx(0.9206, abs=1e-3)
+    assert certainty.share(0.9, 8, 5) > 0.98
+
+
+def test_the_likelihood_of_huber_errors_is_one_over_all_errors():
+    """Its density has no closed integral by eye: so it is integrated."""
+    delta, count, objective = 0.5, 50, 20.0
+    found = certainty.log_likelihood(objective, count, delta)
+
+    def at(rate):
+        density = lambda r: np.exp(-rate * (r * r / 2 if abs(r) <= delta else delta * (abs(r) - delta / 2)))  # noqa: E731
+        area = 2 * (quad(density, 0, delta)[0] + quad(density, delta, np.inf)[0])
+        return -count * np.log(area) - rate * objective
+
+    assert found == pytest.approx(max(at(rate) for rate in np.geomspace(0.5, 20, 400)), abs=1e-3)
+
+
+def test_without_a_linear_part_it_is_that_of_gauss():
+    wide, square = (certainty.log_likelihood(3.0, 100, delta) for delta in (50.0, np.inf))
+    assert wide == pytest.approx(square, abs=1e-6)
+
+
+def test_a_profile_is_the_interval_that_a_straight_line_has():
+    """For a fit that is linear, the profile's ends are known: the deviance is count × log(1 + t² / freedom)."""
+    law = LAWS["critical-batch"]
+    x = with_noise("critical-batch", [3000, 400], {"batch_size": np.geomspace(40, 4000, 25)}, 0.03)
+    settings = Settings(delta=np.inf, bootstrap=100)
+    found = fitting.fit(law, x, settings)
+    draws = law.internal(fitting.bootstrap(law, x, settings, found))
+    half = (np.percentile(draws[:, 1], 95) - np.percentile(draws[:, 1], 5)) / 2
+    profile = certainty.profile(law, x, settings, found, "B_crit", half)
+    assert profile.low < found.values[1] < profile.high
+    assert (np.log(profile.high) - np.log(profile.low)) / 2 == pytest.approx(half, rel=0.35)
+    assert min(profile.deviance) == 0
+    assert profile.values == sorted(profile.values)
+
+
+def test_what_the_points_do_not_tell_is_open():
+    """Rewards on a straight line have no asymptote: any that is high enough will do."""
+    flops = np.geomspace(1e2, 1e4, 25)
+    x = with_noise("rl-log-linear", [0.0, 0.1], {"flops": flops}, 0.005)
+    law, settings = LAWS["rl-compute"], Settings(delta=np.inf, starts=5)
+    found = fitting.fit(law, x, settings)
+    profile = certainty.profile(law, x, settings, found, "A", 1.0)
+    assert profile.high is None
+
+
+def test_the_future_is_left_out():
+    x = with_noise("chinchilla-3", BESIROGLU, isoflops(), 0.002)
+    law, settings = LAWS["chinchilla-3"], Settings(starts=5)
+    found = fitting.fit(law, x, settings)
+    rows, why_not = certainty.leave_future_out(law, x, settings, found)
+    assert not why_not
+    assert [(row["points"], row["at"]) for row in rows] == [
+        (24, pytest.approx(3e19)),
+        (24, pytest.approx(1e20)),
+        (32, pytest.approx(1e20)),
+    ]
+    assert all(row["absolute_error"] < 0.01 for row in rows)
+    # What comes after must not reach what is fitted before.
+    x["loss"][x["flops"] == 1e20] *= 2
+    spoilt, _ = certainty.leave_future_out(law, x, settings, found)
+    assert spoilt[0]["predicted"] == pytest.approx(rows[0]["predicted"], rel=1e-4)
+    assert spoilt[1]["predicted"] == pytest.approx(rows[1]["predicted"], rel=1e-4)
+    assert spoilt[1]["error"] == pytest.approx(-0.5, abs=0.01)
+
+
+def test_a_law_of_the_best_is_held_against_the_best():
+    x = with_noise("chinchilla-3", BESIROGLU, isoflops(), 0.001)
+    law = LAWS["chinchilla-2"]
+    rows, _ = certainty.leave_future_out(law, x, Settings(), fitting.fit(law, x, Settings()))
+    assert [row["at"] for row in rows] == pytest.approx([3e19, 1e20, 1e20])
+    assert all(row["params_predicted"] == pytest.approx(row["params_measured"], rel=0.1) for row in rows)
+
+
+def test_the_future_of_a_loss_is_a_lower_one():
+    x = with_noise("critical-batch-loss", [2e8, 0.21], {"loss": np.linspace(2.5, 5, 12)}, 0.01)
+    law = LAWS["critical-batch-loss"]
+    rows, _ = certainty.leave_future_out(law, x, Settings(), fitting.fit(law, x, Settings()))
+    assert rows
+    assert all(row["at"] < row["up_to"] for row in rows)
+
+
+def test_many_budgets_are_six_groups():
+    assert [len(group) for group in certainty.groups(np.geomspace(1, 1e6, 60), False)] == [10] * 6
+    assert certainty.groups(np.array([1.0, 5.0, 1.01]), False)[0].tolist() == [0, 2]
+
+
+def test_values_without_a_gap_are_not_one_budget():
+    assert len(budgets(np.geomspace(1, 100, 10_000))) > 15
+    assert len(budgets(np.array([100, 101, 110, 200, 215]))) == 2

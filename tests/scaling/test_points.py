@@ -1,0 +1,302 @@
+"""Points are read from wherever they are, and whatever is wrong with them is one clear line."""
+
+import json
+
+import numpy as np
+import pytest
+
+from blobjax.compute.flops import flops_per_token, param_count
+from blobjax.config import BadInputError, dump
+from blobjax.scaling.laws import LAWS
+from blobjax.scaling.points import choose, read
+from tests.scaling.synthetic import BESIROGLU, isoflops, sizes_and_tokens, with_noise, write_csv
+from tests.tiny import tiny
+
+LAW = LAWS["chinchilla-3"]
+
+
+@pytest.fixture
+def x():
+    return with_noise("chinchilla-3", BESIROGLU, sizes_and_tokens(4, 4), 0.01)
+
+
+def chosen(path, law=LAW, named=None, **options):
+    return choose(law, read([str(path)]), named or {}, **options)
+
+
+def refused(path, law=LAW, named=None, **options) -> list[str]:
+    with pytest.raises(BadInputError) as caught:
+        chosen(path, law, named, **options)
+    return list(caught.value.problems)
+
+
+def test_a_table_is_the_same_as_csv_and_jsonl(tmp_path, x):
+    write_csv(tmp_path / "a.csv", x)
+    rows = [dict(zip(x, row, strict=True)) for row in zip(*(column.tolist() for column in x.values()), strict=True)]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    first, second = chosen(tmp_path / "a.csv"), chosen(tmp_path / "a.jsonl")
+    assert first.sha256 == second.sha256
+    assert all(np.array_equal(first.columns[name], x[name]) for name in x)
+
+
+def test_the_hash_is_of_the_numbers(tmp_path, x):
+    write_csv(tmp_path / "a.csv", x)
+    before = chosen(tmp_path / "a.csv").sha256
+    x["loss"][3] = np.nextafter(x["loss"][3], 10)
+    write_csv(tmp_path / "a.csv", x)
+    assert chosen(tmp_path / "a.csv").sha256 != before
+
+
+def test_columns_by_other_names(tmp_path, x):
+    """As digitised points of a figure come: without tokens, with names of their own and one more column."""
+    del x["tokens"]
+    names = {"params": "Model Size", "flops": "Training FLOP", "loss": "loss"}
+    renamed = {names[name]: column for name, column in x.items()} | {"colour": x["loss"]}
+    write_csv(tmp_path / "a.csv", renamed)
+    points = chosen(tmp_path / "a.csv", named={"params": "Model Size", "flops": "Training FLOP"})
+    assert points.columns["tokens"] == pytest.approx(x["flops"] / 6 / x["params"])
+    assert points.counted["tokens"] == "flops / (6 × params)"
+    assert "Model Size" in points.counted["params"]
+    assert "not recorded" in points.counted["params"]
+
+
+def test_what_is_derived_is_said(tmp_path, x):
+    del x["flops"]
+    write_csv(tmp_path / "a.csv", x)
+    points = chosen(tmp_path / "a.csv", counted="params without embeddings")
+    assert points.columns["flops"] == pytest.approx(6 * x["params"] * x["tokens"])
+    assert "no attention" in points.counted["flops"]
+    assert points.counted["as said"] == "params without embeddings"
+
+
+def test_flops_that_count_more_are_told(tmp_path, x):
+    x["flops"] = x["flops"] * np.linspace(1.1, 1.3, 16)
+    write_csv(tmp_path / "a.csv", x)
+    assert "1.1 to 1.3 times 6 × params × tokens" in chosen(tmp_path / "a.csv").counted["flops"]
+
+
+def test_over_training_from_params_and_tokens(tmp_path, x):
+    write_csv(tmp_path / "a.csv", {name: x[name] for name in ("params", "tokens", "loss")})
+    points = chosen(tmp_path / "a.csv", LAWS["over-training"])
+    assert points.columns["overtraining"] == pytest.approx(x["tokens"] / x["params"])
+    assert points.columns["flops"] == pytest.approx(6 * x["params"] * x["tokens"])
+
+
+def test_the_highest_losses_are_dropped(tmp_path, x):
+    write_csv(tmp_path / "a.csv", x)
+    points = chosen(tmp_path / "a.csv", drop_highest_loss=3)
+    assert points.dropped == {"highest loss": 3}
+    assert sorted(points.columns["loss"]) == sorted(x["loss"])[:-3]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (np.nan, "a.csv:5: loss is missing or NaN; remove the row, or give --drop-missing"),
+        (0.0, "a.csv:5: loss is 0, and must be more than 0"),
+        (-2.0, "a.csv:5: loss is -2, and must be more than 0"),
+        (np.inf, "a.csv:5: loss is infinite"),
+    ],
+)
+def test_a_loss_that_is_none_is_refused_with_its_line(tmp_path, x, value, said):
+    x["loss"][3] = value
+    write_csv(tmp_path / "a.csv", x)
+    (line,) = refused(tmp_path / "a.csv")
+    assert said in line
+
+
+def test_a_size_of_zero_is_refused(tmp_path, x):
+    x["params"][3] = 0
+    write_csv(tmp_path / "a.csv", x)
+    assert "a.csv:5: params is 0" in refused(tmp_path / "a.csv")[0]
+
+
+def test_a_reward_may_be_zero_or_less(tmp_path):
+    write_csv(tmp_path / "a.csv", {"flops": np.arange(1.0, 8), "reward": np.arange(-3.0, 4)})
+    assert len(chosen(tmp_path / "a.csv", LAWS["rl-compute"]).columns["reward"]) == 7
+
+
+def test_missing_cells_are_dropped_when_asked(tmp_path, x):
+    x["loss"][[2, 5]] = np.nan
+    write_csv(tmp_path / "a.csv", x)
+    text = (tmp_path / "a.csv").read_text().replace(",nan\n", ",\n", 1)
+    (tmp_path / "a.csv").write_text(text)
+    points = chosen(tmp_path / "a.csv", drop_missing=True)
+    assert points.dropped == {"missing": 2}
+    assert len(points.columns["loss"]) == 14
+
+
+def test_rows_that_stand_twice(tmp_path, x):
+    doubled = {name: np.append(column, column[[1, 4]]) for name, column in x.items()}
+    write_csv(tmp_path / "a.csv", doubled)
+    first, second = refused(tmp_path / "a.csv")
+    assert "a.csv:18: the same row as" in first
+    assert "a.csv:3; remove one of each pair, or give --drop-duplicates" in first
+    assert "a.csv:6" in second
+    points = chosen(tmp_path / "a.csv", drop_duplicates=True)
+    assert points.dropped == {"duplicates": 2}
+    assert np.array_equal(points.columns["loss"], x["loss"])
+
+
+def test_another_seed_is_no_duplicate(tmp_path, x):
+    other = {**x, "loss": x["loss"] * 1.001}
+    write_csv(tmp_path / "a.csv", {name: np.append(column, other[name]) for name, column in x.items()})
+    assert len(chosen(tmp_path / "a.csv").columns["loss"]) == 32
+
+
+def test_many_problems_are_told_shortly(tmp_path, x):
+    x["loss"][:] = -1
+    write_csv(tmp_path / "a.csv", x)
+    lines = refused(tmp_path / "a.csv")
+    assert len(lines) == 6
+    assert lines[-1] == "and 11 more of the kind"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("params,tokens,los\n1,2,3\n", "needs a column 'loss'; did you mean 'los'?"),
+        ("params,tokens,loss\n1,two,3\n", "a.csv:2: tokens is 'two', not a number"),
+        ("params,tokens,loss\n", "holds no points"),
+        ("", "holds no points"),
+        ("params,params,loss\n1,2,3\n", "column 'params' stands twice"),
+        ("params,tokens,loss\n1,2,3,4\n", "a.csv:2: more cells than the header"),
+    ],
+)
+def test_a_table_that_is_none(tmp_path, content, said):
+    (tmp_path / "a.csv").write_text(content)
+    assert said in " ".join(refused(tmp_path / "a.csv"))
+
+
+def test_other_files(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"params": 1}\nnot json\n')
+    assert "a.jsonl:2: not JSON" in refused(tmp_path / "a.jsonl")[0]
+    (tmp_path / "a.txt").write_text("")
+    assert ".csv or .jsonl" in refused(tmp_path / "a.txt")[0]
+    assert "cannot be read" in refused(tmp_path / "nowhere.csv")[0]
+    (tmp_path / "b.csv").write_bytes(b"\xff\xfe\x00")
+    assert "not UTF-8" in refused(tmp_path / "b.csv")[0]
+    (tmp_path / "empty").mkdir()
+    assert "neither the directory of a run" in refused(tmp_path / "empty")[0]
+
+
+def test_a_column_named_wrongly(tmp_path, x):
+    write_csv(tmp_path / "a.csv", x)
+    assert "no column 'los'; did you mean 'loss'?" in refused(tmp_path / "a.csv", named={"loss": "los"})[0]
+    assert "uses no 'reward'" in refused(tmp_path / "a.csv", named={"reward": "loss"})[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("chinchilla-3", {"flops": [1e18, 1e19]}, "2 different budgets (flops), and it takes 3"),
+        ("chinchilla-2", {"flops": [1e18, 1e19]}, "2 different budgets (flops), and it takes 3"),
+        ("kaplan", {"flops": [1e18, 1e19]}, "2 different budgets (flops), and it takes 3"),
+    ],
+)
+def test_two_budgets_are_no_law(name, change, said):
+    x = with_noise("chinchilla-3", BESIROGLU, isoflops(change["flops"]), 0.01)
+    assert said in LAWS[name].problems(x, {})[0]
+
+
+def test_one_size_is_no_law():
+    x = with_noise("chinchilla-3", BESIROGLU, sizes_and_tokens(1, 12), 0.01)
+    assert "1 different params, and it takes 3" in LAW.problems(x, {})[0]
+
+
+def test_tokens_that_follow_from_params_tell_nothing():
+    params = np.geomspace(1e7, 1e9, 12)
+    x = {"params": params, "tokens": 20 * params, "flops": 120 * params**2}
+    assert "cannot be told apart" in LAW.problems(with_noise("chinchilla-3", BESIROGLU, x, 0.01), {})[0]
+
+
+def test_as_many_points_as_parameters_are_too_few():
+    x = with_noise("chinchilla-3", BESIROGLU, isoflops(sizes=1), 0.01)
+    assert "5 points for 5 free parameters; it takes at least 6" in LAW.problems(x, {})[0]
+    assert "5 points" not in " ".join(LAW.problems(x, {"E": 1.7}))
+
+
+def test_repetition_needs_repeated_data():
+    x = sizes_and_tokens(4, 4)
+    x = with_noise("data-constrained", [1.87, 521, 1488, 0.353, 15.4, 5.3], x | {"unique_tokens": x["tokens"]}, 0.0)
+    assert "no point repeats its data" in LAWS["data-constrained"].problems(x, {})[0]
+    x["unique_tokens"] = x["tokens"] * 2
+    assert "unique_tokens are more than tokens" in LAWS["data-constrained"].problems(x, {})[0]
+
+
+def make_run(folder, steps: int = 40, loss: float = 2.0, reason: str = "finished", width: int = 32) -> None:
+    """What a run leaves, without the run."""
+    config = tiny(f"logging.run_dir={folder}", f"model.d_model={width}", "duration.length=40 steps")
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(dump(config))
+    lines = [
+        {
+            "step": n,
+            "cross_entropy": loss + 10 / n,
+            "tokens": n * 512,
+            "data/shakespeare/epochs": n / 10,
+            "data/bible/epochs": 0.1,
+        }
+        for n in range(1, steps + 1)
+    ]
+    lines[-1]["eval/shakespeare/cross_entropy"] = loss + 0.5
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    events = [{"event": "start", "time": 0.0}, {"event": "stop", "time": 1.0, "reason": reason}]
+    (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+
+
+def test_a_run_knows_what_it_counts(tmp_path):
+    make_run(tmp_path / "run")
+    table = read([str(tmp_path / "run")])
+    (row,) = table.rows
+    config = tiny()
+    assert row.cells["params"] == param_count(config.model, config.conditioning, embeddings=True)
+    assert row.cells["non_embedding_params"] == param_count(config.model, config.conditioning, embeddings=False)
+    assert row.cells["tokens"] == 40 * 512
+    assert row.cells["flops"] == pytest.approx(flops_per_token(config.model, 32) * 40 * 512)
+    assert row.cells["flops_6nd"] == 6 * row.cells["params"] * 40 * 512
+    assert row.cells["loss"] == pytest.approx(2 + np.mean([10 / n for n in range(36, 41)]))
+    assert row.cells["eval/shakespeare/cross_entropy"] == 2.5
+    assert "embeddings and output projection in" in table.meanings["params"]
+
+
+def test_tokens_of_repeated_domains_are_not_unique(tmp_path):
+    make_run(tmp_path / "run")
+    (row,) = read([str(tmp_path / "run")]).rows
+    weights = dict(tiny().data.mixture)
+    both = weights["shakespeare"] + weights["bible"]
+    expected = row.cells["tokens"] * (weights["shakespeare"] / 4 + weights["bible"]) / both
+    assert row.cells["unique_tokens"] == pytest.approx(expected)
+
+
+def test_a_study_gives_its_finished_cells_and_names_the_others(tmp_path):
+    (tmp_path / "study.yaml").write_text("")
+    for n, width in enumerate((32, 64, 96)):
+        make_run(tmp_path / "cells" / f"cell{n}", loss=2 - n / 10, width=width)
+    make_run(tmp_path / "cells" / "broken", reason="OSError: no space")
+    table = read([str(tmp_path)])
+    assert len(table.rows) == 3
+    assert "broken (failed)" in table.notes[0]
+    assert len({row.cells["params"] for row in table.rows}) == 3
+
+
+def test_a_run_moved_elsewhere_is_read_where_it_lies(tmp_path):
+    make_run(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert len(read([str(tmp_path / "moved")]).rows) == 1
+
+
+def test_a_run_that_has_not_finished_is_refused(tmp_path):
+    make_run(tmp_path / "run", reason="KeyboardInterrupt: ")
+    assert "no finished run: run (failed)" in refused(tmp_path / "run")[0]
+
+
+def test_a_training_curve_is_many_points(tmp_path):
+    make_run(tmp_path / "run", steps=200)
+    rows = read([str(tmp_path / "run")], curves=True).rows
+    assert 20 < len(rows) <= 60
+    tokens = [row.cells["tokens"] for row in rows]
+    assert tokens == sorted(set(tokens))
+    assert rows[-1].cells["tokens"] == 200 * 512
+    losses = [row.cells["loss"] for row in rows]
+    assert losses == sorted(losses, reverse=True)

@@ -35,7 +35,7 @@ WATCHED = TWO.but(f"reliability.hang_limit={HANG_SECONDS} seconds")
     quick=True,
 )
 def kill_at_random(drills: Drills) -> str:
-    kills = 2 if drills.quick else 20
+    kills = 3 if drills.quick else 20
     setup = TWO.but(length=80 if drills.quick else 600)
     reference = drills.reference(setup)
     moments, seconds = [], []

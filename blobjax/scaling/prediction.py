@@ -39,6 +39,9 @@ def predict(content: dict[str, Any], given: dict[str, float]) -> dict[str, Any]:
     at = _completed(given)
     result: dict[str, Any] = {"law": law.name}
     searched = law.optimum is not None and "flops" in given and not {"params", "tokens", "overtraining"} & given.keys()
+    found_there = ("params", "tokens", "overtraining") if searched else ()
+    if missing := [name for name in law.needs if name not in at and name not in found_there]:
+        raise BadInputError(f"--law {law.name} needs {_listed(missing)} too; {_how(law, missing)}")
     if searched:
         assert law.optimum is not None
         best = law.optimum(law, values, given["flops"], _columns(at))
@@ -50,8 +53,6 @@ def predict(content: dict[str, Any], given: dict[str, float]) -> dict[str, Any]:
         ats = [at | {"params": n, "tokens": d, "overtraining": d / n} for n, d in of_draws]
     else:
         ats = [at] * len(draws)
-    if missing := [name for name in law.needs if name not in at]:
-        raise BadInputError(f"--law {law.name} needs {_listed(missing)} too; {_how(law, missing)}")
     value = law.predict(values, _columns(at)).item()
     of_law = np.array([law.predict(draw, _columns(each)).item() for draw, each in zip(draws, ats, strict=True)])
     # Residuals are smaller than errors, as the fit bends to its points.
@@ -96,7 +97,8 @@ def _listed(names: list[str]) -> str:
 
 def _how(law: Law, missing: list[str]) -> str:
     options = [f"--{name}" if name in ("flops", "params", "tokens") else f"--at {name}=" for name in missing]
-    budget = ", or --flops alone for the best of a budget" if law.optimum is not None else ""
+    best = law.optimum is not None and {"params", "tokens", "overtraining"} & set(missing)
+    budget = ", or --flops alone for the best of a budget" if best else ""
     return f"give {_listed(options)}{budget}"
 
 

@@ -45,6 +45,16 @@ def isoflops(budgets=(1e18, 3e18, 1e19, 3e19, 1e20), sizes: int = 8, spread: flo
     return {"params": params, "tokens": x["flops"] / 6 / params, "flops": x["flops"]}
 
 
+def repeated() -> dict:
+    """Sizes and lengths of training on three amounts of data, gone through up to 5000 times."""
+    x = cross(
+        params=np.geomspace(5e6, 3e9, 6), tokens=np.geomspace(1e8, 5e11, 6), unique_tokens=np.geomspace(1e8, 1e10, 3)
+    )
+    keep = x["tokens"] >= x["unique_tokens"]
+    x = {name: column[keep] for name, column in x.items()}
+    return x | {"flops": 6 * x["params"] * x["tokens"]}
+
+
 def write_csv(path, columns: dict) -> str:
     """The columns as a table; its path."""
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)

@@ -54,7 +54,9 @@ def test_an_optimiser_given_the_objective_as_it_is_stops_early(figure, best):
 
     plain = minimize(mean, LAW.internal(PUBLISHED), jac=True, method="L-BFGS-B")
     assert plain.success
-    assert plain.fun * 240 > best.objective * 1.001
+    assert plain.fun * 240 > best.objective * 1.01
+    # It has hardly left the published exponents.
+    assert plain.x[3:] == pytest.approx(PUBLISHED[3:], abs=0.01)
 
 
 def test_most_starts_agree(best):

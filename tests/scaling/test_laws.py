@@ -5,20 +5,11 @@ import pytest
 
 from blobjax.scaling import fitting
 from blobjax.scaling.laws import LAWS, Settings
-from tests.scaling.synthetic import BESIROGLU, cross, isoflops, sizes_and_tokens, with_noise
+from tests.scaling.synthetic import BESIROGLU, cross, isoflops, repeated, sizes_and_tokens, with_noise
 
 
 def one(**columns: float) -> dict:
     return {name: np.array([float(value)]) for name, value in columns.items()}
-
-
-def repeated() -> dict:
-    x = cross(
-        params=np.geomspace(5e6, 3e9, 6), tokens=np.geomspace(1e8, 5e11, 6), unique_tokens=np.geomspace(1e8, 1e10, 3)
-    )
-    keep = x["tokens"] >= x["unique_tokens"]
-    x = {name: column[keep] for name, column in x.items()}
-    return x | {"flops": 6 * x["params"] * x["tokens"]}
 
 
 def quantised(bits: tuple[str, ...], seed: int = 0) -> dict:

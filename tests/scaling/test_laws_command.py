@@ -9,7 +9,7 @@ import pytest
 
 from blobjax.config import BadInputError
 from blobjax.scaling import command, fit_file, text
-from tests.scaling.synthetic import BESIROGLU, isoflops, scattered, with_noise, write_csv
+from tests.scaling.synthetic import BESIROGLU, isoflops, repeated, scattered, with_noise, write_csv
 
 
 def blobjax(*arguments: str, cwd) -> subprocess.CompletedProcess[str]:
@@ -137,6 +137,23 @@ def test_a_prediction_that_cannot_be(fitted, options, said):
     others = [value for name, value in zip(options[::2], options[1::2], strict=True) if name == "--at"]
     with pytest.raises(BadInputError, match=said):
         command.predict(str(fitted[0] / "fit.json"), given, others)
+
+
+def test_the_best_of_a_budget_with_little_data(tmp_path):
+    """What the law needs besides the budget is asked for."""
+    x = repeated()
+    path = write_csv(tmp_path / "a.csv", with_noise("data-constrained", [1.87, 521, 1488, 0.353, 15.4, 5.3], x, 0.001))
+    fit_file.write(command.fit([path], "data-constrained", bootstrap=5, starts=5), tmp_path / "fit.json")
+    with pytest.raises(BadInputError, match=r"needs unique_tokens too; give --at unique_tokens=$"):
+        command.predict(str(tmp_path / "fit.json"), {"flops": 1e22})
+    little, plenty = (
+        command.predict(str(tmp_path / "fit.json"), {"flops": 1e22}, [f"unique_tokens={unique}"])[0]
+        for unique in ("1e9", "1e12")
+    )
+    assert little["loss"]["value"] > plenty["loss"]["value"]
+    # Fewer unique tokens: epochs are worth more than excess parameters (R_D > R_N).
+    assert little["optimum"]["tokens"]["value"] > 1e9
+    assert 6 * little["at"]["params"] * little["at"]["tokens"] == pytest.approx(1e22)
 
 
 def test_no_other_file_is_a_fit(tmp_path):

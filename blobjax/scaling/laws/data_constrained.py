@@ -1,7 +1,7 @@
 """Data that is repeated: more epochs, and parameters beyond what the unique data can use, are worth less and less.
 
     L = E + A N'^-alpha + B D'^-alpha
-    D' = U_D + U_D R_D* (1 - exp(-R_D / R_D*)),   R_D = D / U_D - 1   (repetitions)
+    D' = U_D + U_D R_D* (1 - exp(-R_D / R_D*)),   R_D = D / U_D - 1   (repetitions),   U_D = min(D, unique tokens)
     N' = U_N + U_N R_N* (1 - exp(-R_N / R_N*)),   R_N = N / U_N - 1   (excess parameters)
     U_N = min(N, the compute-optimal parameters for U_D unique tokens)
 
@@ -30,12 +30,14 @@ def _curve(
     log_R_N: np.ndarray,
 ) -> np.ndarray:
     alpha = np.exp(log_alpha)
-    log_N, log_U = log(x, "params"), log(x, "unique_tokens")
+    log_N, log_D = log(x, "params"), log(x, "tokens")
+    # Of data that is not gone through once, only what is seen is had.
+    log_U = np.minimum(log(x, "unique_tokens"), log_D)
     # The optimum of Chinchilla's law, alpha A N^-alpha = alpha B U^-alpha, for the unique tokens.
     best = (log_A - log_B) / alpha + log_U
     log_U_N = np.where(np.real(best) < log_N, best, log_N)
     log_N_eff = _saturating(log_U_N, log_N, log_R_N)
-    log_D_eff = _saturating(log_U, log(x, "tokens"), log_R_D)
+    log_D_eff = _saturating(log_U, log_D, log_R_D)
     return log_sum_exp(log_E, log_A - alpha * log_N_eff, log_B - alpha * log_D_eff)
 
 

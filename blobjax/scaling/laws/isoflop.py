@@ -137,7 +137,9 @@ def _grow(best: Best, settings: Settings) -> Estimate:
     found = len(np.unique(columns["params"]))
     if found < 3:
         raise BadInputError(
-            f"{found} different best sizes inside of what was sampled; a power law needs 3", *best.refused
+            f"{found} different best sizes inside of what was sampled; a power law needs 3",
+            *best.refused[:5],
+            *([f"and {len(best.refused) - 5} budgets more"] if len(best.refused) > 5 else []),
         )
     log_C = np.log(columns["flops"])
     middle = log_C.mean()

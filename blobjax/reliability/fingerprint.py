@@ -15,14 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-# Odd, so that multiplying places by one loses nothing: 2^32 over the golden ratio, and a constant of MurmurHash3.
-_SEEDS = (0x9E3779B1, 0xC2B2AE35)
-
-
-def _mix(x: jax.Array) -> jax.Array:
-    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
+from blobjax.reliability import host_fingerprint
+from blobjax.reliability.host_fingerprint import SEEDS, mix
 
 
 def _words(x: jax.Array) -> jax.Array:
@@ -41,7 +35,7 @@ def fingerprint(x: jax.Array) -> jax.Array:
     for dim in reversed(range(words.ndim)):
         place += jax.lax.broadcasted_iota(jnp.uint32, words.shape, dim) * np.uint32(stride % 2**32)
         stride *= words.shape[dim]
-    sums = [jnp.sum(_mix(words ^ _mix(place * np.uint32(seed) + np.uint32(seed))), dtype=jnp.uint32) for seed in _SEEDS]
+    sums = [jnp.sum(mix(words ^ mix(place * np.uint32(seed) + np.uint32(seed))), dtype=jnp.uint32) for seed in SEEDS]
     return jnp.stack(sums)
 
 
@@ -53,7 +47,7 @@ def fingerprint_all(arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 
 def as_text(fingerprints: Mapping[str, jax.Array]) -> dict[str, str]:
     """Name to 16 hexadecimal digits; waits for the devices."""
-    return {name: "".join(f"{int(word):08x}" for word in np.asarray(x)) for name, x in fingerprints.items()}
+    return {name: host_fingerprint.as_text(np.asarray(x)) for name, x in fingerprints.items()}
 
 
 def fingerprint_parts(arrays: Mapping[str, jax.Array]) -> jax.Array:

@@ -8,6 +8,7 @@ import blobjax
 from blobjax.compute.flops import param_count
 from blobjax.compute.sharding import unsharded
 from blobjax.training.program import Program
+from blobjax.training.state import flatten
 
 
 def facts(program: Program) -> dict[str, Any]:
@@ -62,10 +63,8 @@ def warnings(program: Program) -> list[str]:
 
 def _unsharded(program: Program) -> list[str]:
     """Large parameters that no rule splits although the mesh has an axis for them."""
-    leaves = jax.tree_util.tree_leaves_with_path(program.arch.shapes)
     axes = jax.tree.leaves(program.arch.axes, is_leaf=lambda node: isinstance(node, tuple))
-    named = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): (leaf.shape, each)
-        for (path, leaf), each in zip(leaves, axes, strict=True)
-    }
-    return unsharded(program.layout, named)
+    shapes = flatten(program.arch.shapes).items()
+    return unsharded(
+        program.layout, {path: (leaf.shape, each) for (path, leaf), each in zip(shapes, axes, strict=True)}
+    )

@@ -25,30 +25,17 @@ from blobjax.reliability.timers import everyone
 from blobjax.training import checkpoint_files as files
 from blobjax.training.checkpoint_files import BadCheckpointError, Leaf, Record
 from blobjax.training.quiet_orbax import quietly
-from blobjax.training.state import TrainState
+from blobjax.training.state import TrainState, flatten, unflatten
 
 # What a process found when it tried to read a checkpoint; the largest of all processes' counts.
 _GOOD, _BAD, _MISFIT, _NOT_NOW = range(4)
 
 
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Path to leaf; a path reads like `blocks/attention/wq`."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {prefix + jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _unflatten(flat: dict[str, Any], like: Any) -> Any:
-    """The tree shaped as `like` whose leaves are those of the flat dictionary."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: flat[jax.tree_util.keystr(path, simple=True, separator="/")], like
-    )
-
-
 def _named(state: TrainState) -> dict[str, Any]:
     """Every array of a state by its path in a checkpoint."""
     return {
-        **_flatten(state.params, "params/"),
-        **_flatten(state.opt_state, "optimizer/"),
+        **flatten(state.params, "params/"),
+        **flatten(state.opt_state, "optimizer/"),
         "progress/step": state.step,
     }
 
@@ -126,8 +113,8 @@ class Checkpointer:
             return Record(data, step, sequences, metric, leaves)
 
         trees = {
-            "params": _flatten(state.params),
-            "optimizer": _flatten(state.opt_state),
+            "params": flatten(state.params),
+            "optimizer": flatten(state.opt_state),
             "progress": {"step": state.step, "sequences": sequences},
         }
         off_devices: Future[None] = Future()
@@ -217,7 +204,7 @@ class Checkpointer:
         return None
 
     def _restore(self, step: int, like: TrainState, data: str | None) -> Restored:
-        trees = {"params": _flatten(like.params), "optimizer": _flatten(like.opt_state)}
+        trees = {"params": flatten(like.params), "optimizer": flatten(like.opt_state)}
         trees["progress"] = {"step": like.step}
         record, loaded = self._load(step, trees, data)
         arrays = {f"{name}/{path}": leaf for name, tree in loaded.items() for path, leaf in tree.items()}
@@ -228,16 +215,16 @@ class Checkpointer:
         self._refuse(step, wrong)
         state = TrainState(
             loaded["progress"]["step"],
-            _unflatten(loaded["params"], like.params),
-            _unflatten(loaded["optimizer"], like.opt_state),
+            unflatten(loaded["params"], like.params),
+            unflatten(loaded["optimizer"], like.opt_state),
         )
         return Restored(step, _as(state, like), position, verified=record.leaves is not None)
 
     def restore_params(self, step: int, like: Any) -> Any:
         """The parameters alone, on the shardings of `like`. Raises as `restore`, but for other data."""
-        record, loaded = self._load(step, {"params": _flatten(like)}, None)
+        record, loaded = self._load(step, {"params": flatten(like)}, None)
         self._refuse(step, self._differences(record, {f"params/{p}": leaf for p, leaf in loaded["params"].items()}))
-        return _as(_unflatten(loaded["params"], like), like)
+        return _as(unflatten(loaded["params"], like), like)
 
     def _load(self, step: int, trees: dict[str, dict[str, Any]], data: str | None) -> tuple[Record, dict[str, Any]]:
         """What the checkpoint says of itself, and these arrays as they were saved."""

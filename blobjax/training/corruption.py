@@ -96,11 +96,16 @@ def _everywhere(parts: jax.Array) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(parts, tiled=True))
 
 
+def _mesh(state: TrainState) -> Mesh:
+    sharding: Any = state.step.sharding  # replicated over the mesh that all of the state is on
+    return sharding.mesh
+
+
 def compare_copies(state: TrainState) -> str:
     """Which devices hold another copy than most of the devices that should hold the same; empty where all agree."""
     arrays = flatten(state)
     found = _everywhere(fingerprint_parts(arrays))
-    devices = list(next(iter(arrays.values())).sharding.mesh.devices.flat)
+    devices = list(_mesh(state).devices.flat)
     for number, (name, x) in enumerate(arrays.items()):
         parts = x.sharding.devices_indices_map(x.shape)
         copies: dict[str, list[int]] = {}
@@ -118,14 +123,13 @@ def compare_copies(state: TrainState) -> str:
 
 def compare_runs(first: np.ndarray, second: np.ndarray, state: TrainState) -> str:
     """Which devices came to other numbers the second time a step was run; empty where none did."""
-    arrays = flatten(state)
     different = (first != second).any(axis=-1)
     if not different.any():
         return ""
-    mesh = next(iter(arrays.values())).sharding.mesh
+    mesh = _mesh(state)
     devices = list(mesh.devices.flat)
     rows = np.flatnonzero(different.any(axis=-1)).tolist()
-    name = list(arrays)[int(np.flatnonzero(different.any(axis=0))[0])]
+    name = list(flatten(state))[int(np.flatnonzero(different.any(axis=0))[0])]
     said = f"run twice, it gave {name} other values on {_named([devices[row] for row in rows])}"
     if len(rows) < len(devices):
         return said

@@ -5,16 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from blobjax.config import Duration
 from blobjax.data import Stream
 from blobjax.reliability.clock import Clock
 from blobjax.reliability.run_directory import EventLog
 from blobjax.reliability.stopping import LIMIT, Stopping
-from blobjax.reliability.timers import Every
+from blobjax.reliability.timers import Every, everyone
 from blobjax.reliability.watchdog import Watchdog
-from blobjax.training.evaluation import by_position, evaluate
+from blobjax.training.evaluation import by_position, evaluate, summing
 from blobjax.training.loop import Hook
 from blobjax.training.program import Program
 from blobjax.training.recorder import Recorder
@@ -55,10 +54,10 @@ class EvaluateHook:
             self._held_out = {
                 domain: self._stream.held_out(domain, config.evaluation.sequences) for domain in config.data.mixture
             }
-        how = (self._eval_step, state.params, self._held_out, self._program.batch_sharding, self._program.part_BT)
-        metrics = evaluate(*how)
+        sums = summing(self._eval_step, state.params, self._program.batch_sharding, self._program.part_BT)
+        metrics = evaluate(sums, self._held_out)
         if config.evaluation.by_position:
-            metrics |= by_position(*how)
+            metrics |= by_position(sums, self._held_out)
         self._newest = (step, metrics)
         self._recorder.write(step, metrics)
         figures = "  ".join(f"{domain} {metrics[f'eval/{domain}/bits_per_byte']:.3f}" for domain in self._held_out)
@@ -109,12 +108,8 @@ class StopHook:
         """Finds out, with all the others, which of them was told to stop, and by what."""
         reasons = ["SIGTERM", "SIGINT", LIMIT]  # where several stand, the first is named
         mine = reasons.index(self._stopping.reason) if self._stopping.reason else len(reasons)
-        everywhere = np.array([mine])
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            everywhere = np.asarray(multihost_utils.process_allgather(everywhere)).ravel()
-        process = int(np.argmin(everywhere))
+        everywhere = everyone([mine]).ravel()
+        process = int(everywhere.argmin())
         # jax takes the signal from its own initialisation on, a moment before us.
         reason = [*reasons, "SIGTERM"][everywhere[process]]
         self.reason = reason

@@ -34,10 +34,18 @@ class TrainState:
     opt_state: Any
 
 
-def flatten(tree: Any) -> dict[str, Any]:
-    """Path to leaf, in the tree's order; a path reads like `params/blocks/attention/wq`."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Path to leaf, in the tree's order; a path reads like `blocks/attention/wq`, behind the prefix."""
+    return {prefix + _path(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def unflatten(flat: dict[str, Any], like: Any) -> Any:
+    """The tree shaped as `like` whose leaves are those of the flat dictionary."""
+    return jax.tree_util.tree_map_with_path(lambda keys, _: flat[_path(keys)], like)
+
+
+def _path(keys: Any) -> str:
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from blobjax import data
 from blobjax.compute.sharding import make_layout
 from blobjax.reliability.run_directory import read_jsonl
 from blobjax.training.batches import global_batches
-from blobjax.training.evaluation import by_position, evaluate, position_ranges
+from blobjax.training.evaluation import by_position, evaluate, position_ranges, summing
 from blobjax.training.program import make_program
 from blobjax.training.trainer import train
 from tests.tiny import tiny
@@ -38,7 +38,7 @@ def test_bits_per_byte_are_nats_over_bytes_and_padding_counts_nothing(setting):
     windows = {name: array[:11] for name, array in stream.held_out("bible", 11).items()}
     assert program.part_BT == (8, 32)
     step = program.lower_eval_step().compile()
-    found = evaluate(step, state.params, {"bible": windows}, program.batch_sharding, program.part_BT)
+    found = evaluate(summing(step, state.params, program.batch_sharding, program.part_BT), {"bible": windows})
     nats = log_likelihoods(program, state.params, windows) * windows["mask"]
     cross_entropy = nats.sum() / windows["mask"].sum()
     assert found["eval/bible/cross_entropy"] == pytest.approx(cross_entropy, rel=1e-5)
@@ -51,7 +51,7 @@ def test_loss_by_position_is_the_mean_over_each_range(setting):
     program, stream, state = setting
     windows = stream.held_out("bible", 11)
     step = program.lower_eval_step().compile()
-    found = by_position(step, state.params, {"bible": windows}, program.batch_sharding, program.part_BT)
+    found = by_position(summing(step, state.params, program.batch_sharding, program.part_BT), {"bible": windows})
     assert position_ranges(32) == [(0, 1), (1, 2), (2, 4), (4, 8), (8, 16), (16, 32)]
     assert position_ranges(6) == [(0, 1), (1, 2), (2, 4), (4, 6)]
     nats = log_likelihoods(program, state.params, windows)

@@ -12,7 +12,3 @@ $sudo apt-get update -q
 $sudo apt-get install -y -q slurm-wlm munge openmpi-bin shellcheck
 
 "$python" -m pip install --quiet -e '.[test,engines]'
-
-# SkyPilot wants an older click than ours, so it has an environment of its own.
-"$python" -m venv .venv-skypilot
-.venv-skypilot/bin/pip install --quiet 'skypilot>=0.14'

@@ -1,7 +1,8 @@
-"""Ray Train for real: two workers on this machine, one killed on the way; the run ends as if nothing had been."""
+"""launch/ray_train.py on a real Ray: two workers, one of them killed; a run told to stop; bad input."""
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,56 +10,130 @@ from pathlib import Path
 
 import pytest
 
-from blobjax.reliability.run_directory import RunDirectory, read_jsonl
+from blobjax.reliability.run_directory import read_jsonl
 from tests.tiny import TINY
-from tests.training.test_processes import train as train_processes
 from tests.training.test_resume import assert_same_bits
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed (make test-engines)"
 )
 
-ROOT = Path(__file__).parents[2]
-SETTINGS = ("compute.mesh={data: 2}", "duration.length=400 steps", "checkpoint.every=50 steps")
-ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "JAX_NUM_CPU_DEVICES": "1",
-    "PYTHONPATH": str(ROOT),
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
+LAUNCH = Path(__file__).parents[2] / "launch"
+# Long enough for a worker to be killed in the middle.
+SETTINGS = (*TINY, "compute.mesh={data: 4}", "duration.length=240 steps", "checkpoint.every=50 steps")
 
 
-def start(folder: Path, *settings: str) -> subprocess.Popen:
-    options = ["--workers", "2", "--failures", "3", "--storage", str(folder / "ray")]
-    command = [sys.executable, str(ROOT / "launch" / "ray_train.py"), *options, "--", "laptop", *TINY, *settings]
+def start(folder: Path, *settings: str, workers: int = 2) -> subprocess.Popen:
+    """Starts the launcher; its output goes to FOLDER/log."""
+    environment = {
+        "HOME": str(folder),  # Ray keeps a token there
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_process_group_cleanup_enabled": "0",  # Ray 2.60 would end a dead worker's processes too
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "2",
+        "PYTHONPATH": str(LAUNCH.parent),
+    }
+    options = ["-n", str(workers), "--local", "--failures", "1", "--storage", str(folder / "ray")]
+    train = ["laptop", *SETTINGS, f"logging.run_dir={folder / 'run'}", *settings]
     with (folder / "log").open("w") as log:
         return subprocess.Popen(
-            [*command, f"logging.run_dir={folder / 'run'}"], env={**os.environ, **ENVIRONMENT}, stdout=log, stderr=log
+            [sys.executable, str(LAUNCH / "ray_train.py"), *options, "--", *train],
+            env={**os.environ, **environment},
+            stdout=log,
+            stderr=subprocess.STDOUT,
         )
 
 
+def finish(launcher: subprocess.Popen, folder: Path) -> tuple[int, str]:
+    try:
+        code = launcher.wait(timeout=300)
+    finally:
+        launcher.kill()
+    return code, (folder / "log").read_text()
+
+
+def events(folder: Path, *names: str) -> list[dict]:
+    return [event for event in read_jsonl(folder / "run" / "events.jsonl") if event["event"] in names]
+
+
 def parent(process: int) -> int:
-    return int(Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    # The fields of stat(5); the second is the name, in parentheses, and may hold spaces.
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def test_a_killed_worker_is_started_again_and_the_run_is_the_undisturbed_one(tmp_path):
-    run = RunDirectory(tmp_path / "run")
-    with start(tmp_path, *SETTINGS) as driver:
-        deadline = time.monotonic() + 400
-        while not any(run.checkpoints.glob("[0-9]*")):
+def steps(folder: Path) -> int:
+    return sum("loss" in line for line in read_jsonl(folder / "run" / "metrics.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The same run by another launcher."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    train = [sys.executable, "-m", "blobjax.cli", "train", "laptop", *SETTINGS, f"logging.run_dir={folder / 'run'}"]
+    local = [sys.executable, str(LAUNCH / "local.py"), "-n", "2", "-d", "2", "--", *train]
+    done = subprocess.run(local, cwd=LAUNCH.parent, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout
+    return folder
+
+
+def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_been(undisturbed, tmp_path):
+    launcher = start(tmp_path)
+    deadline = time.monotonic() + 240
+    while steps(tmp_path) < 75 and launcher.poll() is None:
+        assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+        time.sleep(0.1)
+    process_zero = int((tmp_path / "run" / ".blobjax-lock").read_text())
+    os.kill(parent(process_zero), signal.SIGKILL)
+    code, log = finish(launcher, tmp_path)
+    assert code == 0, log
+    first, second = events(tmp_path, "start")
+    assert (first["processes"], second["processes"]) == (2, 2)
+    (resume,) = events(tmp_path, "resume")
+    assert 50 <= resume["step"] < 240
+    losses = [
+        {line["step"]: line["loss"] for line in read_jsonl(folder / "run" / "metrics.jsonl") if "loss" in line}
+        for folder in (tmp_path, undisturbed)
+    ]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 240
+    assert_same_bits(tmp_path / "run", undisturbed / "run")
+
+
+def test_a_process_goes_with_its_worker(tmp_path):
+    """One worker, so that nothing but its death can end the process; which else would train on, and hold the run."""
+    launcher = start(tmp_path, "compute.mesh={data: 2}", "duration.length=100000 steps", workers=1)
+    try:
+        deadline = time.monotonic() + 240
+        while steps(tmp_path) < 5 and launcher.poll() is None:
             assert time.monotonic() < deadline, (tmp_path / "log").read_text()
-            time.sleep(0.05)
-        # The lock names process 0 of the run; the worker is what started it.
-        trainer = int((run.path / ".blobjax-lock").read_text())
-        subprocess.run(["kill", "-9", str(parent(trainer))], check=True)
-        assert driver.wait(timeout=400) == 0, (tmp_path / "log").read_text()
-    starts = [event["processes"] for event in read_jsonl(run.events) if event["event"] == "start"]
-    assert starts == [2, 2]
-    train_processes(tmp_path / "other", *SETTINGS, processes=2, devices=1)
-    assert_same_bits(run.path, tmp_path / "other")
+            time.sleep(0.1)
+        process = int((tmp_path / "run" / ".blobjax-lock").read_text())
+        os.kill(parent(process), signal.SIGKILL)
+        deadline = time.monotonic() + 20
+        while Path(f"/proc/{process}").exists():
+            assert time.monotonic() < deadline, "it outlived its worker"
+            time.sleep(0.1)
+    finally:
+        launcher.terminate()
+        finish(launcher, tmp_path)
+
+
+def test_a_run_that_stops_early_is_no_failure_to_ray(tmp_path):
+    code, log = finish(start(tmp_path, "duration.wall_clock_limit=0.01 seconds"), tmp_path)
+    assert code == 75, log
+    assert len(events(tmp_path, "start")) == 1
 
 
 def test_bad_input_is_not_tried_again(tmp_path):
-    with start(tmp_path, "model.d_modle=3") as driver:
-        assert driver.wait(timeout=400) == 2, (tmp_path / "log").read_text()
-    assert "did you mean 'model.d_model'" in (tmp_path / "log").read_text()
+    code, log = finish(start(tmp_path, "model.d_modle=3"), tmp_path)
+    assert code == 2, log
+    assert "did you mean 'model.d_model'" in log
+
+
+def test_a_run_that_keeps_failing_ends(tmp_path):
+    # The guard halts at the first step: exit 1, each time it is started.
+    halting = ("faults.nan=[0, 1000]", "conditioning.guard={patience: 0}")
+    code, log = finish(start(tmp_path, *halting), tmp_path)
+    assert code == 1, log
+    assert log.count("process 0 of the run ended with 1") >= 1
+    assert len(events(tmp_path, "start")) == 2

@@ -1,0 +1,3 @@
+from blobjax.cli import main
+
+main()

@@ -1,0 +1,53 @@
+"""`blobjax data …`."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from blobjax.cli.arguments import ConfigName, Overrides
+
+app = typer.Typer(help="Prepare and describe training data.", no_args_is_help=True)
+
+
+@app.command("prepare")
+def data_prepare(
+    config: ConfigName,
+    overrides: Overrides = None,
+    train_bpe: Annotated[
+        int | None, typer.Option(min=257, max=1_000_000, help="First train a byte-level BPE tokenizer of this size.")
+    ] = None,
+    tokenizer_out: Annotated[str, typer.Option(help="Where --train-bpe writes the tokenizer.")] = "tokenizer.json",
+) -> None:
+    """Tokenise every domain of the mixture into token shards, once."""
+    from blobjax import data
+    from blobjax.config import load
+
+    given = list(overrides or [])
+    if train_bpe is not None:
+        learnt = data.train_bpe(load(config, [*given, "data.tokenizer=bytes"]), train_bpe, tokenizer_out)
+        given += [f"data.tokenizer={json.dumps(tokenizer_out)}", f"model.vocab_size={learnt}"]
+        typer.echo(f"tokenizer of {learnt} ids; train with {' '.join(given[-2:])}")
+    settings = load(config, given)
+    with data.show_progress() as progress:
+        prepared = data.prepare(settings, progress)
+    for domain in prepared.domains.values():
+        typer.echo(f"prepared: {domain.folder}")
+
+
+@app.command("describe")
+def data_describe(config: ConfigName, overrides: Overrides = None) -> None:
+    """What the mixture holds: documents, tokens, held-out share, epochs, a glimpse of the text."""
+    from rich.console import Console
+
+    from blobjax import data
+    from blobjax.config import load
+
+    settings = load(config, overrides or [])
+    with data.show_progress() as progress:
+        prepared = data.prepare(settings, progress)
+    from blobjax.training.program import make_clockwork
+
+    clockwork = make_clockwork(settings, data.open_stream(settings, prepared).tokens_per_epoch)
+    sequences = clockwork.batches.sequences(clockwork.length)
+    Console().print(data.render(data.describe(settings, prepared, sequences)))

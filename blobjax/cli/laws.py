@@ -1,0 +1,74 @@
+"""`blobjax laws …`."""
+
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Fit scaling laws to points, and predict from them.", no_args_is_help=True)
+
+
+@app.command("fit")
+def laws_fit(
+    points: Annotated[
+        list[str], typer.Argument(help="Tables (.csv, .jsonl), run or study directories; or a fit file, fitted again.")
+    ],
+    law: Annotated[str, typer.Option(help="Which law, such as chinchilla-3; docs/scaling.md lists them.")] = "",
+    col: Annotated[list[str] | None, typer.Option(help="A column with another name: --col 'loss=Final loss'.")] = None,
+    drop_highest_loss: Annotated[int, typer.Option(min=0, help="Leave out so many points of the highest loss.")] = 0,
+    drop_missing: Annotated[bool, typer.Option("--drop-missing", help="Leave out rows with empty cells.")] = False,
+    drop_duplicates: Annotated[
+        bool, typer.Option("--drop-duplicates", help="Keep one of rows that are alike.")
+    ] = False,
+    counted: Annotated[str, typer.Option(help="What params and flops count, for the record.")] = "",
+    fix: Annotated[list[str] | None, typer.Option(help="A parameter that is not fitted: --fix alpha=0.35.")] = None,
+    delta: Annotated[
+        float | None,
+        typer.Option(help="Where the Huber loss turns linear; inf: least squares; the law's own by default."),
+    ] = None,
+    starts: Annotated[int, typer.Option(min=1, help="How many of the grid's best starts are descended from.")] = 40,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Resamples for the intervals.")] = 200,
+    level: Annotated[float, typer.Option(min=0.5, max=0.999, help="Probability that an interval is to hold.")] = 0.9,
+    seed: Annotated[int, typer.Option(min=0, help="Of the resampling.")] = 0,
+    out: Annotated[str, typer.Option(help="Where the fit file goes.")] = "fit.json",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Fit a scaling law to points, with intervals and a table of how it would have predicted the future."""
+    from pathlib import Path
+
+    from blobjax.scaling import command, fit_file, text
+
+    content = command.fit(
+        points,
+        law,
+        columns=col or [],
+        drop_highest_loss=drop_highest_loss,
+        drop_missing=drop_missing,
+        drop_duplicates=drop_duplicates,
+        counted=counted,
+        fixed=fix or [],
+        delta=delta,
+        starts=starts,
+        bootstrap=bootstrap,
+        level=level,
+        seed=seed,
+    )
+    fit_file.write(content, Path(out))
+    typer.echo(command.as_json(content) if as_json else f"{text.fit(content)}\n\nfit file: {out}")
+
+
+@app.command("predict")
+def laws_predict(
+    fit: Annotated[str, typer.Argument(help="A fit file.")],
+    flops: Annotated[
+        float | None, typer.Option(help="A budget; alone, with the best params and tokens for it.")
+    ] = None,
+    params: Annotated[float | None, typer.Option(help="Parameters, counted as in the fit.")] = None,
+    tokens: Annotated[float | None, typer.Option(help="Training tokens.")] = None,
+    at: Annotated[list[str] | None, typer.Option(help="Another column: --at unique_tokens=1e9.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Predict from a fit: the value with its interval, and the best size for a budget."""
+    from blobjax.scaling import command
+
+    result, words = command.predict(fit, {"flops": flops, "params": params, "tokens": tokens}, at or [])
+    typer.echo(command.as_json(result) if as_json else words)

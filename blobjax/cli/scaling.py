@@ -1,0 +1,69 @@
+"""`blobjax study` and `blobjax plan`: many runs, and the one that is not yet paid for."""
+
+from typing import Annotated
+
+import typer
+
+from blobjax.cli.arguments import ConfigName, Overrides
+
+
+def _complete_study(incomplete: str) -> list[str]:
+    from blobjax.config.load import shipped_studies
+
+    return [name for name in shipped_studies() if name.startswith(incomplete)]
+
+
+def study(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A path, or a name in configs/studies/ such as 'lr-sensitivity'.", autocompletion=_complete_study
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="For every cell: model.d_model=128; for the grid: grid.depth=[2,4]"
+        ),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=0, help="Cells at once; 0: as many as suit the machine.")] = 0,
+    directory: Annotated[str, typer.Option("--dir", help="Where; studies/NAME by default.")] = "",
+    status: Annotated[bool, typer.Option("--status", help="Only print how its cells stand.")] = False,
+) -> None:
+    """Run a grid of ordinary runs as one question, or what is left of it; the answer is a page."""
+    from blobjax.studies import command
+
+    if status:
+        command.status(name, overrides or [], directory)
+    else:
+        raise typer.Exit(command.study(name, overrides or [], directory, jobs))
+
+
+def plan(
+    config: ConfigName,
+    overrides: Overrides = None,
+    on: Annotated[
+        str, typer.Option(metavar="CHIP:SIZES", help="v5p:4x4x8, v6e:16x16, h100:16x8 (hosts x GPUs of one) or cpu:8.")
+    ] = "cpu:8",
+    slices: Annotated[int, typer.Option(min=1, help="How many such TPU slices.")] = 1,
+    price: Annotated[float | None, typer.Option(help="Of one chip-hour.")] = None,
+    grid: Annotated[float | None, typer.Option(help="Carbon intensity of the electricity, gCO2e per kWh.")] = None,
+    watts: Annotated[float | None, typer.Option(help="Power of one chip; default: what its vendor publishes.")] = None,
+    host_overhead: Annotated[float, typer.Option(help="Power of hosts over that of their chips.")] = 1.5,
+    pue: Annotated[float, typer.Option(help="Power of the building over that of its hosts.")] = 1.1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    search: Annotated[bool, typer.Option("--search", help="Find the fastest layout that fits; print YAML.")] = False,
+    compiles: Annotated[int, typer.Option(min=1, help="Layouts that --search compiles, at most.")] = 4,
+    out: Annotated[str, typer.Option(help="Where --search also writes the YAML.")] = "",
+) -> None:
+    """Compile the train step for hardware that is not here: memory, collectives, time, energy, cost."""
+    from blobjax.scaling.plan import command
+    from blobjax.scaling.plan.estimate import Assumptions
+
+    assumed = Assumptions(watts=watts, host_overhead=host_overhead, pue=pue, price=price, grid=grid)
+    if search:
+        found, report = command.search(config, overrides or [], on, slices, assumed, compiles, out)
+        typer.echo(report, err=True)
+        typer.echo(found, nl=False)
+    else:
+        typer.echo(command.plan(config, overrides or [], on, slices, assumed, as_json))

@@ -16,8 +16,8 @@ MAY_IMPORT = {
     "model": {"config", "compute", "conditioning"},
     "objectives": {"config", "compute", "conditioning", "data", "model"},
     "training": {"config", "compute", "reliability", "conditioning", "data", "model", "objectives"},
-    "studies": {"config", "compute", "reliability", "training"},
-    "scaling": {"config", "compute", "reliability", "conditioning", "model", "training", "studies"},
+    "scaling": {"config", "compute", "reliability", "conditioning", "model", "training"},
+    "studies": {"config", "compute", "reliability", "training", "scaling"},
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if len(path.relative_to(PACKAGE).parts) > 1)
 FILES = [path for path in FILES if path.parent.name != "cli"]  # which may import all, and which nothing imports

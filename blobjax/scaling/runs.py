@@ -11,9 +11,9 @@ import numpy as np
 
 from blobjax.compute.flops import flops_per_token, param_count
 from blobjax.config import BadInputError, Config, load
+from blobjax.reliability import outcome
+from blobjax.reliability.outcome import Outcome
 from blobjax.reliability.run_directory import RunDirectory
-from blobjax.studies import results
-from blobjax.studies.study import Cell
 
 MEANINGS = {
     "params": "trained parameters, embeddings and output projection in",
@@ -67,7 +67,7 @@ def read(path: Path, curves: bool) -> Found:
             continue
         # Where the run lies now, not where it was begun.
         config = load(str(directory.config), [f"logging.run_dir={json.dumps(str(folder))}"])
-        result = results.read(Cell(folder.name, {}, {}, config))
+        result = outcome.read(directory)
         if result.status != "finished":
             passed_over.append(f"{folder.name} ({result.status})")
             continue
@@ -96,7 +96,7 @@ def _sizes(config: Config, tokens: float) -> dict[str, Any]:
     }
 
 
-def _end(config: Config, result: results.Result) -> dict[str, Any]:
+def _end(config: Config, result: Outcome) -> dict[str, Any]:
     last = result.metrics[-1]
     tokens = max(float(line["tokens"]) for line in result.metrics if "tokens" in line)
     return {
@@ -119,7 +119,7 @@ def _unique(config: Config, tokens: float, metrics: list[dict[str, Any]]) -> flo
     return sum(tokens * weight / whole / max(epochs[name], 1.0) for name, weight in weights.items())
 
 
-def _curve(config: Config, result: results.Result) -> list[dict[str, Any]]:
+def _curve(config: Config, result: Outcome) -> list[dict[str, Any]]:
     """Smoothed losses at tokens evenly spread in their logarithm."""
     lines = [line for line in result.metrics if line.get("cross_entropy") is not None and "tokens" in line]
     losses = np.array([float(line["cross_entropy"]) for line in lines])

@@ -18,11 +18,12 @@ from rich.console import Console
 
 from blobjax.config import BadInputError
 from blobjax.config.load import shipped_studies
+from blobjax.reliability.outcome import DONE
 from blobjax.reliability.run_directory import write_atomically
 from blobjax.studies import runner
 from blobjax.studies.finding import Finding
 from blobjax.studies.progress import Progress, table
-from blobjax.studies.results import DONE, Result, jsonable, read, write_cells
+from blobjax.studies.results import Result, jsonable, read, write_cells
 from blobjax.studies.study import Plan, load_study
 from blobjax.training.progress import PatientConsole
 

@@ -16,9 +16,10 @@ from typing import IO, Any
 
 from blobjax.config import BadInputError, Config, dump
 from blobjax.config.diff import config_diff
+from blobjax.reliability.outcome import DONE
 from blobjax.reliability.run_directory import EventLog, RunDirectory, write_atomically
 from blobjax.studies.progress import Progress
-from blobjax.studies.results import DONE, read
+from blobjax.studies.results import read
 from blobjax.studies.study import Cell, Plan
 
 # What our own files that mean nothing to others begin with.

@@ -51,4 +51,4 @@ def made_up(
     lines: list[dict[str, Any]] = [{"step": n, "cross_entropy": loss} for n, loss in enumerate(losses, 1)]
     lines[-1] |= last
     cell = Cell("_".join(labels.values()), labels, {}, Config.model_validate(config or {}))
-    return Result(cell, status, "", lines, events or [])  # type: ignore[arg-type]
+    return Result(status, "", lines, events or [], cell)  # type: ignore[arg-type]

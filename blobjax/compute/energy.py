@@ -1,8 +1,8 @@
 """The wall socket: energy as the machine measures it, or an estimate from rated power where it does not; never a sum of
 both.
 
-Measured is what the counter covers and no more: a GPU's board (NVML), or a machine's processor packages with all that runs
-on them (RAPL). Neither knows of fans, power supplies, switches or cooling.
+Measured is what the counter covers and no more: a GPU's board (NVML), or a machine's processor packages with all that
+runs on them (RAPL). Neither knows of fans, power supplies, switches or cooling.
 """
 
 import os
@@ -99,7 +99,7 @@ def _nvml(devices: Sequence[Any]) -> Callable[[], float] | None:
 
 
 def _handle(pynvml: Any, number: int) -> Any:
-    """NVML's handle of the GPU that CUDA, and so jax, calls by a number: NVML counts those that CUDA does not see too."""
+    """NVML's handle of the GPU that CUDA, and so jax, calls by a number; NVML counts those hidden from CUDA too."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if not visible:
         return pynvml.nvmlDeviceGetHandleByIndex(number)
@@ -122,7 +122,7 @@ def _packages(powercap: Path) -> list[Path]:
 
 
 class _Rapl:
-    """The sum of the packages' counters, which run over: so it has to be read more often than they do (some minutes)."""
+    """The sum of the packages' counters. They run over, so it has to be read more often than they do (some minutes)."""
 
     def __init__(self, packages: list[Path]):
         self._files = [zone / "energy_uj" for zone in packages]

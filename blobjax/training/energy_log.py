@@ -1,4 +1,4 @@
-"""What a run has drawn from the wall so far, over all its processes and attempts: lost and repeated steps drew power too.
+"""What a run has drawn from the wall so far, over all processes and attempts: lost and repeated steps drew power too.
 
 Each process keeps its own account in RUN/energy/PROCESS.json, one sum for each source: counters and estimates are never
 added. Accounts need no collective, and outlive whoever is killed, up to the last half minute.
@@ -58,7 +58,7 @@ class EnergyLog:
 
     def _flush(self) -> None:
         self._next = time.monotonic() + FLUSH_SECONDS
-        # An account that cannot be written is no reason to end a run: its checkpoints will say so if they cannot either.
+        # An account that cannot be written is no reason to end a run.
         with contextlib.suppress(OSError):
             self._directory.mkdir(parents=True, exist_ok=True)
             mine = {**self._before, self._meter.source: self._mine()}

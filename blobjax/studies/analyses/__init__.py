@@ -6,6 +6,7 @@ from blobjax.studies.analyses import (
     bf16_rounding,
     final_loss,
     fp16_loss_scaling,
+    isoflop,
     lr_sensitivity,
     mup_transfer,
     norm_placement,
@@ -24,4 +25,8 @@ ANALYSES: dict[str, Callable[[list[Result]], Finding]] = {
     "precision-ladder": precision_ladder.analyse,
     "norm-placement": norm_placement.analyse,
     "spike-recovery": spike_recovery.analyse,
+    "isoflop": isoflop.analyse,
 }
+
+PREDICTING = frozenset({"isoflop"})
+"""Those whose finding holds a prediction that `--confirm` can test."""

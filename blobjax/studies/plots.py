@@ -42,6 +42,16 @@ def charts(count: int = 1, share_y: bool = False) -> "tuple[Figure, list[Axes]]"
         return figure, list(figure.subplots(1, count, squeeze=False, sharey=share_y)[0])
 
 
+def colour(n: int) -> str:
+    """Of the n-th line."""
+    return _COLOURS[n % len(_COLOURS)]
+
+
+def marker(n: int) -> str:
+    """Of the n-th line's points."""
+    return _MARKERS[n % len(_MARKERS)]
+
+
 def draw(
     axes: "Axes",
     lines: Mapping[str, Line],
@@ -100,6 +110,17 @@ def level(axes: "Axes", value: float, text: str) -> None:
     axes.axhline(value, color="#666666", linestyle="--", linewidth=1)
     # Its own x in parts of the axis, its y in data.
     axes.text(0.01, value, text, transform=axes.get_yaxis_transform(), va="bottom", fontsize=10, color="#444444")
+
+
+def band(axes: "Axes", xs: Sequence[float], low: Sequence[float], high: Sequence[float], n: int = 0) -> None:
+    """The interval of the n-th line, as a band behind it."""
+    axes.fill_between(xs, low, high, color=_COLOURS[n % len(_COLOURS)], alpha=0.18, linewidth=0)
+
+
+def error_bars(axes: "Axes", line: Line, errors: Sequence[float], n: int = 0) -> None:
+    """Error bars of the n-th line's points, as far up as down."""
+    colour = _COLOURS[n % len(_COLOURS)]
+    axes.errorbar(*line, yerr=errors, fmt="none", ecolor=colour, elinewidth=1.2, capsize=3)
 
 
 def bars(axes: "Axes", groups: Mapping[str, Mapping[str, float]], y: str, *, log_y: bool = False) -> None:

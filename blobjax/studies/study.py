@@ -28,19 +28,24 @@ AnalysisName = Literal[
     "norm-placement",
     "spike-recovery",
     "in-context",
+    "isoflop",
+    "model-ladder",
 ]
 
 # A cell's name is the names of its values, each a part of a file name.
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._+-]+")
 # What a study decides for each of its cells.
 _OURS = ("name", "logging.run_dir")
+# What an axis may set besides dotted keys: all that follows from a model's size (`--size` of a run).
+SIZE = "size"
 
 
 class Axis(Section):
     """One dimension of the grid: named values, each of which sets some keys.
 
     Written out, `{small: {model.d_model: 64, model.n_heads: 4}, …}`; or, where all values set one key,
-    `{key: optimizer.learning_rate, values: [1e-3, 1e-2]}`.
+    `{key: optimizer.learning_rate, values: [1e-3, 1e-2]}`. The key `size` sets all that follows from a model's size
+    (config/ladder.py), under what the command line and other keys set: `{key: size, values: [100k, 5M]}`.
     """
 
     values: dict[str, dict[str, Any]]
@@ -138,6 +143,7 @@ class Plan:
       base: the config without any axis.
       directory: where its cells and results go.
       cells: in the order of the grid.
+      path: of its file.
     """
 
     name: str
@@ -146,6 +152,7 @@ class Plan:
     directory: Path
     base: Config
     cells: tuple[Cell, ...]
+    path: Path
 
 
 def label(value: Any) -> str:
@@ -189,7 +196,19 @@ def load_study(name: str, overrides: Sequence[str], directory: Path | None = Non
     short = _NOT_IN_NAMES.sub("-", path.stem)
     directory = directory or Path("studies") / short
     base, cells = _resolve(study, path, settings, short, directory / "cells")
-    return Plan(short, study, tuple(overrides), directory, base, cells)
+    return Plan(short, study, tuple(overrides), directory, base, cells, path)
+
+
+def one_more(plan: Plan, name: str, values: dict[str, Any], directory: Path) -> Cell:
+    """A run beside the grid: the study's base with its overrides, and these dotted keys.
+
+    Raises:
+      BadInputError: every problem found.
+    """
+    given = [setting for setting in map(parse_override, plan.overrides) if not setting.key.startswith("grid.")]
+    own = [Setting(key, value, name) for key, value in values.items() if key != SIZE]
+    ours = [Setting("name", f"{plan.name}_{name}"), Setting("logging.run_dir", str(directory / name))]
+    return Cell(name, {}, values, load_inline(plan.study.base, plan.path, [*given, *own, *ours], values.get(SIZE)))
 
 
 def _override_grid(study: Study, settings: list[Setting]) -> tuple[Study, list[Setting], list[str]]:
@@ -259,9 +278,10 @@ def _resolve(
             for axis, value_of in values.items()
             for key, value in value_of.items()
         ]
+        size = next((setting.value for setting in own if setting.key == SIZE), None)
         ours = [Setting("name", f"{short}_{name}"), Setting("logging.run_dir", str(cells_dir / name))]
         try:
-            config = load_inline(study.base, path, [*settings, *own, *ours])
+            config = load_inline(study.base, path, [*settings, *(s for s in own if s.key != SIZE), *ours], size)
         except BadInputError as error:
             for line in error.problems:
                 wrong.setdefault(line, []).append(name)

@@ -7,7 +7,9 @@ from blobjax.studies.analyses import (
     final_loss,
     fp16_loss_scaling,
     in_context,
+    isoflop,
     lr_sensitivity,
+    model_ladder,
     mup_transfer,
     norm_placement,
     precision_ladder,
@@ -26,4 +28,9 @@ ANALYSES: dict[str, Callable[[list[Result]], Finding]] = {
     "norm-placement": norm_placement.analyse,
     "spike-recovery": spike_recovery.analyse,
     "in-context": in_context.analyse,
+    "isoflop": isoflop.analyse,
+    "model-ladder": model_ladder.analyse,
 }
+
+PREDICTING = frozenset({"isoflop", "model-ladder"})
+"""Those whose finding holds a prediction that `--confirm` can test."""

@@ -7,6 +7,7 @@ import shlex
 import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -98,6 +99,7 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 def conclude(plan: Plan, console: Console) -> int:
     """Writes cells.jsonl, and where every cell has come to an end summary.json, the plots and the page."""
+    from blobjax.scaling import fit_file
     from blobjax.studies import plots
     from blobjax.studies.analyses import ANALYSES
     from blobjax.studies.page import page
@@ -116,8 +118,10 @@ def conclude(plan: Plan, console: Console) -> int:
         png = plots.to_png(picture.figure)
         (folder / f"{picture.name}.png").write_bytes(png)
         pictures.append((picture.caption, png))
+    for name, content in finding.laws.items():
+        fit_file.write(content, folder / f"fit-{name}.json")
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    write_atomically(folder / "index.html", page(plan, results, summary, pictures))
+    write_atomically(folder / "index.html", page(plan, results, summary, finding, pictures))
     for words in summary["found"]:
         console.print(words, highlight=False, markup=False, soft_wrap=True)
     console.print(f"page: {folder / 'index.html'}", highlight=False, soft_wrap=True)
@@ -131,6 +135,11 @@ def _failures(results: list[Result]) -> list[str]:
         if result.status == "failed":
             reasons.setdefault(result.reason, []).append(result.cell.name)
     return [f"Failed, and missing from all of this: {', '.join(names)} ({why})." for why, names in reasons.items()]
+
+
+def _law(content: dict[str, Any]) -> dict[str, Any]:
+    """What is asked first of a fit; the rest is in its file."""
+    return jsonable({name: content[name] for name in ("law", "formula", "parameters", "derived", "future", "notes")})
 
 
 def summarise(plan: Plan, results: list[Result], finding: Finding) -> dict[str, Any]:
@@ -148,6 +157,8 @@ def summarise(plan: Plan, results: list[Result], finding: Finding) -> dict[str, 
         "reproduced": finding.reproduced,
         "found": [*finding.words, *_failures(results)],
         "numbers": jsonable(finding.numbers),
+        "laws": {name: _law(content) | {"file": f"fit-{name}.json"} for name, content in finding.laws.items()},
+        "worth": {name: jsonable(asdict(each)) for name, each in finding.worth.items()},
         "cells": dict(Counter(result.status for result in results)),
         "wall_seconds": round(sum(result.wall_seconds for result in results), 1),
         "command": shlex.join(["blobjax", "study", name, *plan.overrides]),

@@ -1,10 +1,12 @@
 """What an analysis finds in the cells of a study: a verdict, words, numbers and pictures."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from blobjax.scaling.multiplier import Worth
 
 Verdict = bool | Literal["partly"] | None
 """Whether what was expected came out; None where nothing definite was expected."""
@@ -34,12 +36,16 @@ class Finding:
       words: paragraphs; also what did not come out.
       numbers: name to a number, a text, or a dict of them.
       pictures: plots, the most telling first.
+      laws: name to the content of a fit file; each is written into the study's directory as fit-NAME.json.
+      worth: what was varied to what it was worth in compute.
     """
 
     reproduced: Verdict
     words: tuple[str, ...]
     numbers: dict[str, Any]
     pictures: tuple[Picture, ...]
+    laws: dict[str, dict[str, Any]] = field(default_factory=dict)
+    worth: "dict[str, Worth]" = field(default_factory=dict)
 
 
 def verdict(*claims: bool) -> Verdict:

@@ -1,12 +1,13 @@
 """A study's page: one HTML file that holds all of it, pictures too, and works without a network."""
 
 import base64
-import math
-from collections.abc import Iterable
 from html import escape
 from typing import Any
 
 from blobjax.config.diff import config_diff
+from blobjax.studies import law_sections
+from blobjax.studies.finding import Finding
+from blobjax.studies.html import number, paragraph, section, table
 from blobjax.studies.results import Result
 from blobjax.studies.study import Plan
 
@@ -39,25 +40,29 @@ td:last-child:has(code) { min-width: 13rem; }
 _VERDICTS = {True: "reproduced", "partly": "partly reproduced", False: "did not reproduce", None: "no verdict"}
 
 
-def page(plan: Plan, results: list[Result], summary: dict[str, Any], pictures: list[tuple[str, bytes]]) -> str:
+def page(
+    plan: Plan, results: list[Result], summary: dict[str, Any], finding: Finding, pictures: list[tuple[str, bytes]]
+) -> str:
     """The page.
 
     Args:
       summary: as in summary.json.
-      pictures: caption and PNG of each.
+      pictures: the finding's, caption and PNG of each.
     """
     study = plan.study
     kind = {True: "true", False: "false", None: "null"}.get(summary["reproduced"], "partly")
     parts = [
         f'<p class="kind">Study <code>{escape(plan.name)}</code></p><h1>{escape(study.title)}</h1>',
         f'<p><span class="verdict {kind}">{_VERDICTS[summary["reproduced"]]}</span></p>',
-        _section("Question", _paragraph(study.question)),
-        _section("Expected", _paragraph(study.expected), f'<p class="small">{escape(study.source)}</p>'),
-        _section("Found", *(_paragraph(words) for words in summary["found"])),
+        section("Question", paragraph(study.question)),
+        section("Expected", paragraph(study.expected), f'<p class="small">{escape(study.source)}</p>'),
+        section("Found", *(paragraph(words) for words in summary["found"])),
         *(_figure(caption, png) for caption, png in pictures),
-        _section("Numbers", _numbers(summary["numbers"])),
-        _section("Cells", _cells_note(summary), _cells(plan, results)),
-        _section("Run it again", f"<pre>{escape(summary['command'])}</pre>", _provenance(summary)),
+        *law_sections.laws(finding.laws),
+        *law_sections.worth(finding.worth),
+        section("Numbers", _numbers(summary["numbers"])),
+        section("Cells", _cells_note(summary), _cells(plan, results)),
+        section("Run it again", f"<pre>{escape(summary['command'])}</pre>", _provenance(summary)),
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -68,42 +73,12 @@ def page(plan: Plan, results: list[Result], summary: dict[str, Any], pictures: l
     )
 
 
-def number(value: Any) -> str:
-    """A number as it is read best, text as it is."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return "" if value is None else str(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, int) or (abs(value) >= 1000 and value == round(value)):
-        return f"{value:,.0f}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def _section(title: str, *parts: str) -> str:
-    return f"<h2>{escape(title)}</h2>\n" + "\n".join(parts)
-
-
-def _paragraph(text: str) -> str:
-    return f"<p>{escape(text)}</p>"
-
-
 def _figure(caption: str, png: bytes) -> str:
     data = base64.b64encode(png).decode()
     return (
         f'<figure><img src="data:image/png;base64,{data}" alt="{escape(caption)}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]], numeric: frozenset[int] = frozenset()) -> str:
-    """A table of cells that are HTML already; the columns in `numeric` are set to the right."""
-
-    def row(cells: Iterable[str], tag: str) -> str:
-        marks = (' class="n"' if n in numeric else "" for n in range(1000))
-        return "<tr>" + "".join(f"<{tag}{mark}>{c}</{tag}>" for c, mark in zip(cells, marks, strict=False)) + "</tr>"
-
-    body = "\n".join(row(cells, "td") for cells in rows)
-    return f'<div class="wide"><table><thead>{row(head, "th")}</thead><tbody>\n{body}\n</tbody></table></div>'
 
 
 def _numbers(numbers: dict[str, Any]) -> str:
@@ -117,9 +92,9 @@ def _numbers(numbers: dict[str, Any]) -> str:
     for labels, rows in tables.items():
         if len(labels) > 8:  # too wide for a page: turned on its side
             rows = [list(row) for row in zip(["", *map(escape, labels)], *rows, strict=True)]
-            html.append(_table(rows[0], rows[1:], frozenset(range(1, len(rows[0])))))
+            html.append(table(rows[0], rows[1:], frozenset(range(1, len(rows[0])))))
         else:
-            html.append(_table(["", *map(escape, labels)], rows, frozenset(range(1, len(labels) + 1))))
+            html.append(table(["", *map(escape, labels)], rows, frozenset(range(1, len(labels) + 1))))
     return "\n".join(html)
 
 
@@ -156,7 +131,7 @@ def _cells(plan: Plan, results: list[Result]) -> str:
             ]
         )
     first = len(axes) + 1
-    return _table(map(escape, head), rows, frozenset(range(first, first + 3)))
+    return table(map(escape, head), rows, frozenset(range(first, first + 3)))
 
 
 def _provenance(summary: dict[str, Any]) -> str:

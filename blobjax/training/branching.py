@@ -1,10 +1,10 @@
 """A run that begins where another one is: `duration.start_from`.
 
 Parameters, optimizer state, step and place in the data are read from a checkpoint of the other run, the trunk, which is
-neither written to nor moved. From there on it is a run like any other: it counts steps from the start of the trunk, so a
-schedule of this length is entered in its middle. Where that schedule, and all else, was the trunk's up to there, the run
-is bitwise one that was trained at its own length from the start: one trunk at a constant learning rate and a decayed
-branch for each length are runs of all lengths for little more than the price of the longest (Hägele et al. 2024).
+neither written to nor moved. From there on it is a run like any other: it counts steps from the start of the trunk, so
+it enters a schedule of its own length in the middle. Where that schedule, and all else, was the trunk's up to there, it
+is bitwise a run of that length from the start: one trunk at a constant learning rate and a decayed branch for each
+length are runs of all lengths for little more than the price of the longest (Hägele et al. 2024).
 
 What is decided at the first beginning is written down as a `branch` event, and holds for every attempt after it.
 """
@@ -69,7 +69,7 @@ class Trunk:
         except (BadCheckpointError, OSError) as error:
             raise BadInputError(f"duration.start_from: checkpoint {self._folder}: {error}") from None
         if record.sequences is None:
-            raise BadInputError(f"duration.start_from: checkpoint {self._folder} has no fingerprints to check it against")
+            raise BadInputError(f"duration.start_from: checkpoint {self._folder} has no fingerprints to check it by")
         passages = read_passages(self.directory.passed_over)
         here = windows(passages).number(record.sequences)
         return [each for each in passages if each["first"] < here]
@@ -107,7 +107,7 @@ def find(config: Config, clockwork: Clockwork, begun: bool) -> Trunk | None:
     steps = files.committed(directory.checkpoints)
     known = ", ".join(map(str, steps)) or "none"
     if decided and decided[0] not in steps:
-        raise BadInputError(f"{key}: the run began from step {decided[0]}, whose checkpoint is gone; there are: {known}")
+        raise BadInputError(f"{key}: it began from step {decided[0]}, whose checkpoint is gone; there are: {known}")
     if decided:
         return Trunk(directory, decided[0])
     usable = [step for step in steps if step <= point]

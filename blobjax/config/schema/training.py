@@ -29,9 +29,9 @@ class Training(Section):
     seq_len_start: Positive = 64
     """Tokens; the length of the pieces at the first step of that warm-up."""
     start_from: Origin | None = None
-    """`RUN@POINT`: begin from another run's state, optimizer and place in the data, at its newest checkpoint that is not
-    after that point of this run (`400 steps`, `80%`). RUN is a run directory beside this one's, or a path. Steps and
-    length count on from there; null: begin from nothing."""
+    """`RUN@POINT`: begin with another run's parameters, optimizer state, step and place in the data, as in its newest
+    checkpoint that is not after that point of this run (`trunk@80%`, `runs/trunk@400 steps`). RUN is the name of a run
+    directory beside this one's, or a path. Length and schedule are reckoned from its start. null: from nothing."""
     wall_clock_limit: Duration | None = None
     """Save and stop, resumable, after this much time in one process (`2 hours`)."""
 

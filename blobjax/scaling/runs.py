@@ -22,6 +22,7 @@ MEANINGS = {
     "flops_6nd": "6 × params (embeddings in) × tokens: no attention",
     "flops_6nd_non_embedding": "6 × params (embeddings out) × tokens: no attention",
     "loss": "mean cross-entropy of the last 5% of the training steps, nats per token",
+    "held_out_loss": "cross-entropy of held-out text at the end, domains weighted as in the mixture, nats per token",
 }
 """What the columns of a run count; `eval/…` metrics are columns too, under their names."""
 
@@ -73,7 +74,7 @@ def read(path: Path, curves: bool) -> Found:
             continue
         for file in (directory.config, directory.metrics):
             digest.update(file.read_bytes())
-        rows += [(str(folder), cells) for cells in (_curve(config, result) if curves else [_end(config, result)])]
+        rows += [(str(folder), cells) for cells in (_curve(config, result) if curves else [end(config, result)])]
     if not rows:
         why = f": {', '.join(passed_over)}" if passed_over else ""
         raise BadInputError(f"{path}: no finished run{why}; finish it, or give other points")
@@ -96,16 +97,29 @@ def _sizes(config: Config, tokens: float) -> dict[str, Any]:
     }
 
 
-def _end(config: Config, result: Outcome) -> dict[str, Any]:
+def end(config: Config, result: Outcome) -> dict[str, Any]:
+    """The row of a finished run: what it came to, and at what cost."""
     last = result.metrics[-1]
     tokens = max(float(line["tokens"]) for line in result.metrics if "tokens" in line)
     return {
         **_sizes(config, tokens),
         "loss": result.final_loss,
+        "held_out_loss": held_out_loss(config, result),
         "steps": last["step"],
         "unique_tokens": _unique(config, tokens, result.metrics),
         **result.held_out,
     }
+
+
+def held_out_loss(config: Config, result: Outcome) -> float:
+    """Cross-entropy of held-out text at the newest evaluation, the mean over the domains by their weights; NaN without.
+
+    Runs of different lengths end at different batches, whose losses differ by more than the runs do; the held-out text
+    is the same for all.
+    """
+    weights = {f"eval/{name}/cross_entropy": weight for name, weight in config.data.mixture.items() if weight}
+    whole = sum(weights.values())
+    return sum(result.held_out.get(name, math.nan) * weight / whole for name, weight in weights.items())
 
 
 def _unique(config: Config, tokens: float, metrics: list[dict[str, Any]]) -> float:

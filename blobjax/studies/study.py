@@ -27,6 +27,10 @@ AnalysisName = Literal[
     "precision-ladder",
     "norm-placement",
     "spike-recovery",
+    "data-quantity",
+    "data-breadth",
+    "training-length",
+    "batch-size",
 ]
 
 # A cell's name is the names of its values, each a part of a file name.

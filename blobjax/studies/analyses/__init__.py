@@ -3,7 +3,10 @@
 from collections.abc import Callable
 
 from blobjax.studies.analyses import (
+    batch_size,
     bf16_rounding,
+    data_breadth,
+    data_quantity,
     final_loss,
     fp16_loss_scaling,
     lr_sensitivity,
@@ -11,6 +14,7 @@ from blobjax.studies.analyses import (
     norm_placement,
     precision_ladder,
     spike_recovery,
+    training_length,
 )
 from blobjax.studies.finding import Finding
 from blobjax.studies.results import Result
@@ -24,4 +28,8 @@ ANALYSES: dict[str, Callable[[list[Result]], Finding]] = {
     "precision-ladder": precision_ladder.analyse,
     "norm-placement": norm_placement.analyse,
     "spike-recovery": spike_recovery.analyse,
+    "data-quantity": data_quantity.analyse,
+    "data-breadth": data_breadth.analyse,
+    "training-length": training_length.analyse,
+    "batch-size": batch_size.analyse,
 }

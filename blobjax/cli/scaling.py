@@ -29,6 +29,9 @@ def study(
     jobs: Annotated[int, typer.Option(min=0, help="Cells at once; 0: as many as suit the machine.")] = 0,
     directory: Annotated[str, typer.Option("--dir", help="Where; studies/NAME by default.")] = "",
     status: Annotated[bool, typer.Option("--status", help="Only print how its cells stand.")] = False,
+    confirm: Annotated[
+        bool, typer.Option("--confirm", help="Also make the run that tests what the study predicts.")
+    ] = False,
 ) -> None:
     """Run a grid of ordinary runs as one question, or what is left of it; the answer is a page."""
     from blobjax.studies import command
@@ -36,7 +39,7 @@ def study(
     if status:
         command.status(name, overrides or [], directory)
     else:
-        raise typer.Exit(command.study(name, overrides or [], directory, jobs))
+        raise typer.Exit(command.study(name, overrides or [], directory, jobs, confirm))
 
 
 def plan(

@@ -22,7 +22,7 @@ MEANINGS = {
     "flops_6nd": "6 × params (embeddings in) × tokens: no attention",
     "flops_6nd_non_embedding": "6 × params (embeddings out) × tokens: no attention",
     "loss": "mean cross-entropy of the last 5% of the training steps, nats per token",
-    "held_out_loss": "cross-entropy of held-out text at the end, domains weighted as in the mixture, nats per token",
+    "held_out_loss": "cross-entropy of held-out text at the end, mean over domains by their weights, nats per token",
 }
 """What the columns of a run count; `eval/…` metrics are columns too, under their names."""
 

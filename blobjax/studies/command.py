@@ -7,12 +7,12 @@ import shlex
 import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 from rich.console import Console
@@ -21,8 +21,9 @@ from blobjax.config import BadInputError
 from blobjax.config.load import shipped_studies
 from blobjax.reliability.outcome import DONE
 from blobjax.reliability.run_directory import write_atomically
-from blobjax.studies import runner
-from blobjax.studies.finding import Finding
+from blobjax.studies import confirmation, runner
+from blobjax.studies.analyses import ANALYSES, PREDICTING
+from blobjax.studies.finding import Finding, Prediction
 from blobjax.studies.progress import Progress, table
 from blobjax.studies.results import Result, jsonable, read, write_cells
 from blobjax.studies.study import Plan, load_study
@@ -31,7 +32,7 @@ from blobjax.training.progress import PatientConsole
 FINISHED, FAILED, RESUMABLE = 0, 1, 75
 
 
-def study(name: str, overrides: Sequence[str] = (), directory: str = "", jobs: int = 0) -> int:
+def study(name: str, overrides: Sequence[str] = (), directory: str = "", jobs: int = 0, confirm: bool = False) -> int:
     """Runs what has not been run of a study, and writes its results.
 
     Args:
@@ -39,6 +40,7 @@ def study(name: str, overrides: Sequence[str] = (), directory: str = "", jobs: i
       overrides: `dotted.key=value` for every cell, `grid.AXIS=[values]` for the grid.
       directory: where; default studies/NAME.
       jobs: cells at once; 0: as many as suit the machine.
+      confirm: when all cells are done, also make the run that tests what they predict.
 
     Returns:
       The exit code: 0 all cells came to an end, 1 some failed, 75 interrupted, to be resumed.
@@ -49,6 +51,9 @@ def study(name: str, overrides: Sequence[str] = (), directory: str = "", jobs: i
     if find_spec("matplotlib") is None:
         raise BadInputError("a study draws plots, and matplotlib is not installed; pip install 'blobjax[plot]'")
     plan = load_study(name, overrides, Path(directory) if directory else None)
+    if confirm and plan.study.analysis not in PREDICTING:
+        known = ", ".join(sorted(PREDICTING))
+        raise BadInputError(f"--confirm: {plan.name} predicts nothing that a run could test; those that do: {known}")
     console = PatientConsole()
     runner.check(plan)
     with runner.locked(plan.directory) as lock, _terminated_as_interrupted():
@@ -62,11 +67,11 @@ def study(name: str, overrides: Sequence[str] = (), directory: str = "", jobs: i
                 jobs = min(jobs or runner.default_jobs(), len(cells))
                 with Progress(len(plan.cells), done, console) as progress:
                     runner.Crew(plan, cells, jobs, lock, progress).run()
+            return conclude(plan, console, lock if confirm else None)
         except KeyboardInterrupt:
             write_cells(plan.directory / "cells.jsonl", [read(cell) for cell in plan.cells])
             console.print("stopped; run the same command to go on", highlight=False)
             return RESUMABLE
-        return conclude(plan, console)
 
 
 def status(name: str, overrides: Sequence[str] = (), directory: str = "") -> None:
@@ -97,11 +102,27 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def conclude(plan: Plan, console: Console) -> int:
-    """Writes cells.jsonl, and where every cell has come to an end summary.json, the plots and the page."""
+def _confirm(plan: Plan, prediction: Prediction | None, lock: IO[str], console: Console) -> None:
+    """Makes the run that tests a prediction, or goes on with it; one that has come to its end is left alone."""
+    if prediction is None:
+        console.print("--confirm: nothing could be predicted, for the reasons below", highlight=False, soft_wrap=True)
+        return
+    alone = replace(plan, cells=(confirmation.cell(plan, prediction),))
+    runner.check(alone)
+    if cells := runner.unfinished(alone):
+        console.print(f"testing the prediction for {prediction.what}", highlight=False, soft_wrap=True)
+        with Progress(1, 0, console) as progress:
+            runner.Crew(alone, cells, 1, lock, progress).run()
+
+
+def conclude(plan: Plan, console: Console, confirm: IO[str] | None = None) -> int:
+    """Writes cells.jsonl, and where every cell has come to an end summary.json, the plots and the page.
+
+    Args:
+      confirm: the study directory's lock, where the run that tests the prediction is to be made before.
+    """
     from blobjax.scaling import fit_file
     from blobjax.studies import plots
-    from blobjax.studies.analyses import ANALYSES
     from blobjax.studies.page import page
 
     folder = plan.directory
@@ -112,7 +133,11 @@ def conclude(plan: Plan, console: Console) -> int:
         console.print(f"not at their end: {names}; run the same command to go on", highlight=False, soft_wrap=True)
         return RESUMABLE
     finding = ANALYSES[plan.study.analysis](results)
-    summary = summarise(plan, results, finding)
+    if confirm is not None:
+        _confirm(plan, finding.prediction, confirm, console)
+    tested = confirmation.look(plan, finding)
+    finding = confirmation.weighed(finding, tested)
+    summary = summarise(plan, results, finding, tested)
     pictures = []
     for picture in finding.pictures:
         png = plots.to_png(picture.figure)
@@ -121,10 +146,12 @@ def conclude(plan: Plan, console: Console) -> int:
     for name, content in finding.laws.items():
         fit_file.write(content, folder / f"fit-{name}.json")
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    write_atomically(folder / "index.html", page(plan, results, summary, finding, pictures))
+    write_atomically(folder / "index.html", page(plan, results, summary, finding, tested, pictures))
     for words in summary["found"]:
         console.print(words, highlight=False, markup=False, soft_wrap=True)
     console.print(f"page: {folder / 'index.html'}", highlight=False, soft_wrap=True)
+    if confirm is not None and tested is not None and tested.result.status not in DONE:
+        return FAILED if tested.result.status == "failed" else RESUMABLE
     return FAILED if any(result.status == "failed" for result in results) else FINISHED
 
 
@@ -142,7 +169,9 @@ def _law(content: dict[str, Any]) -> dict[str, Any]:
     return jsonable({name: content[name] for name in ("law", "formula", "parameters", "derived", "future", "notes")})
 
 
-def summarise(plan: Plan, results: list[Result], finding: Finding) -> dict[str, Any]:
+def summarise(
+    plan: Plan, results: list[Result], finding: Finding, tested: confirmation.Tested | None
+) -> dict[str, Any]:
     """What summary.json says. It tells what kind of machine this was, and not which."""
     name = plan.name if plan.name in shipped_studies() else f"{plan.name}.yaml"
     packages = ("blobjax", "jax", "flax", "optax", "numpy", "matplotlib")
@@ -159,6 +188,7 @@ def summarise(plan: Plan, results: list[Result], finding: Finding) -> dict[str, 
         "numbers": jsonable(finding.numbers),
         "laws": {name: _law(content) | {"file": f"fit-{name}.json"} for name, content in finding.laws.items()},
         "worth": {name: jsonable(asdict(each)) for name, each in finding.worth.items()},
+        "prediction": None if tested is None else confirmation.record(tested),
         "cells": dict(Counter(result.status for result in results)),
         "wall_seconds": round(sum(result.wall_seconds for result in results), 1),
         "command": shlex.join(["blobjax", "study", name, *plan.overrides]),

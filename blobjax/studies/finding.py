@@ -28,6 +28,24 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """What fitted laws say of a run that has not been made, and the run that tests it: `blobjax study NAME --confirm`.
+
+    Attributes:
+      name: of the run's directory.
+      what: which run it is, in words.
+      settings: dotted keys and values that make the run of the study's base.
+      expected: law to the loss it predicts: `value`, `low` and `high` of the law, `run_low` and `run_high` of a single
+        run; the first decides whether the prediction held.
+    """
+
+    name: str
+    what: str
+    settings: dict[str, Any]
+    expected: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class Finding:
     """The answer to a study's question.
 
@@ -38,6 +56,7 @@ class Finding:
       pictures: plots, the most telling first.
       laws: name to the content of a fit file; each is written into the study's directory as fit-NAME.json.
       worth: what was varied to what it was worth in compute.
+      prediction: of the next run, where laws were fitted that tell it.
     """
 
     reproduced: Verdict
@@ -46,6 +65,7 @@ class Finding:
     pictures: tuple[Picture, ...]
     laws: dict[str, dict[str, Any]] = field(default_factory=dict)
     worth: "dict[str, Worth]" = field(default_factory=dict)
+    prediction: Prediction | None = None
 
 
 def verdict(*claims: bool) -> Verdict:

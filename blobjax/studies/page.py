@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from blobjax.config.diff import config_diff
-from blobjax.studies import law_sections
+from blobjax.studies import confirmation, law_sections
 from blobjax.studies.finding import Finding
 from blobjax.studies.html import number, paragraph, section, table
 from blobjax.studies.results import Result
@@ -41,12 +41,18 @@ _VERDICTS = {True: "reproduced", "partly": "partly reproduced", False: "did not 
 
 
 def page(
-    plan: Plan, results: list[Result], summary: dict[str, Any], finding: Finding, pictures: list[tuple[str, bytes]]
+    plan: Plan,
+    results: list[Result],
+    summary: dict[str, Any],
+    finding: Finding,
+    tested: confirmation.Tested | None,
+    pictures: list[tuple[str, bytes]],
 ) -> str:
     """The page.
 
     Args:
       summary: as in summary.json.
+      tested: the finding's prediction and what came of it.
       pictures: the finding's, caption and PNG of each.
     """
     study = plan.study
@@ -59,6 +65,7 @@ def page(
         section("Found", *(paragraph(words) for words in summary["found"])),
         *(_figure(caption, png) for caption, png in pictures),
         *law_sections.laws(finding.laws),
+        *confirmation.html(tested),
         *law_sections.worth(finding.worth),
         section("Numbers", _numbers(summary["numbers"])),
         section("Cells", _cells_note(summary), _cells(plan, results)),

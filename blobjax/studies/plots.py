@@ -42,6 +42,16 @@ def charts(count: int = 1, share_y: bool = False) -> "tuple[Figure, list[Axes]]"
         return figure, list(figure.subplots(1, count, squeeze=False, sharey=share_y)[0])
 
 
+def colour(n: int) -> str:
+    """Of the n-th line."""
+    return _COLOURS[n % len(_COLOURS)]
+
+
+def marker(n: int) -> str:
+    """Of the n-th line's points."""
+    return _MARKERS[n % len(_MARKERS)]
+
+
 def draw(
     axes: "Axes",
     lines: Mapping[str, Line],

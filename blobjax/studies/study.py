@@ -27,6 +27,7 @@ AnalysisName = Literal[
     "precision-ladder",
     "norm-placement",
     "spike-recovery",
+    "isoflop",
     "data-quantity",
     "data-breadth",
     "training-length",
@@ -147,6 +148,7 @@ class Plan:
       base: the config without any axis.
       directory: where its cells and results go.
       cells: in the order of the grid.
+      path: of its file.
     """
 
     name: str
@@ -155,6 +157,7 @@ class Plan:
     directory: Path
     base: Config
     cells: tuple[Cell, ...]
+    path: Path
 
 
 def label(value: Any) -> str:
@@ -198,7 +201,19 @@ def load_study(name: str, overrides: Sequence[str], directory: Path | None = Non
     short = _NOT_IN_NAMES.sub("-", path.stem)
     directory = directory or Path("studies") / short
     base, cells = _resolve(study, path, settings, short, directory / "cells")
-    return Plan(short, study, tuple(overrides), directory, base, cells)
+    return Plan(short, study, tuple(overrides), directory, base, cells, path)
+
+
+def one_more(plan: Plan, name: str, values: dict[str, Any], directory: Path) -> Cell:
+    """A run beside the grid: the study's base with its overrides, and these dotted keys.
+
+    Raises:
+      BadInputError: every problem found.
+    """
+    given = [setting for setting in map(parse_override, plan.overrides) if not setting.key.startswith("grid.")]
+    own = [Setting(key, value, name) for key, value in values.items()]
+    ours = [Setting("name", f"{plan.name}_{name}"), Setting("logging.run_dir", str(directory / name))]
+    return Cell(name, {}, values, load_inline(plan.study.base, plan.path, [*given, *own, *ours]))
 
 
 def _override_grid(study: Study, settings: list[Setting]) -> tuple[Study, list[Setting], list[str]]:

@@ -9,6 +9,7 @@ from blobjax.studies.analyses import (
     data_quantity,
     final_loss,
     fp16_loss_scaling,
+    isoflop,
     lr_sensitivity,
     mup_transfer,
     norm_placement,
@@ -28,8 +29,12 @@ ANALYSES: dict[str, Callable[[list[Result]], Finding]] = {
     "precision-ladder": precision_ladder.analyse,
     "norm-placement": norm_placement.analyse,
     "spike-recovery": spike_recovery.analyse,
+    "isoflop": isoflop.analyse,
     "data-quantity": data_quantity.analyse,
     "data-breadth": data_breadth.analyse,
     "training-length": training_length.analyse,
     "batch-size": batch_size.analyse,
 }
+
+PREDICTING = frozenset({"isoflop"})
+"""Those whose finding holds a prediction that `--confirm` can test."""

@@ -1,0 +1,203 @@
+"""Which size is best for a budget of compute, and what that predicts for the next one.
+
+Chinchilla's second approach (parabolas) for the best size, length and loss of each budget, and the third (parametric)
+on the same runs beside it. Source: Hoffmann et al. 2022, sections 3.2 and 3.3.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from blobjax.config import BadInputError
+from blobjax.scaling import fit_file, prediction, runs, text
+from blobjax.scaling.laws import LAWS, Settings
+from blobjax.scaling.laws.isoflop import parabolas
+from blobjax.scaling.laws.law import budgets
+from blobjax.scaling.points import Row, Table, choose
+from blobjax.studies import plots
+from blobjax.studies.finding import Finding, Picture, Prediction, verdict
+from blobjax.studies.results import Result
+
+PARABOLAS, PARAMETRIC = "chinchilla-2", "chinchilla-3"
+# Exponents of the best size, the published three within it (0.46 to 0.50), that count as about one half.
+ABOUT_HALF = (0.4, 0.6)
+_LOSS = "held_out_loss"
+_RESAMPLES = 200
+
+
+def analyse(results: list[Result]) -> Finding:
+    """The best of each budget, its laws, and the loss and size that they predict for the next budget."""
+    usable = [result for result in results if result.status == "finished"]
+    rows = [(result, runs.end(result.cell.config, result)) for result in usable]
+    numbers: dict[str, Any] = {_LOSS: {result.cell.name: row[_LOSS] for result, row in rows}}
+    laws, words = {}, []
+    for name in (PARABOLAS, PARAMETRIC):
+        try:
+            laws[name] = fit(name, rows)
+        except BadInputError as error:
+            words.append(f"{name} could not be fitted: {'; '.join(error.problems)}.")
+    columns = _columns(rows)
+    pictures = [_parabolas(columns)] if columns else []
+    if PARABOLAS not in laws:
+        return Finding(None, tuple(words), numbers, tuple(pictures), laws)
+    content = laws[PARABOLAS]
+    best = content["details"]["budgets"]
+    refused = [note for note in content["notes"] if note.startswith("budget ")]
+    numbers |= {
+        f"best_{name}": {f"{C:.3g} FLOPs": value for C, value in zip(best["flops"], best[name], strict=True)}
+        for name in ("params", "tokens", "loss")
+    }
+    exponents = {name: content["parameters"][name] for name in ("a", "b", "gamma")}
+    a = exponents["a"]["value"]
+    words = [
+        f"The best size grows as the budget to the {_with_interval(exponents['a'])}, the best number of tokens as the "
+        f"budget to the {_with_interval(exponents['b'])}.",
+        f"At the largest budget, {best['flops'][-1]:.3g} FLOPs, the best is {best['params'][-1]:,.0f} parameters on "
+        f"{best['tokens'][-1]:,.0f} tokens, {best['tokens'][-1] / best['params'][-1]:.0f} for each.",
+        *(f"Refused: {each}." for each in refused),
+        *words,
+    ]
+    predicted = _next(laws, columns, usable)
+    return Finding(
+        reproduced=verdict(not refused, ABOUT_HALF[0] <= a <= ABOUT_HALF[1]),
+        words=tuple(words),
+        numbers=numbers,
+        pictures=(*pictures, _growth(content, columns)),
+        laws=laws,
+        prediction=predicted,
+    )
+
+
+def fit(name: str, rows: list[tuple[Result, dict[str, Any]]], loss: str = _LOSS) -> dict[str, Any]:
+    """A fit file's content, of a law fitted to the ends of runs.
+
+    Raises:
+      BadInputError: they do not allow it.
+    """
+    law = LAWS[name]
+    table = Table([Row(f"cells/{result.cell.name}", row) for result, row in rows], [], dict(runs.MEANINGS))
+    return fit_file.make(law, choose(law, table, {"loss": loss}), Settings(delta=law.delta))
+
+
+def _columns(rows: list[tuple[Result, dict[str, Any]]]) -> dict[str, np.ndarray]:
+    names = {"flops": "flops", "params": "params", "tokens": "tokens", "loss": _LOSS}
+    return {ours: np.array([row[theirs] for _, row in rows]) for ours, theirs in names.items()} if rows else {}
+
+
+def _with_interval(entry: dict[str, Any]) -> str:
+    span = f" ({entry['low']:.2f} to {entry['high']:.2f})" if entry["low"] is not None else ""
+    return f"{entry['value']:.2f}{span}"
+
+
+def _next(laws: dict[str, dict[str, Any]], x: dict[str, np.ndarray], usable: list[Result]) -> Prediction:
+    """For the budget that follows in the series: its best size, as a model, and what each law says of it."""
+    centres = [float(np.exp(np.log(x["flops"][group]).mean())) for group in budgets(x["flops"])]
+    flops = float(f"{centres[-1] ** 2 / centres[-2]:.2g}")
+    best = prediction.predict(laws[PARABOLAS], {"flops": flops})
+    settings = scaled(usable, best["optimum"]["params"]["value"]) | {"duration.length": f"{flops:g} flops"}
+    params, tokens = best["optimum"]["params"]["value"], best["optimum"]["tokens"]["value"]
+    expected = {PARABOLAS: best["loss"]}
+    if PARAMETRIC in laws:
+        expected[PARAMETRIC] = prediction.predict(laws[PARAMETRIC], {"params": params, "tokens": tokens})["loss"]
+    width = settings["model.d_model"]
+    what = f"{flops:.3g} FLOPs at the best size, {text.number(params)} parameters (width {width})"
+    return Prediction(f"{flops:g}-flops_{width}", what, settings, expected)
+
+
+def scaled(usable: list[Result], params: float) -> dict[str, Any]:
+    """Keys of a model with about so many parameters: the nearest of the cells, made wider or narrower head by head."""
+    sizes = [runs.end(result.cell.config, result)["params"] for result in usable]
+    at = int(np.argmin(np.abs(np.log(np.array(sizes) / params))))
+    near = usable[at].cell
+    model = near.config.model
+    # Params are a quadratic in the width, nearly a square of it; the tables are the linear part.
+    tables = (1 if model.tie_embeddings else 2) * model.vocab_size
+    square = (sizes[at] - tables * model.d_model) / model.d_model**2
+    width = (-tables + (tables**2 + 4 * square * params) ** 0.5) / (2 * square)
+    heads = max(round(width / model.d_head), 1)
+    return near.overrides | {
+        "model.d_model": heads * model.d_head,
+        "model.n_heads": heads,
+        "model.d_ff": round(model.d_ff / model.d_model * heads * model.d_head),
+    }
+
+
+def _parabolas(x: dict[str, np.ndarray]) -> Picture:
+    """The measured points of each budget, its parabola, and the lowest point where there is one."""
+    best = parabolas(x)
+    figure, (axes,) = plots.charts()
+    bar = float(np.sqrt(np.mean(best.scatter**2))) if len(best.scatter) else 0.0
+    for n, group in enumerate(budgets(x["flops"])):
+        order = group[np.argsort(x["params"][group])]
+        size, loss = x["params"][order], x["loss"][order]
+        colour = plots.colour(n)
+        C = np.exp(np.log(x["flops"][group]).mean())
+        axes.errorbar(size, loss, yerr=bar * loss, fmt=plots.marker(n), color=colour, capsize=3, label=f"{C:.2g} FLOPs")
+        if len(np.unique(size)) >= 4:
+            # Centred, as in the fit: logarithms of params alone make it ill-conditioned.
+            middle = np.log(size).mean()
+            fine = np.linspace(np.log(size[0]), np.log(size[-1]), 100)
+            curve = np.polyval(np.polyfit(np.log(size) - middle, loss, 2), fine - middle)
+            axes.plot(np.exp(fine), curve, color=colour, linewidth=1.2)
+    axes.plot(best.columns["params"], best.columns["loss"], "*", color="black", markersize=11, label="lowest point")
+    plots.draw(axes, {}, "parameters", "held-out loss, nats per token", log_x=True, log_y=True)
+    axes.legend(frameon=False, fontsize=10)
+    caption = (
+        "IsoFLOP curves: each colour is one budget, used up by models of several sizes, and the parabola through them. "
+        "Error bars: the root mean square distance of all points from their parabolas."
+    )
+    return Picture("isoflop", caption, figure)
+
+
+def _growth(content: dict[str, Any], x: dict[str, np.ndarray]) -> Picture:
+    """Best size, best number of tokens and loss against the budget, with the fitted laws and their intervals."""
+    law = LAWS[PARABOLAS]
+    best = content["details"]["budgets"]
+    values = np.array([entry["value"] for entry in content["parameters"].values()])
+    draws = np.array(content["bootstrap"]["draws"]).reshape(-1, len(values))
+    spread = _spread(x)
+    last = best["flops"][-1]
+    C = np.geomspace(best["flops"][0] / 1.3, last**2 / best["flops"][-2] * 1.3, 60)
+    figure, charts = plots.charts(3)
+    named = (("params", "best parameters"), ("tokens", "best tokens"), ("loss", "held-out loss, nats"))
+    for n, (name, title) in enumerate(named):
+        axes = charts[n]
+        if len(draws):
+            share = content["bootstrap"]["share"]
+            curves = np.stack([_curve(law, draw, C, name) for draw in draws])
+            low, high = np.percentile(curves, [50 * (1 - share), 50 * (1 + share)], axis=0)
+            plots.band(axes, C.tolist(), low.tolist(), high.tolist(), n)
+        axes.plot(C, _curve(law, values, C, name), color=plots.colour(n))
+        measured = np.array(best[name])
+        ends = np.array([spread[name].get(round(float(np.log(at)), 6), (m, m)) for at, m in
+                         zip(best["flops"], measured, strict=True)])  # fmt: skip
+        errors = np.abs(ends.T - measured)
+        axes.errorbar(best["flops"], measured, yerr=errors, fmt="o", color=plots.colour(n), capsize=3)
+        plots.draw(axes, {}, "FLOPs", title, log_x=True, log_y=True)
+    level = f"{content['settings']['level']:.0%}"
+    caption = (
+        f"What is best at each budget, with {level} intervals from resampled parabolas, and the power laws through "
+        "them, drawn to the next budget; bands: their intervals."
+    )
+    return Picture("growth", caption, figure)
+
+
+def _curve(law: Any, values: np.ndarray, C: np.ndarray, name: str) -> np.ndarray:
+    if name == "loss":
+        return law.predict(values, {"flops": C})
+    return np.array([law.optimum(law, values, float(at), {})[("params", "tokens").index(name)] for at in C])
+
+
+def _spread(x: dict[str, np.ndarray]) -> dict[str, dict[float, tuple[float, float]]]:
+    """Quantity to (rounded log of the budget to its 5th and 95th percentile) over resampled losses."""
+    law, rng = LAWS[PARABOLAS], np.random.default_rng(0)
+    assert law.resample is not None
+    found: dict[str, dict[float, list[float]]] = {name: {} for name in ("params", "tokens", "loss")}
+    for _ in range(_RESAMPLES):
+        columns = parabolas(law.resample(x, np.zeros(0), rng)).columns
+        for i, C in enumerate(columns["flops"]):
+            for name, each in found.items():
+                each.setdefault(round(float(np.log(C)), 6), []).append(float(columns[name][i]))
+    return {
+        name: {C: tuple(np.percentile(those, [5, 95])) for C, those in each.items()} for name, each in found.items()
+    }

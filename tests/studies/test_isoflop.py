@@ -1,0 +1,107 @@
+"""IsoFLOP: cells made up from a known law give its best sizes back, and the next budget is predicted and tested."""
+
+import json
+
+import numpy as np
+import pytest
+
+from blobjax.compute.flops import flops_per_token, param_count
+from blobjax.config import Config
+from blobjax.scaling import fit_file
+from blobjax.scaling.laws import LAWS
+from blobjax.studies import confirmation
+from blobjax.studies.analyses import isoflop
+from blobjax.studies.plots import to_png
+from tests.studies.small import made_up
+
+# E, A, B, alpha, beta: exponents alike, so that the best size grows as the square root of the budget.
+TRUTH = np.array([1.2, 30.0, 60.0, 0.35, 0.35])
+BUDGETS = (1e12, 2e12, 4e12, 8e12)
+WIDTHS = (32, 48, 64, 96, 128)
+
+
+def model(width: int) -> dict:
+    return {"d_model": width, "n_heads": width // 8, "n_layers": 2, "activation": "gelu", "tie_embeddings": False}
+
+
+def cell(budget: float, width: int, off: float = 0.0):
+    config = {"model": model(width), "data": {"mixture": {"bible": 1.0}, "seq_len": 64}}
+    made = Config.model_validate(config)
+    params = param_count(made.model, made.conditioning, embeddings=True)
+    tokens = budget / flops_per_token(made.model, 64)
+    loss = LAWS["chinchilla-3"].predict(TRUTH, {"params": np.array([params]), "tokens": np.array([tokens])}).item()
+    last = {"tokens": tokens, "eval/bible/cross_entropy": loss * (1 + off)}
+    return made_up({"budget": f"{budget:g} flops", "size": str(width)}, [6.0, 3.0, 2.0], config=config, **last)
+
+
+@pytest.fixture(scope="module")
+def finding():
+    return isoflop.analyse([cell(budget, width) for budget in BUDGETS for width in WIDTHS])
+
+
+def test_the_law_that_cells_were_made_from_comes_out(finding):
+    assert finding.reproduced is True
+    parametric = {name: entry["value"] for name, entry in finding.laws["chinchilla-3"]["parameters"].items()}
+    assert parametric == {name: pytest.approx(value, rel=0.02) for name, value in zip(parametric, TRUTH, strict=True)}
+    # Small models' tables make FLOPs a little less than 6 × params × tokens: the exponent is not exactly one half.
+    assert finding.laws["chinchilla-2"]["parameters"]["a"]["value"] == pytest.approx(0.5, abs=0.05)
+    assert all(to_png(picture.figure).startswith(b"\x89PNG") for picture in finding.pictures)
+    assert finding.pictures[0].figure.axes[0].get_xscale() == "log"
+
+
+def test_a_fit_in_the_finding_is_a_fit_file(finding, tmp_path):
+    fit_file.write(finding.laws["chinchilla-2"], tmp_path / "fit.json")
+    again = fit_file.refit(fit_file.read(tmp_path / "fit.json"))
+    assert again["parameters"]["a"]["value"] == finding.laws["chinchilla-2"]["parameters"]["a"]["value"]
+
+
+def test_the_next_budget_is_predicted_for_a_model_that_can_be_built(finding):
+    found = finding.prediction
+    settings = found.settings
+    assert settings["duration.length"] == "1.6e+13 flops"
+    config = Config.model_validate(
+        {"model": model(64) | {key.removeprefix("model."): value for key, value in settings.items() if "model." in key}}
+    )
+    params = param_count(config.model, config.conditioning, embeddings=True)
+    content = finding.laws["chinchilla-2"]
+    G, a = (content["parameters"][name]["value"] for name in ("G_N", "a"))
+    assert params == pytest.approx(G * 1.6e13**a, rel=0.15)  # widths come in steps of a head
+    tokens = 1.6e13 / flops_per_token(config.model, 64)
+    truth = LAWS["chinchilla-3"].predict(TRUTH, {"params": np.array([params]), "tokens": np.array([tokens])}).item()
+    for expected in found.expected.values():
+        assert expected["value"] == pytest.approx(truth, rel=0.005)
+
+
+def test_a_budget_without_a_lowest_point_is_refused_by_name_and_counts_against():
+    # At the smallest budget only sizes that are too large for it.
+    sizes = {5e10: (64, 96, 128, 192)} | dict.fromkeys(BUDGETS, WIDTHS)
+    found = isoflop.analyse([cell(budget, width) for budget, widths in sizes.items() for width in widths])
+    assert found.reproduced == "partly"
+    assert any("Refused: budget 5e+10" in words and "outside of what was sampled" in words for words in found.words)
+
+
+def test_too_few_cells_give_words_and_no_law():
+    found = isoflop.analyse([cell(1e12, width) for width in WIDTHS])
+    assert (found.reproduced, found.laws, found.prediction) == (None, {}, None)
+    assert "chinchilla-2 could not be fitted" in found.words[0]
+    assert isoflop.analyse([]).reproduced is None
+
+
+def as_measured(finding, measured: float) -> confirmation.Tested:
+    result = made_up({}, [6.0, 2.0], status="waiting" if np.isnan(measured) else "finished")
+    return confirmation.Tested(finding.prediction, result, measured)
+
+
+def test_what_was_measured_stands_beside_the_prediction_and_counts(finding):
+    expected = finding.prediction.expected["chinchilla-2"]
+    assert expected["run_low"] < expected["value"] < expected["run_high"]
+    inside, outside = as_measured(finding, expected["value"]), as_measured(finding, expected["value"] * 1.1)
+    assert confirmation.weighed(finding, inside).reproduced is True
+    assert confirmation.weighed(finding, outside).reproduced == "partly"
+    assert "outside of that; the prediction is off by -9.09%" in confirmation.weighed(finding, outside).words[-1]
+    assert json.loads(json.dumps(confirmation.record(outside)))["expected"]["chinchilla-2"]["held"] is False
+    open_one = as_measured(finding, float("nan"))
+    assert "--confirm runs it" in confirmation.weighed(finding, open_one).words[-1]
+    assert confirmation.weighed(finding, open_one).reproduced is finding.reproduced
+    assert confirmation.record(open_one)["measured"] is None
+    assert "waiting" in confirmation.html(open_one)[0]

@@ -17,9 +17,11 @@ from blobjax.studies.results import Result
 
 # Losses at which steps are counted, evenly spread between these times the lowest that all batches came to.
 TARGETS = 5
-NEAR, FAR = 1.01, 1.35
+NEAR, FAR = 1.01, 1.2
 # By so much the two ways may differ and agree; McCandlish et al. found up to about three (section 4).
 FACTOR = 3.0
+# Exponents of the learning rate that count as the square root; rates are tried a factor of two apart.
+ABOUT_HALF = (0.3, 0.7)
 NOISE = "flow/run/noise_scale"
 
 
@@ -49,27 +51,35 @@ def analyse(results: list[Result]) -> Finding:
     claims = []
     if len(critical) > 1:
         high, low = max(critical), min(critical)
-        claims.append(critical[low]["value"] > critical[high]["value"])
-        words.append(f"From {high:.2f} down to {low:.2f} nats the critical batch {'grows' if claims[-1] else 'does not grow: not as expected'}"
-                     f"{f', {critical[low]['value'] / critical[high]['value']:.2f}-fold' if claims[-1] else ''}.")  # fmt: skip
+        growth = critical[low]["value"] / critical[high]["value"]
+        claims.append(growth > 1)
+        words.append(
+            f"From {high:.2f} down to {low:.2f} nats the critical batch "
+            + (f"grows {growth:.2f}-fold." if claims[-1] else f"becomes {growth:.2f} of what it was: not as expected.")
+        )
     both = {loss: noise[loss] / entry["value"] for loss, entry in critical.items() if math.isfinite(noise[loss])}
     if both:
         apart = max(both.values(), key=lambda ratio: abs(math.log(ratio)))
         claims.append(1 / FACTOR < apart < FACTOR)
         words.append(
-            f"The noise scale is {min(both.values()):.2f} to {max(both.values()):.2f} times the critical batch from steps"
+            f"The noise scale is {min(both.values()):.2f} to {max(both.values()):.2f} times the critical batch of steps"
             + ("." if claims[-1] else f", more than a factor of {FACTOR:g} apart: not as expected.")
         )
-    last = min(targets) if targets else math.nan
+    last = min(targets, default=math.nan)
     rates = {batch: rate for batch, (_, rate) in best[last].items()} if targets else {}
-    if len(rates) > 1 and min(rates.values()) > 0:
-        slope = float(np.polyfit(np.log(list(rates)), np.log(list(rates.values())), 1)[0])
-        claims.append(0.2 < slope < 0.8)
-        words.append(
-            f"The learning rate that comes first to {last:.2f} nats goes from {next(iter(rates.values())):g} at batch "
-            f"{next(iter(rates))} to {list(rates.values())[-1]:g} at {list(rates)[-1]}, as the batch to the {slope:.2f}"
-            + (", about its square root." if claims[-1] else ": not its square root.")
-        )
+    if last in critical:
+        # The rule is for batches up to the critical one; the first beyond it still counts.
+        under = [batch for batch in rates if batch <= critical[last]["value"]]
+        ruled = list(rates)[: len(under) + 1]
+        if len(ruled) > 2:
+            slope = float(np.polyfit(np.log(ruled), np.log([rates[batch] for batch in ruled]), 1)[0])
+            claims.append(ABOUT_HALF[0] < slope < ABOUT_HALF[1])
+            found = ", ".join(f"{rate:g} at batch {batch}" for batch, rate in rates.items())
+            words.append(
+                f"The learning rate that comes first to {last:.2f} nats is {found}: up to batch {ruled[-1]} it grows as "
+                f"the batch to the power {slope:.2f}"
+                + (", about the square root." if claims[-1] else ", not its square root.")
+            )
     table = [Row(f"loss {loss:.2f}", {"loss": loss, "critical_batch": e["value"]}) for loss, e in critical.items()]
     of_loss, why_not = fit_table("critical-batch-loss", Table(table, []), {})
     if of_loss is None:
@@ -98,13 +108,13 @@ def held_out(result: Result) -> tuple[list[int], list[float]]:
 
 
 def steps_to(result: Result, loss: float) -> float:
-    """Steps until the held-out loss comes down to this, between evaluations by interpolation; infinity if it never does."""
+    """Steps until the held-out loss is down to this, between evaluations by interpolation; infinity if it never is."""
     steps, values = held_out(result)
-    for n, value_ in enumerate(values):
-        if value_ <= loss:
+    for n, now in enumerate(values):
+        if now <= loss:
             if n == 0:
                 return float(steps[0])
-            share = (values[n - 1] - loss) / (values[n - 1] - value_)
+            share = (values[n - 1] - loss) / (values[n - 1] - now)
             return float(np.exp(np.log(steps[n - 1]) + share * np.log(steps[n] / steps[n - 1])))
     return math.inf
 
@@ -142,10 +152,14 @@ def _trade(best: dict[float, dict[int, tuple[float, float]]], laws: dict) -> Pic
         if law := laws.get(f"loss-{loss:.2f}"):
             fine = np.geomspace(min(each), max(each), 60)
             S_min, B_crit = (law["parameters"][name]["value"] for name in ("S_min", "B_crit"))
-            plots.curve(left, (list(fine), list(S_min * (1 + B_crit / fine))), n)
+            left.plot(fine, S_min * (1 + B_crit / fine), color=plots.colour(n), linewidth=1)
     spent = {name: (xs, [x * y for x, y in zip(xs, ys, strict=True)]) for name, (xs, ys) in lines.items()}
-    plots.draw(right, spent, "batch, sequences", "sequences to the loss", log_x=True, log_y=True, ticks=ticks, legend=False)
-    caption = "Left, steps to a loss, each at its best learning rate; thin, the fitted hyperbola. Right, what they cost."
+    plots.draw(
+        right, spent, "batch, sequences", "sequences to the loss", log_x=True, log_y=True, ticks=ticks, legend=False
+    )
+    caption = (
+        "Left, steps to a loss, each at its best learning rate; thin, the fitted hyperbola. Right, what they cost."
+    )
     return Picture("steps_and_examples", caption, figure)
 
 

@@ -1,7 +1,7 @@
 """A narrow domain against a broad mixture at equal tokens, in every domain and in one that no run was trained on.
 
-GPT-1 (Radford et al. 2018) learned from books; GPT-2 (Radford et al. 2019) from a broad crawl, and did tasks that it had
-not been trained for. Here the loss of held-out text is measured, by domain.
+GPT-1 (Radford et al. 2018) learned from books; GPT-2 (Radford et al. 2019) from a broad crawl, and did tasks that it
+had not been trained for. Here the loss of held-out text is measured, by domain.
 """
 
 from blobjax.scaling.multiplier import Worth
@@ -30,7 +30,8 @@ def analyse(results: list[Result]) -> Finding:
         f"{' (trained on by none)' if domain in unseen else ''}: {listed(each)} nats per token."
         for domain, each in losses.items()
     ]
-    claims, values = [], {}
+    claims: list[bool] = []
+    values: dict[str, Worth] = {}
     for name, own in narrow.items():
         claims.append(losses[own][name] == min(losses[own].values()))
         if not claims[-1]:
@@ -43,17 +44,22 @@ def analyse(results: list[Result]) -> Finding:
             f"In {domain} the broad run is {leads[-1]:.3f} nats ahead of the best narrow one at the end and "
             f"{leads[0]:+.3f} at the shortest length" + _fails(all(claims[-2:]))
         )
-        values |= {f"{name}, in {domain} against {broad}": _worth(runs[broad], runs[name][-1], domain) for name in narrow}
+        values |= {
+            f"{name}, in {domain} against {broad}": _worth(runs[broad], runs[name][-1], domain) for name in narrow
+        }
     if broad:
-        values |= {f"{broad}, in {own} against {name}": _worth(runs[name], runs[broad][-1], own) for name, own in narrow.items()}
+        values |= {
+            f"{broad}, in {own} against {name}": _worth(runs[name], runs[broad][-1], own)
+            for name, own in narrow.items()
+        }
         shares, gained = shares_of(runs[broad][-1]), []
         for name, own in narrow.items():
             found = values[f"{broad}, in {own} against {name}"].multiplier
             if found is not None:
                 gained.append(found > shares[own])
                 words.append(
-                    f"In {own} the broad run did as well as one trained on it alone for {found:.0%} of the compute, while "
-                    f"{shares[own]:.0%} of its tokens were of it: the others "
+                    f"In {own} the broad run did as well as one trained on it alone for {found:.0%} of the compute, "
+                    f"while {shares[own]:.0%} of its tokens were of it: the others "
                     + ("helped too." if gained[-1] else "brought nothing: not as expected.")
                 )
         claims += gained
@@ -99,8 +105,10 @@ def _worth(baseline: list[Point], point: Point, domain: str) -> Worth:
 
 def _curves(runs: dict[str, list[Point]], domain: str) -> Picture:
     figure, (axes,) = plots.charts()
-    lines = {name: ([p.tokens for p in group], [loss(p, domain) for p in group]) for name, group in runs.items()}
-    plots.draw(axes, lines, "tokens trained on", "held-out loss, nats per token", log_x=True, title=f"in {domain}")
+    lines = {name: ([p.tokens / 1e3 for p in group], [loss(p, domain) for p in group]) for name, group in runs.items()}
+    ticks = sorted({round(x) for xs, _ in lines.values() for x in xs})
+    x, y = "thousand tokens trained on", "held-out loss, nats per token"
+    plots.draw(axes, lines, x, y, log_x=True, ticks=ticks, title=f"in {domain}")
     return Picture("unseen_domain", f"Loss in {domain} by what was trained on, and for how long.", figure)
 
 

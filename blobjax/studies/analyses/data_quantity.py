@@ -7,6 +7,8 @@ the law, which knows repetitions that bring nothing and none that do harm.
 
 from collections.abc import Iterable
 
+import numpy as np
+
 from blobjax.scaling.laws.law import budgets
 from blobjax.studies import plots
 from blobjax.studies.analyses.fitted import Point, fit, held_against, points, value
@@ -14,12 +16,12 @@ from blobjax.studies.analyses.reference import SAME
 from blobjax.studies.finding import Finding, Picture, verdict
 from blobjax.studies.results import Result
 
-import numpy as np
-
 SIZE, UNIQUE, EPOCHS = "size", "unique", "epochs"
 LAW = "data-constrained"
 # Section 6: up to so many epochs there is hardly a difference; R_D was 15.4.
 HARMLESS, PAPERS_R_D = 4, 15.4
+# Beyond this the term of the law is the same for any value.
+ENDLESS = 1e6
 
 
 def analyse(results: list[Result]) -> Finding:
@@ -32,8 +34,7 @@ def analyse(results: list[Result]) -> Finding:
     law, why_not = fit(LAW, (point for group in sizes.values() for point in group if point not in harmed))
     fresh = {size: fit("power-flops", (p for p in group if epochs(p) < 1.5))[0] for size, group in sizes.items()}
     few = [cost for each in costs.values() for many, cost in each.items() if 1.5 < many <= HARMLESS * 1.1]
-    many = [each for each in costs.values() if len(each) > 1]
-    claims = [bool(few) and max(few) < SAME, bool(many) and all(max(each) == max(each, key=each.get) for each in many)]
+    claims = [bool(few) and max(few) < SAME, bool(costs) and all(_grows(each) for each in costs.values())]
     words = [*_of_costs(costs), f"Up to {HARMLESS} epochs cost {'less' if claims[0] else 'more'} than {SAME} nats."]
     if harmed:
         names = ", ".join(f"{p.result.cell.name} ({p.loss:.3f})" for p in harmed)
@@ -41,15 +42,21 @@ def analyse(results: list[Result]) -> Finding:
     if law is None:
         words.append(f"The data-constrained law cannot be fitted: {why_not}.")
     else:
-        R_D = law["parameters"]["R_D"]
+        R_D, R_N = law["parameters"]["R_D"], law["parameters"]["R_N"]
         claims.append(R_D["low"] is not None and R_D["low"] <= PAPERS_R_D <= R_D["high"])
         left_out = f", without the {len(harmed)} runs that overfit" if harmed else ""
+        inside = f"The paper's {PAPERS_R_D} is {'within' if claims[-1] else 'outside of'} that interval."
         words.append(
-            f"The data-constrained law{left_out} has R_D = {value(R_D)}, R_N = {value(law['parameters']['R_N'])}, and "
-            f"explains {law['objective']['r_squared']:.1%} of the variance of the loss. "
-            + (f"The paper's {PAPERS_R_D} is within" if claims[-1] else f"Not the paper's {PAPERS_R_D}: it is outside of")
-            + " that interval."
+            f"The data-constrained law{left_out} has R_D = {value(R_D)} and explains "
+            f"{law['objective']['r_squared']:.1%} of the variance of the loss. {inside}"
         )
+        if R_N["value"] > ENDLESS:
+            words.append(
+                "R_N has run away to infinity: what parameters beyond those that the unique data can use are worth does "
+                "not show in these points. Where it would show, the runs overfit."
+            )
+        else:
+            words.append(f"R_N = {value(R_N)}.")
     return Finding(
         reproduced=verdict(*claims),
         words=tuple(words),
@@ -102,6 +109,12 @@ def overfitted(group: list[Point]) -> list[Point]:
             found.append(point)
         before.append(point)
     return found
+
+
+def _grows(costs: dict[float, float]) -> bool:
+    """Whether the most epochs cost the most, and more than nothing."""
+    *_, last = costs.values()
+    return last == max(costs.values()) > 0
 
 
 def _of_costs(costs: dict[str, dict[float, float]]) -> list[str]:

@@ -45,8 +45,8 @@ def analyse(results: list[Result]) -> Finding:
             last = law["future"][-1]
             claims.append(abs(last["error"]) < FORETOLD)
             words.append(
-                f"Fitted up to {last['up_to']:,.0f} tokens it foretells {last['predicted']:.3f} for the longest branch, "
-                f"which came to {last['measured']:.3f}" + ("." if claims[-1] else ": not as expected.")
+                f"Fitted up to {last['up_to']:,.0f} tokens it foretells {last['predicted']:.3f} for the longest, which "
+                f"came to {last['measured']:.3f}" + ("." if claims[-1] else ": not as expected.")
             )
     baseline, _ = fit("power-flops", branches)
     return Finding(

@@ -76,8 +76,8 @@ def analyse(results: list[Result]) -> Finding:
             claims.append(ABOUT_HALF[0] < slope < ABOUT_HALF[1])
             found = ", ".join(f"{rate:g} at batch {batch}" for batch, rate in rates.items())
             words.append(
-                f"The learning rate that comes first to {last:.2f} nats is {found}: up to batch {ruled[-1]} it grows as "
-                f"the batch to the power {slope:.2f}"
+                f"The learning rate that comes first to {last:.2f} nats is {found}: up to batch {ruled[-1]} it grows "
+                f"as the batch to the power {slope:.2f}"
                 + (", about the square root." if claims[-1] else ", not its square root.")
             )
     table = [Row(f"loss {loss:.2f}", {"loss": loss, "critical_batch": e["value"]}) for loss, e in critical.items()]

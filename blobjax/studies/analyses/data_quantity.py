@@ -52,8 +52,8 @@ def analyse(results: list[Result]) -> Finding:
         )
         if R_N["value"] > ENDLESS:
             words.append(
-                "R_N has run away to infinity: what parameters beyond those that the unique data can use are worth does "
-                "not show in these points. Where it would show, the runs overfit."
+                "R_N has run away to infinity: what parameters beyond those that the unique data can use are worth "
+                "does not show in these points. Where it would show, the runs overfit."
             )
         else:
             words.append(f"R_N = {value(R_N)}.")

@@ -44,7 +44,7 @@ def analyse(results: list[Result]) -> Finding:
     else:
         R_D, R_N = law["parameters"]["R_D"], law["parameters"]["R_N"]
         claims.append(R_D["low"] is not None and R_D["low"] <= PAPERS_R_D <= R_D["high"])
-        left_out = f", without the {len(harmed)} runs that overfit" if harmed else ""
+        left_out = f", without what overfits ({len(harmed)} of the runs)" if harmed else ""
         inside = f"The paper's {PAPERS_R_D} is {'within' if claims[-1] else 'outside of'} that interval."
         words.append(
             f"The data-constrained law{left_out} has R_D = {value(R_D)} and explains "

@@ -13,6 +13,8 @@ from blobjax.studies.results import Result
 
 # Held-out text is the same for all runs; the last batches of a training run are not.
 HELD_OUT = "held_out_loss"
+# How laws of studies are fitted, but for each law's own delta.
+SETTINGS = Settings()
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def fit_table(law: str, table: Table, named: dict[str, str]) -> tuple[dict[str, 
     """As `fit`, for rows that are no cells."""
     chosen = LAWS[law]
     try:
-        return fit_file.make(chosen, choose(chosen, table, named), replace(Settings(), delta=chosen.delta)), ""
+        return fit_file.make(chosen, choose(chosen, table, named), replace(SETTINGS, delta=chosen.delta)), ""
     except BadInputError as error:
         return None, error.problems[0].removeprefix(f"--law {law}: ")
 

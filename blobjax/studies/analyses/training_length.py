@@ -20,16 +20,18 @@ def analyse(results: list[Result]) -> Finding:
     branches = [point for point in found if point.result.cell.after]
     trunks = {name: next(p for p in found if p.result.cell.name == name)
               for name in dict.fromkeys(p.result.cell.after for p in branches)}  # fmt: skip
-    alone = [point for point in found if point not in branches and point not in trunks.values()]
+    # Of several runs of their own of one length and schedule, the best.
+    others = [point for point in found if point not in branches and point not in trunks.values()]
+    alone = list({(p.tokens, schedule(p)): p for p in sorted(others, key=lambda p: (p.tokens, -p.loss))}.values())
     pairs = [(own, branch) for own in alone for branch in branches if own.tokens == branch.tokens]
     gaps = {branch.result.cell.name: branch.loss - own.loss for own, branch in pairs}
     law, why_not = fit("power-tokens", branches)
     together, separate = price(branches, list(trunks.values()))
-    claims = [abs(gap) < SAME for gap in gaps.values()]
+    claims = [gap < SAME for gap in gaps.values()]
     words = [
-        f"{branch.result.cell.name} ends at {branch.loss:.3f}, a run of its own with a {schedule(own)} schedule at "
-        f"{own.loss:.3f} nats per token: {branch.loss - own.loss:+.3f}"
-        + ("." if abs(branch.loss - own.loss) < SAME else f", more than {SAME} apart: not as expected.")
+        f"{branch.result.cell.name} ends at {branch.loss:.3f}, the best run of its own with a {schedule(own)} schedule "
+        f"({own.result.cell.name}) at {own.loss:.3f} nats per token: {branch.loss - own.loss:+.3f}"
+        + ("." if branch.loss - own.loss < SAME else f", more than {SAME} above: not as expected.")
         for own, branch in pairs
     ]
     words.append(
@@ -82,20 +84,21 @@ def schedule(point: Point) -> str:
 
 def _curves(branches: list[Point], trunks: list[Point], alone: list[Point]) -> Picture:
     lines = {trunk.result.cell.name: _evaluations(trunk) for trunk in trunks}
+    ticks = [round(point.tokens / 1e3) for point in branches]
     for name, those in [("branches", branches), *((schedule(own), [own]) for own in alone)]:
         xs, ys = lines.setdefault(name, ([], []))
-        xs += [point.tokens for point in those]
+        xs += [point.tokens / 1e3 for point in those]
         ys += [point.loss for point in those]
     figure, (axes,) = plots.charts()
-    plots.draw(axes, lines, "tokens trained on", "held-out loss, nats per token", log_x=True)
+    plots.draw(axes, lines, "thousand tokens trained on", "held-out loss, nats per token", log_x=True, ticks=ticks)
     caption = "The trunk at its constant learning rate, its decayed branches, and runs of their own."
     return Picture("loss_by_length", caption, figure)
 
 
 def _evaluations(trunk: Point) -> tuple[list[float], list[float]]:
-    """Tokens and held-out loss all along a run, domains weighted as in the mixture."""
+    """Thousand tokens and held-out loss all along a run, domains weighted as in the mixture."""
     mixture = {name: weight for name, weight in trunk.result.cell.config.data.mixture.items() if weight}
-    per_step = trunk.tokens / trunk.row["steps"]
+    per_step = trunk.tokens / 1e3 / trunk.row["steps"]
     steps: list[int] = []
     sums: list[float] = []
     for name, weight in mixture.items():

@@ -144,6 +144,9 @@ def _durations(config: "Config") -> list[str]:
             "duration.batch_warmup cannot be a percentage of the steps in duration.length, which depend on it; give "
             + _PROGRESS
         )
+    origin = config.duration.start_from
+    if origin is not None and origin.point.unit == "%" and origin.point.amount >= 100:
+        found.append(f"duration.start_from '{origin}' is the end of this run; give a point before it, such as 80%")
     start, longest = config.duration.seq_len_start, config.data.seq_len
     if config.duration.seq_len_warmup.amount and start >= longest:
         found.append(

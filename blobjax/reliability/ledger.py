@@ -146,7 +146,7 @@ def read_ledger(events: Iterable[dict[str, Any]]) -> Ledger:
         attempt = attempts[-1]
         attempt.ended = max(attempt.ended, time)
         attempt.stop = event if name == "stop" else {}
-        if name == "resume":
+        if name in ("resume", "branch"):
             attempt.first_step = attempt.last_step = int(number(event.get("step"), attempt.last_step))
             go_back(attempt.first_step)
         elif name == "rollback":

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -86,7 +85,10 @@ class Crew:
     """
 
     def __init__(self, plan: Plan, cells: list[Cell], jobs: int, lock: IO[str], progress: Progress):
-        self._waiting = deque(cells)
+        self._waiting = list(cells)
+        self._unfinished = {cell.name for cell in cells}
+        self._choosing = threading.Lock()
+        self._trunks = {cell.after: other for cell in cells for other in plan.cells if other.name == cell.after}
         self._lock = lock
         self._progress = progress
         self._environment = _environment(jobs, plan.directory)
@@ -140,12 +142,12 @@ class Crew:
             last.wait()
 
     def _run_cells(self, number: int) -> None:
-        while not self._stopping.is_set():
-            try:
-                cell = self._waiting.popleft()
-            except IndexError:
-                break
+        while (cell := self._next()) is not None:
             prepare(cell)
+            if cell.after and (trunk := read(self._trunks[cell.after])).status not in ("finished", "diverged"):
+                _note_failure(cell, f"it starts from {cell.after}, which is {trunk.status}")
+                self._ended(cell)
+                continue
             worker = self._worker(number, cell.config)
             if self._stopping.is_set():
                 break
@@ -157,7 +159,25 @@ class Crew:
                 raise BadInputError(*(f"cell {cell.name}: {line}" for line in answer["problems"]))
             if "error" in answer and not self._stopping.is_set():
                 _note_failure(cell, answer["error"])
-            self._progress.end(read(cell))
+            self._ended(cell)
+
+    def _next(self) -> Cell | None:
+        """The first cell that waits for no other; None where there is none left, or the study stops."""
+        while not self._stopping.is_set():
+            with self._choosing:
+                if not self._waiting:
+                    return None
+                for cell in self._waiting:
+                    if cell.after not in self._unfinished:
+                        self._waiting.remove(cell)
+                        return cell
+            time.sleep(0.1)
+        return None
+
+    def _ended(self, cell: Cell) -> None:
+        self._progress.end(read(cell))
+        with self._choosing:
+            self._unfinished.discard(cell.name)
 
     def _worker(self, number: int, config: Config) -> Worker:
         """The thread's worker, or a new one where jax must be started in another way."""

@@ -30,6 +30,10 @@ AnalysisName = Literal[
     "in-context",
     "isoflop",
     "model-ladder",
+    "data-quantity",
+    "data-breadth",
+    "training-length",
+    "batch-size",
 ]
 
 # A cell's name is the names of its values, each a part of a file name.
@@ -130,6 +134,12 @@ class Cell:
     labels: dict[str, str]
     overrides: dict[str, Any]
     config: Config
+
+    @property
+    def after(self) -> str:
+        """The cell from whose checkpoint this one begins (duration.start_from), so whose end it waits for; or none."""
+        origin = self.config.duration.start_from
+        return origin.run if origin is not None and "/" not in origin.run else ""
 
 
 @dataclass(frozen=True)
@@ -293,4 +303,17 @@ def _resolve(
         raise BadInputError(*wrong)
     if not cells:
         raise BadInputError(f"{origin}: exclude leaves no cell of the grid")
+    if problems := _check_order(cells, origin):
+        raise BadInputError(*problems)
     return base, tuple(cells)
+
+
+def _check_order(cells: list[Cell], origin: str) -> list[str]:
+    """A cell begins from one that stands before it in the grid: so none waits for itself, or for ever."""
+    names = [cell.name for cell in cells]
+    return [
+        f"{origin}: cell {cell.name}: duration.start_from '{cell.config.duration.start_from}': no cell before it in "
+        f"the grid is called {cell.after}; " + (suggest(cell.after, names[:n]) if n else "it is the first")
+        for n, cell in enumerate(cells)
+        if cell.after and cell.after not in names[:n]
+    ]

@@ -52,7 +52,10 @@ def schedule(optimizer: Optimizer, length: int, warmup: int, decay: int) -> opta
             tail = optax.cosine_decay_schedule(peak, rest, optimizer.final_learning_rate_fraction)
         case "wsd":
             decay = min(max(decay, 1), rest)
-            tail = optax.linear_schedule(peak, final, decay, transition_begin=rest - decay)
+            # To the last bit the constant schedule until it falls, so that a run of either can be the other's trunk.
+            first = peak - (peak - final) / decay
+            fall = optax.linear_schedule(first, final, decay - 1)
+            tail = optax.join_schedules([optax.constant_schedule(peak), fall], [rest - decay + 1])
     if warmup == 0:
         return tail
     rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))

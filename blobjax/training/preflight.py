@@ -14,7 +14,8 @@ from blobjax.config.diff import changed_maths
 from blobjax.data import Stream, Tokenizer
 from blobjax.reliability.run_directory import RunDirectory, read_jsonl
 from blobjax.reliability.timers import check_agreement
-from blobjax.training import checkpoint_files
+from blobjax.training import branching, checkpoint_files
+from blobjax.training.branching import Trunk
 from blobjax.training.program import Program, make_program
 from blobjax.training.recovery import Passage, read_passages, windows
 
@@ -31,6 +32,7 @@ class Setting:
       directory: where the run lives.
       resuming: whether a run lives there already.
       saved: steps with a checkpoint, ascending.
+      trunk: where the run begins, or began, if not from nothing.
       passages: windows of data that earlier rollbacks passed over.
       checked: steps that a check for silent corruption has found good.
       writes: whether this process is the one that writes into the directory.
@@ -43,6 +45,7 @@ class Setting:
     directory: RunDirectory
     resuming: bool
     saved: list[int]
+    trunk: Trunk | None
     passages: list[Passage]
     checked: list[int]
     writes: bool
@@ -51,6 +54,11 @@ class Setting:
     def config(self) -> Config:
         """The run."""
         return self.program.config
+
+    @property
+    def first(self) -> int:
+        """The step the run begins from."""
+        return self.trunk.step if self.trunk else 0
 
     @property
     def length(self) -> int:
@@ -72,11 +80,15 @@ def preflight(config: Config, allow_config_change: bool) -> Setting:
     with data.show_progress() as progress:
         prepared = data.prepare(config, progress)
     stream = data.open_stream(config, prepared)
-    passages = read_passages(directory.passed_over)
-    stream.passed_over = windows(passages)
     _check_sample(config, stream.tokenizer)
     program = make_program(config, layout, stream.tokens_per_epoch)
     saved = checkpoint_files.committed(directory.checkpoints) if resuming else []
+    trunk = branching.find(config, program.clockwork, begun=bool(saved))
+    passages = read_passages(directory.passed_over)
+    if trunk and not saved:
+        # Its own file has them too, once there is one.
+        passages = passages or trunk.passages()
+    stream.passed_over = windows(passages)
     checked = [event["step"] for event in read_jsonl(directory.events) if event.get("event") == "check"]
     # Also a barrier: no process may look at the directory while process 0 claims it.
     check_agreement(
@@ -84,10 +96,13 @@ def preflight(config: Config, allow_config_change: bool) -> Setting:
         maths="\n".join(changed_maths(Config(), config)),
         data=prepared.fingerprint,
         checkpoints=str(saved[-1:]),
+        trunk=str(trunk.step if trunk else 0),
         **{"data passed over": json.dumps(passages), "steps checked for corruption": str(checked)},
     )
     writes = jax.process_index() == 0
-    return Setting(began, program, stream, prepared.fingerprint, directory, resuming, saved, passages, checked, writes)
+    return Setting(
+        began, program, stream, prepared.fingerprint, directory, resuming, saved, trunk, passages, checked, writes
+    )
 
 
 def _check_sample(config: Config, tokenizer: Tokenizer) -> None:

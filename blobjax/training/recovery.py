@@ -67,6 +67,11 @@ def quarantined(events: EventLog, step: int, reason: str, moved_to: str) -> str:
     return f"checkpoint {step} is bad ({reason}): moved to {moved_to}"
 
 
+def write_passages(path: Path, passages: list[Passage]) -> None:
+    """Makes these the windows that `read_passages` finds."""
+    write_atomically(path, json.dumps({"windows": passages}, indent=1) + "\n")
+
+
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
@@ -103,6 +108,8 @@ class Recovery:
       batches: the batches of these steps, which count from 1, from the stream as it is then.
       passages: what earlier rollbacks of this run passed over.
       directory: the run's; process 0 writes there.
+      first: the step the run began from, which is never gone back beyond.
+      beginning: the state at that step.
     """
 
     def __init__(
@@ -120,6 +127,8 @@ class Recovery:
         directory: RunDirectory,
         watchdog: Watchdog,
         clock: Clock,
+        first: int,
+        beginning: Callable[[], TrainState],
     ):
         guard = program.config.conditioning.guard
         self._rollback = guard.rollback if guard else None
@@ -136,6 +145,8 @@ class Recovery:
         self._directory = directory
         self._watchdog = watchdog
         self._clock = clock
+        self._first = first
+        self._beginning = beginning
 
     def run(
         self,
@@ -165,7 +176,7 @@ class Recovery:
         if self._rollback is None:
             self._halt(trouble, trouble.first - 1, step.give_up())
         # The last step whose state is taken to be good.
-        good = max(trouble.first - 1 - self._rollback.margin, 0)
+        good = max(trouble.first - 1 - self._rollback.margin, self._first)
         if len(self._passages) >= self._rollback.at_most:
             self._halt(trouble, good, step.give_up())
         step.give_up()
@@ -182,7 +193,7 @@ class Recovery:
             return snapshot.restore(self._program.state)
         restored = self._checkpointer.restore_newest(self._program.state, None, step, self._put_aside)
         if restored is None:
-            return self._program.init()
+            return self._beginning()
         if snapshot is not None and restored.step < snapshot.step:
             return snapshot.restore(self._program.state)
         return restored.state
@@ -200,7 +211,7 @@ class Recovery:
         # decides the same once more. The other way round it could come back from a state that has seen the window.
         self._save.undo(good)
         if jax.process_index() == 0:
-            write_atomically(self._directory.passed_over, json.dumps({"windows": self._passages}, indent=1) + "\n")
+            write_passages(self._directory.passed_over, self._passages)
         check_agreement(**{"data passed over": json.dumps(self._passages)})
         self._stream.passed_over = windows(self._passages)
         if self._ring:

@@ -33,7 +33,7 @@ from blobjax.training.loop import Hook, StepReport
 from blobjax.training.preflight import Setting, preflight
 from blobjax.training.progress import PatientConsole
 from blobjax.training.recorder import Recorder
-from blobjax.training.recovery import Recovery, quarantined
+from blobjax.training.recovery import Recovery, quarantined, write_passages
 from blobjax.training.saving import SaveHook
 from blobjax.training.snapshots import SnapshotRing
 from blobjax.training.stages import Stages
@@ -154,6 +154,8 @@ class _Attempt:
         begun = self._begin(None if allow_config_change else setting.data)
         if setting.writes:
             setting.directory.claim(setting.config)
+            if setting.trunk and setting.passages:
+                write_passages(setting.directory.passed_over, setting.passages)
         self._open_log()
         start = int(begun.state.step)
         self._say(headline(setting.program, start))
@@ -194,7 +196,7 @@ class _Attempt:
             self._say(quarantined(events, step, reason, moved_to))
 
         compile_began = time.monotonic()
-        batch_size = program.clockwork.batches.at(setting.saved[-1] + 1 if setting.saved else 1)
+        batch_size = program.clockwork.batches.at((setting.saved[-1] if setting.saved else setting.first) + 1)
         with self.clock.on("compile"):
             lowered = program.lower_train_step(batch_size)
         restoring = time.monotonic()
@@ -203,7 +205,7 @@ class _Attempt:
             compiling = compiler.submit(lambda: (lowered.compile(), time.monotonic() - compile_began))
             with self.clock.on("restore"):
                 newest = setting.resuming and self.checkpointer.restore_newest(program.state, data, None, put_aside)
-                state, sequences = (newest.state, newest.sequences) if newest else (program.init(), 0)
+                state, sequences = (newest.state, newest.sequences) if newest else self._beginning(data)
             ready = time.monotonic()
             with self.clock.on("compile"):
                 compiled, compile_seconds = compiling.result()
@@ -214,9 +216,19 @@ class _Attempt:
                 self._say(f"checkpoint {newest.step} has no fingerprints: taken as it is, unverified")
         elif setting.resuming and (bad or setting.directory.metrics.exists()):
             none = "NO GOOD CHECKPOINT IS LEFT" if bad else "no checkpoint"
-            self._say(f"{none} in {setting.directory.path}: starting again from step 0")
+            self._say(f"{none} in {setting.directory.path}: starting again from step {setting.first}")
+        if setting.trunk and not newest:
+            self._say(f"begins from step {setting.first} of {setting.trunk.directory.path}")
+            facts = {"run": str(setting.trunk.directory.path), "sequences": sequences}
+            changed = setting.trunk.differences(setting.config)
+            events.write("branch", step=setting.first, seconds=ready - restoring, **facts, changed=changed)
         events.write("compile", seconds=compile_seconds, batch_size=batch_size)
         return _Begun(state, sequences, bool(newest), Stages(program, {batch_size: compiled}, events))
+
+    def _beginning(self, data: str | None) -> tuple[TrainState, int]:
+        """The state the run begins from, and the data stream's position there."""
+        trunk, program = self.setting.trunk, self.setting.program
+        return trunk.restore(program.state, data) if trunk else (program.init(), 0)
 
     def _train(self, begun: _Begun, start: int, stack: ExitStack) -> tuple[TrainState, str]:
         """Runs the loop; returns the last state, and why it ended if it did before the run's length."""
@@ -296,6 +308,8 @@ class _Attempt:
             setting.directory,
             self.watchdog,
             self.clock,
+            setting.first,
+            lambda: self._beginning(None)[0],
         )
 
         def report(done: StepReport) -> None:

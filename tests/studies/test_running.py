@@ -133,6 +133,38 @@ def test_a_cell_that_ends_badly_is_a_result_and_one_whose_process_dies_is_tried_
     assert process.wait(timeout=100) == 75
 
 
+def test_a_cell_waits_for_the_one_it_begins_from_and_fails_with_it(tmp_path):
+    trunk = {"optimizer.schedule": "constant", "duration.length": "200 steps", "checkpoint.every": "10 steps"}
+    grid = {
+        "trunk": trunk | {"checkpoint.keep": 100},
+        "halts": {"conditioning.guard": {"window": 2, "sigmas": 1e-4, "patience": 0}},
+        "of_halts": {"duration.start_from": "halts@80%"},
+        "of_trunk": {"duration.start_from": "trunk@80%"},
+    }
+    path, directory = write(tmp_path, grid={"run": grid}), tmp_path / "study"
+    # Two workers: one would be free for the branch while the other trains the trunk.
+    done = run(path, directory, "--jobs", "2")
+    assert done.returncode == 1, done.stderr
+    found = {line["cell"]: line for line in cells(directory)}
+    assert {name: line["status"] for name, line in found.items()} == {
+        "trunk": "finished",
+        "halts": "halted",
+        "of_halts": "failed",
+        "of_trunk": "finished",
+    }
+    assert found["of_halts"]["reason"] == "it starts from halts, which is halted"
+    (branch,) = (e for e in read_jsonl(directory / "cells" / "of_trunk" / "events.jsonl") if e["event"] == "branch")
+    *_, stop = read_jsonl(directory / "cells" / "trunk" / "events.jsonl")
+    # 80% of its own 30 steps, rounded down to a checkpoint.
+    assert (branch["step"], stop["event"]) == (20, "stop")
+    assert branch["time"] > stop["time"]
+    assert next(read_jsonl(directory / "cells" / "of_trunk" / "metrics.jsonl"))["step"] == 21
+    # The same command finds what is done, and tries what failed once more.
+    again = run(path, directory)
+    assert again.returncode == 1
+    assert "4 cells, 3 of them done before" in again.stdout
+
+
 class Page(html.parser.HTMLParser):
     """Opens and closes tags in order, and keeps what the page refers to."""
 

@@ -68,6 +68,12 @@ def test_labels(value, expected):
         ({"grid": {"a": {"x/y": {"seed": 1}, "x:y": {"seed": 2}}}}, [], "two cells would be called x-y"),
         ({"grid": {"a": {"x": {"model.n_layer": 1}}}}, [], "grid.a.x: model.n_layer: unknown key; did you mean"),
         ({"grid": {"a": {"x": {"model.n_heads": 3}}}}, [], "16 / 3"),
+        (
+            {"grid": {"a": {"x": {"duration.start_from": "y@50%"}, "y": {}}}},
+            [],
+            "no cell before it in the grid is called y",
+        ),
+        ({"grid": {"a": {"x": {}, "y": {"duration.start_from": "z@50%"}}}}, [], "is called z; known: x"),
         ({"base": {**BASE, "modle": {}}}, [], "small.yaml: modle: unknown key"),
         ({"base": "laptpo"}, [], "did you mean 'laptop'?"),
         ({}, ["grid.rat=[1]"], "override grid.rat: the study has no such axis; did you mean 'rate'?"),

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from blobjax.config.durations import Duration, Durations
+from blobjax.config.origin import Origin
 from blobjax.config.schema.section import Count, Fraction, FromList, Nonnegative, Positive, Section
 
 
@@ -27,6 +28,10 @@ class Training(Section):
     stays and which grow linearly from seq_len_start to data.seq_len; may also be a percentage. 0: not."""
     seq_len_start: Positive = 64
     """Tokens; the length of the pieces at the first step of that warm-up."""
+    start_from: Origin | None = None
+    """`RUN@POINT`: begin with another run's parameters, optimizer state, step and place in the data, as in its newest
+    checkpoint that is not after that point of this run (`trunk@80%`, `runs/trunk@400 steps`). RUN is the name of a run
+    directory beside this one's, or a path. Length and schedule are reckoned from its start. null: from nothing."""
     wall_clock_limit: Duration | None = None
     """Save and stop, resumable, after this much time in one process (`2 hours`)."""
 

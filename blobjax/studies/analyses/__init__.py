@@ -3,7 +3,10 @@
 from collections.abc import Callable
 
 from blobjax.studies.analyses import (
+    batch_size,
     bf16_rounding,
+    data_breadth,
+    data_quantity,
     final_loss,
     fp16_loss_scaling,
     in_context,
@@ -14,6 +17,7 @@ from blobjax.studies.analyses import (
     norm_placement,
     precision_ladder,
     spike_recovery,
+    training_length,
 )
 from blobjax.studies.finding import Finding
 from blobjax.studies.results import Result
@@ -30,6 +34,10 @@ ANALYSES: dict[str, Callable[[list[Result]], Finding]] = {
     "in-context": in_context.analyse,
     "isoflop": isoflop.analyse,
     "model-ladder": model_ladder.analyse,
+    "data-quantity": data_quantity.analyse,
+    "data-breadth": data_breadth.analyse,
+    "training-length": training_length.analyse,
+    "batch-size": batch_size.analyse,
 }
 
 PREDICTING = frozenset({"isoflop", "model-ladder"})

@@ -1,0 +1,173 @@
+"""Where a larger batch stops paying: the critical batch from steps to a loss, and from the noise of the gradients.
+
+At each batch size the learning rate that comes first to a loss counts. McCandlish et al. 2018: S = S_min (1 + B_crit/B)
+(equation 2.11), and B_simple = tr(Sigma) / |G|^2 (equation 2.9), which a run measures with
+`conditioning.noise_scale_every`, foretells B_crit.
+"""
+
+import math
+
+import numpy as np
+
+from blobjax.scaling.points import Row, Table
+from blobjax.studies import plots
+from blobjax.studies.analyses.fitted import fit_table, value
+from blobjax.studies.finding import Finding, Picture, verdict
+from blobjax.studies.results import Result
+
+# Losses at which steps are counted, evenly spread between these times the lowest that all batches came to.
+TARGETS = 5
+NEAR, FAR = 1.01, 1.2
+# By so much the two ways may differ and agree; McCandlish et al. found up to about three (section 4).
+FACTOR = 3.0
+# Exponents of the learning rate that count as the square root; rates are tried a factor of two apart.
+ABOUT_HALF = (0.3, 0.7)
+NOISE = "flow/run/noise_scale"
+
+
+def analyse(results: list[Result]) -> Finding:
+    """Steps and tokens to several losses by batch size, the hyperbola of each loss, and the noise scale beside it."""
+    batches: dict[int, list[Result]] = {}
+    for result in sorted(results, key=lambda result: result.cell.config.duration.global_batch_size):
+        if held_out(result)[0]:
+            batches.setdefault(result.cell.config.duration.global_batch_size, []).append(result)
+    targets = common_targets(batches)
+    best = {loss: {batch: fastest(group, loss) for batch, group in batches.items()} for loss in targets}
+    laws, critical, refused = {}, {}, []
+    for loss in targets:
+        rows = [Row(f"batch {b}", {"batch_size": b, "steps": steps}) for b, (steps, _) in best[loss].items()]
+        law, why_not = fit_table("critical-batch", Table(rows, []), {})
+        if law is None:
+            refused.append(f"No critical batch at {loss:.2f} nats: {why_not}.")
+        else:
+            laws[f"loss-{loss:.2f}"] = law
+            critical[loss] = law["parameters"]["B_crit"]
+    noise = {loss: noise_at(results, loss) for loss in targets}
+    words = [
+        f"To {loss:.2f} nats: critical batch {value(entry)} sequences from steps"
+        + (f", noise scale {noise[loss]:.3g}." if math.isfinite(noise[loss]) else ".")
+        for loss, entry in critical.items()
+    ] + refused
+    claims = []
+    if len(critical) > 1:
+        high, low = max(critical), min(critical)
+        growth = critical[low]["value"] / critical[high]["value"]
+        claims.append(growth > 1)
+        words.append(
+            f"From {high:.2f} down to {low:.2f} nats the critical batch "
+            + (f"grows {growth:.2f}-fold." if claims[-1] else f"becomes {growth:.2f} of what it was: not as expected.")
+        )
+    both = {loss: noise[loss] / entry["value"] for loss, entry in critical.items() if math.isfinite(noise[loss])}
+    if both:
+        apart = max(both.values(), key=lambda ratio: abs(math.log(ratio)))
+        claims.append(1 / FACTOR < apart < FACTOR)
+        words.append(
+            f"The noise scale is {min(both.values()):.2f} to {max(both.values()):.2f} times the critical batch of steps"
+            + ("." if claims[-1] else f", more than a factor of {FACTOR:g} apart: not as expected.")
+        )
+    last = min(targets, default=math.nan)
+    rates = {batch: rate for batch, (_, rate) in best[last].items()} if targets else {}
+    if last in critical:
+        # The rule is for batches up to the critical one; the first beyond it still counts.
+        under = [batch for batch in rates if batch <= critical[last]["value"]]
+        ruled = list(rates)[: len(under) + 1]
+        if len(ruled) > 2:
+            slope = float(np.polyfit(np.log(ruled), np.log([rates[batch] for batch in ruled]), 1)[0])
+            claims.append(ABOUT_HALF[0] < slope < ABOUT_HALF[1])
+            found = ", ".join(f"{rate:g} at batch {batch}" for batch, rate in rates.items())
+            words.append(
+                f"The learning rate that comes first to {last:.2f} nats is {found}: up to batch {ruled[-1]} it grows "
+                f"as the batch to the power {slope:.2f}"
+                + (", about the square root." if claims[-1] else ", not its square root.")
+            )
+    table = [Row(f"loss {loss:.2f}", {"loss": loss, "critical_batch": e["value"]}) for loss, e in critical.items()]
+    of_loss, why_not = fit_table("critical-batch-loss", Table(table, []), {})
+    if of_loss is None:
+        words.append(f"How the critical batch follows the loss cannot be fitted: {why_not}.")
+    return Finding(
+        reproduced=verdict(*claims) if claims else None,
+        words=tuple(words),
+        numbers={
+            "critical_batch": {f"{loss:.2f} nats": entry["value"] for loss, entry in critical.items()},
+            "noise_scale": {f"{loss:.2f} nats": noise[loss] for loss in critical},
+            **{f"steps_to_{loss:.2f}": {f"batch {b}": s for b, (s, _) in best[loss].items()} for loss in targets},
+            "learning_rate": {f"batch {batch}": rate for batch, rate in rates.items()},
+        },
+        pictures=(_trade(best, laws), _critical(critical, noise)),
+        laws=laws | ({"of-the-loss": of_loss} if of_loss else {}),
+    )
+
+
+def held_out(result: Result) -> tuple[list[int], list[float]]:
+    """Steps, and held-out loss as it has come down by then: of noise around it only the lowest so far counts."""
+    mixture = result.cell.config.data.mixture
+    (domain,) = [name for name, weight in mixture.items() if weight][:1]
+    steps, values = result.series(f"eval/{domain}/cross_entropy")
+    lowest = np.minimum.accumulate(np.nan_to_num(values, nan=np.inf)) if values else values
+    return steps, list(lowest)
+
+
+def steps_to(result: Result, loss: float) -> float:
+    """Steps until the held-out loss is down to this, between evaluations by interpolation; infinity if it never is."""
+    steps, values = held_out(result)
+    for n, now in enumerate(values):
+        if now <= loss:
+            if n == 0:
+                return float(steps[0])
+            share = (values[n - 1] - loss) / (values[n - 1] - now)
+            return float(np.exp(np.log(steps[n - 1]) + share * np.log(steps[n] / steps[n - 1])))
+    return math.inf
+
+
+def fastest(group: list[Result], loss: float) -> tuple[float, float]:
+    """The fewest steps to a loss, and the learning rate that took them."""
+    return min((steps_to(result, loss), result.cell.config.optimizer.learning_rate) for result in group)
+
+
+def common_targets(batches: dict[int, list[Result]]) -> list[float]:
+    """Losses that every batch size comes to at some learning rate, the highest first."""
+    if not batches:
+        return []
+    lowest = max(min(held_out(result)[1][-1] for result in group) for group in batches.values())
+    return [float(f"{lowest * factor:.3g}") for factor in np.linspace(FAR, NEAR, TARGETS)]
+
+
+def noise_at(results: list[Result], loss: float) -> float:
+    """The noise scale at a loss, in sequences: the geometric mean over the runs that measured it on their way there."""
+    found = []
+    for result in results:
+        steps, values = result.series(NOISE)
+        at = steps_to(result, loss)
+        if len(steps) > 1 and steps[0] <= at <= steps[-1] and all(v > 0 for v in values):
+            found.append(float(np.interp(at, steps, np.log(values))))
+    return float(np.exp(np.mean(found))) if found else math.nan
+
+
+def _trade(best: dict[float, dict[int, tuple[float, float]]], laws: dict) -> Picture:
+    figure, (left, right) = plots.charts(2)
+    lines = {f"{loss:.2f} nats": (list(each), [steps for steps, _ in each.values()]) for loss, each in best.items()}
+    ticks = sorted({batch for each in best.values() for batch in each})
+    plots.draw(left, lines, "batch, sequences", "steps to the loss", log_x=True, log_y=True, ticks=ticks)
+    for n, (loss, each) in enumerate(best.items()):
+        if law := laws.get(f"loss-{loss:.2f}"):
+            fine = np.geomspace(min(each), max(each), 60)
+            S_min, B_crit = (law["parameters"][name]["value"] for name in ("S_min", "B_crit"))
+            left.plot(fine, S_min * (1 + B_crit / fine), color=plots.colour(n), linewidth=1)
+    spent = {name: (xs, [x * y for x, y in zip(xs, ys, strict=True)]) for name, (xs, ys) in lines.items()}
+    plots.draw(
+        right, spent, "batch, sequences", "sequences to the loss", log_x=True, log_y=True, ticks=ticks, legend=False
+    )
+    caption = (
+        "Left, steps to a loss, each at its best learning rate; thin, the fitted hyperbola. Right, what they cost."
+    )
+    return Picture("steps_and_examples", caption, figure)
+
+
+def _critical(critical: dict, noise: dict[float, float]) -> Picture:
+    figure, (axes,) = plots.charts()
+    lines = {"from steps to the loss": (list(critical), [entry["value"] for entry in critical.values()])}
+    if any(math.isfinite(each) for each in noise.values()):
+        lines["gradient noise scale"] = (list(noise), list(noise.values()))
+    plots.draw(axes, lines, "loss, nats per token", "critical batch, sequences", log_y=True)
+    axes.invert_xaxis()
+    return Picture("critical_batch", "The critical batch as the loss falls, by both ways.", figure)

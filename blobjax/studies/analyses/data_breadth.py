@@ -1,0 +1,119 @@
+"""A narrow domain against a broad mixture at equal tokens, in every domain and in one that no run was trained on.
+
+GPT-1 (Radford et al. 2018) learned from books; GPT-2 (Radford et al. 2019) from a broad crawl, and did tasks that it
+had not been trained for. Here the loss of held-out text is measured, by domain.
+"""
+
+from blobjax.scaling.multiplier import Worth
+from blobjax.studies import plots
+from blobjax.studies.analyses.fitted import Point, fit, held_against, points
+from blobjax.studies.analyses.reference import listed
+from blobjax.studies.finding import Finding, Picture, verdict
+from blobjax.studies.results import Result
+
+TRAINING = "training"
+
+
+def analyse(results: list[Result]) -> Finding:
+    """The losses of the longest runs by domain, the broad run's lead in the unseen one, and what it was worth."""
+    runs: dict[str, list[Point]] = {}
+    for point in sorted(points(results), key=lambda point: point.tokens):
+        runs.setdefault(point.result.label(TRAINING), []).append(point)
+    narrow = {name: trained(group[0])[0] for name, group in runs.items() if len(trained(group[0])) == 1}
+    others = [name for name in runs if name not in narrow]
+    broad = max(others, key=lambda name: len(trained(runs[name][0])), default="")
+    seen = sorted({domain for group in runs.values() for domain in trained(group[0])})
+    unseen = [domain for domain in domains(runs) if domain not in seen]
+    losses = {domain: {name: loss(group[-1], domain) for name, group in runs.items()} for domain in domains(runs)}
+    words = [
+        f"After {max(group[-1].tokens for group in runs.values()):,.0f} tokens, {domain}"
+        f"{' (trained on by none)' if domain in unseen else ''}: {listed(each)} nats per token."
+        for domain, each in losses.items()
+    ]
+    claims: list[bool] = []
+    values: dict[str, Worth] = {}
+    for name, own in narrow.items():
+        claims.append(losses[own][name] == min(losses[own].values()))
+        if not claims[-1]:
+            words.append(f"In {own} the run trained on it alone is not the best: not as expected.")
+    for domain in unseen if broad and narrow else ():
+        leads = [min(loss(runs[name][i], domain) for name in narrow) - loss(runs[broad][i], domain)
+                 for i in range(min(map(len, runs.values())))]  # fmt: skip
+        claims += [leads[-1] > 0, leads[-1] > leads[0]]
+        words.append(
+            f"In {domain} the broad run is {leads[-1]:.3f} nats ahead of the best narrow one at the end and "
+            f"{leads[0]:+.3f} at the shortest length" + _fails(all(claims[-2:]))
+        )
+        values |= {
+            f"{name}, in {domain} against {broad}": _worth(runs[broad], runs[name][-1], domain) for name in narrow
+        }
+    if broad:
+        values |= {
+            f"{broad}, in {own} against {name}": _worth(runs[name], runs[broad][-1], own)
+            for name, own in narrow.items()
+        }
+        shares, gained = shares_of(runs[broad][-1]), []
+        for name, own in narrow.items():
+            found = values[f"{broad}, in {own} against {name}"].multiplier
+            if found is not None:
+                gained.append(found > shares[own])
+                words.append(
+                    f"In {own} the broad run did as well as one trained on it alone for {found:.0%} of the compute, "
+                    f"while {shares[own]:.0%} of its tokens were of it: the others "
+                    + ("helped too." if gained[-1] else "brought nothing: not as expected.")
+                )
+        claims += gained
+    return Finding(
+        reproduced=verdict(*claims) if claims else None,
+        words=tuple(words),
+        numbers={f"loss_in_{domain}": each for domain, each in losses.items()},
+        pictures=(_curves(runs, (unseen or seen)[0]), _by_domain(losses)),
+        worth=values,
+    )
+
+
+def trained(point: Point) -> list[str]:
+    """The domains that a run was trained on."""
+    return [domain for domain, weight in point.result.cell.config.data.mixture.items() if weight]
+
+
+def shares_of(point: Point) -> dict[str, float]:
+    """Domain to its share of the tokens."""
+    mixture = point.result.cell.config.data.mixture
+    return {domain: weight / sum(mixture.values()) for domain, weight in mixture.items()}
+
+
+def domains(runs: dict[str, list[Point]]) -> list[str]:
+    """All that were evaluated, in the order of the mixture."""
+    return list(dict.fromkeys(domain for group in runs.values() for domain in group[0].result.cell.config.data.mixture))
+
+
+def loss(point: Point, domain: str) -> float:
+    """Of held-out text of a domain, nats per token."""
+    return float(point.row[f"eval/{domain}/cross_entropy"])
+
+
+def _fails(holds: bool) -> str:
+    return "." if holds else ": not as expected."
+
+
+def _worth(baseline: list[Point], point: Point, domain: str) -> Worth:
+    """What a run was worth in a domain, in the compute of runs of other data."""
+    law, _ = fit("power-flops", baseline, loss=f"eval/{domain}/cross_entropy")
+    return held_against(law, point.flops, loss(point, domain))
+
+
+def _curves(runs: dict[str, list[Point]], domain: str) -> Picture:
+    figure, (axes,) = plots.charts()
+    lines = {name: ([p.tokens / 1e3 for p in group], [loss(p, domain) for p in group]) for name, group in runs.items()}
+    ticks = sorted({round(x) for xs, _ in lines.values() for x in xs})
+    x, y = "thousand tokens trained on", "held-out loss, nats per token"
+    plots.draw(axes, lines, x, y, log_x=True, ticks=ticks, title=f"in {domain}")
+    return Picture("unseen_domain", f"Loss in {domain} by what was trained on, and for how long.", figure)
+
+
+def _by_domain(losses: dict[str, dict[str, float]]) -> Picture:
+    figure, (axes,) = plots.charts()
+    plots.bars(axes, losses, "held-out loss, nats per token")
+    axes.set_xlabel("evaluated on")
+    return Picture("by_domain", "The longest runs in every domain; a bar for each kind of training.", figure)

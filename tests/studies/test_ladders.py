@@ -1,0 +1,212 @@
+"""Data quantity, breadth, training length and batch size: cells made up from known laws give those laws back."""
+
+import math
+
+import numpy as np
+import pytest
+
+from blobjax.compute.flops import param_count
+from blobjax.config import Config
+from blobjax.scaling.laws import LAWS, Settings
+from blobjax.studies.analyses import batch_size, data_breadth, data_quantity, fitted, training_length
+from blobjax.studies.plots import to_png
+from tests.studies.small import made_up
+
+
+def drawn(finding) -> bool:
+    return all(to_png(picture.figure).startswith(b"\x89PNG") for picture in finding.pictures)
+
+
+def model(width: int) -> dict:
+    return {"d_model": width, "n_heads": width // 8, "n_layers": 2, "activation": "gelu"}
+
+
+# Data quantity. E, A, B, alpha, R_D, R_N; no parameters are in excess.
+TRUTH = np.array([1.2, 40.0, 300.0, 0.4, 12.0, 1e9])
+UNIQUE = 20_000.0
+
+
+def repeated(width: int, unique: float, epochs: float, off: float = 0.0):
+    config = {"model": model(width), "data": {"mixture": {"bible": 1.0}, "seq_len": 64}}
+    made = Config.model_validate(config)
+    params = float(param_count(made.model, made.conditioning, embeddings=True))
+    columns = {"params": params, "tokens": unique * epochs, "unique_tokens": unique}
+    loss = LAWS["data-constrained"].predict(TRUTH, {name: np.array([value]) for name, value in columns.items()}).item()
+    last = {"tokens": unique * epochs, "data/bible/epochs": epochs, "eval/bible/cross_entropy": loss + off}
+    labels = {"size": str(width), "unique": f"{unique:g}", "epochs": f"{epochs:g} epochs"}
+    return made_up(labels, [6.0, 3.0], config=config, **last)
+
+
+@pytest.fixture(scope="module")
+def quantity():
+    cells = [
+        repeated(width, UNIQUE * share, epochs, 1.0 if (width, share, epochs) == (64, 1, 64) else 0.0)
+        for width in (16, 32, 64)
+        for share in (1, 4, 8, 16, 32, 64)
+        for epochs in (1, 4, 16, 64)
+        if share * epochs <= 64 and not (share in (8, 32) and epochs > 1)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        # Points without noise leave descents a long way to go.
+        patch.setattr(fitted, "SETTINGS", Settings(starts=4, bootstrap=20))
+        return data_quantity.analyse(cells)
+
+
+def test_repetition_is_told_at_equal_tokens_and_the_law_that_made_the_cells_comes_out(quantity):
+    costs = quantity.numbers["cost_at_1,280,000_tokens, size 32"]
+    assert list(costs) == ["1 epochs", "4 epochs", "16 epochs", "64 epochs"]
+    assert costs["1 epochs"] == 0 < costs["4 epochs"] < costs["16 epochs"] < costs["64 epochs"]
+    R_D = quantity.laws["data-constrained"]["parameters"]["R_D"]
+    assert R_D["value"] == pytest.approx(12, rel=0.02)
+    assert quantity.laws["data-constrained"]["points"]["count"] == 3 * 12 - 1
+    assert drawn(quantity)
+
+
+def test_what_overfits_is_named_and_left_out_of_the_law(quantity):
+    (words,) = (words for words in quantity.words if "overfitting" in words)
+    assert words.count("(") == 1
+    assert "64_20000_64 epochs" in words
+    assert any("without what overfits (1 of the runs)" in words for words in quantity.words)
+    assert any("R_N has run away" in words for words in quantity.words)
+
+
+def test_what_repeated_data_was_worth_is_held_against_fresh_data(quantity):
+    once = quantity.worth["4 epochs of 320,000 tokens, size 32"]
+    often = quantity.worth["16 epochs of 80,000 tokens, size 32"]
+    # (1 + R_D (1 - exp(-(epochs - 1) / R_D))) / epochs
+    assert once.multiplier == pytest.approx((1 + 12 * (1 - math.exp(-3 / 12))) / 4, rel=0.02)
+    assert often.multiplier == pytest.approx((1 + 12 * (1 - math.exp(-15 / 12))) / 16, rel=0.02)
+
+
+# Data breadth.
+LOSSES = {
+    "shakespeare": {"shakespeare": 1.0, "bible": 1.4, "jargon": 1.5},
+    "bible": {"shakespeare": 1.4, "bible": 1.0, "jargon": 1.6},
+}
+
+
+def trained_on(name: str, tokens: float):
+    """Losses are E + A D^-1/2; the broad run's in a domain are those of a narrow one with 0.7 of its tokens."""
+    weights = {"shakespeare": 1.0, "bible": 1.0, "jargon": 0.0} if name == "broad" else {name: 1.0} | {
+        other: 0.0 for other in ("shakespeare", "bible", "jargon") if other != name
+    }  # fmt: skip
+    fall = 300 * tokens**-0.5
+    if name == "broad":
+        losses = {own: 1 + fall / math.sqrt(0.7) for own in ("shakespeare", "bible")} | {"jargon": 1.2 + 1.1 * fall}
+    else:
+        losses = {domain: floor + fall for domain, floor in LOSSES[name].items()}
+    config = {"data": {"mixture": weights, "seq_len": 64}}
+    last = {f"eval/{domain}/cross_entropy": loss for domain, loss in losses.items()} | {"tokens": tokens}
+    last |= {f"data/{domain}/epochs": 0.5 for domain, weight in weights.items() if weight}
+    return made_up({"training": name, "tokens": f"{tokens:g}"}, [6.0, 3.0], config=config, **last)
+
+
+def test_breadth_is_judged_in_the_domain_that_nobody_trained_on():
+    names, lengths = ("shakespeare", "bible", "broad"), (1e5, 2e5, 4e5, 8e5)
+    finding = data_breadth.analyse([trained_on(name, tokens) for name in names for tokens in lengths])
+    assert finding.reproduced is True
+    assert finding.numbers["loss_in_jargon"]["broad"] == pytest.approx(1.2 + 1.1 * 300 * 8e5**-0.5)
+    assert "jargon (trained on by none)" in " ".join(finding.words)
+    assert finding.worth["broad, in bible against bible"].multiplier == pytest.approx(0.7, rel=0.02)
+    narrow = finding.worth["bible, in jargon against broad"]
+    # 1.6 + 300 D^-1/2 = 1.2 + 330 d^-1/2
+    at = 8e5
+    assert narrow.multiplier == pytest.approx((330 / (0.4 + 300 * at**-0.5)) ** 2 / at, rel=0.02)
+    assert any("while 50% of its tokens were of it: the others helped too" in words for words in finding.words)
+    assert drawn(finding)
+    # A broad run that is no better where nobody trained; three lengths are too few for laws.
+    worse = [trained_on(name, tokens) for name in names for tokens in lengths[:3]]
+    for cell in worse:
+        if cell.label("training") == "broad":
+            cell.metrics[-1]["eval/jargon/cross_entropy"] += 1
+    finding = data_breadth.analyse(worse)
+    assert finding.reproduced == "partly"
+    assert finding.worth["broad, in bible against bible"].refused == "the baseline's law was not fitted"
+
+
+# Training length.
+def length(name: str, steps: int, loss: float, began: int | None = None, **optimizer):
+    duration = {"start_from": "trunk@80%"} if began else {}
+    config = {"data": {"mixture": {"bible": 1.0}, "seq_len": 64}, "duration": duration, "optimizer": optimizer}
+    events = [{"event": "branch", "time": 0.0, "step": began}] if began else []
+    last = {"tokens": steps * 1024.0, "eval/bible/cross_entropy": loss, "step": steps}
+    return made_up({"run": name}, [6.0, 3.0], config=config, events=events, **last)
+
+
+def test_the_price_of_trunk_and_branches_and_the_law_through_them():
+    curve = {steps: 1.2 + 90 * (steps * 1024) ** -0.4 for steps in (100, 200, 400, 800)}
+    cells = [length("trunk", 640, 2.0, schedule="constant")]
+    cells += [length(f"branch_{n}", n, loss, began=n * 8 // 10 - 10, schedule="wsd") for n, loss in curve.items()]
+    cells += [length("cosine_400", 400, curve[400] + 0.01, schedule="cosine")]
+    finding = training_length.analyse(cells)
+    assert finding.reproduced is True
+    numbers = finding.numbers
+    per_step = numbers["flops_of_runs_of_their_own"] / 1500
+    assert numbers["flops_of_trunk_and_branches"] == pytest.approx(per_step * (640 + 0.2 * 1500 + 4 * 10))
+    assert numbers["branch_above_own_run"] == {"branch_400": pytest.approx(-0.01)}
+    assert finding.laws["branches"]["parameters"]["alpha"]["value"] == pytest.approx(0.4, rel=0.01)
+    assert finding.worth["cosine_400"].multiplier < 1
+    assert drawn(finding)
+    cells[-1] = length("cosine_400", 400, curve[400] - 0.2, schedule="cosine")
+    assert training_length.analyse(cells).reproduced is False
+
+
+# Batch size.
+def batch(size: int, rate: float, slower: float, noise: float = 0.0):
+    """To a loss of 4 - s it takes 100 s (1 + 10 s / B) steps, times `slower`."""
+    config = {
+        "data": {"mixture": {"bible": 1.0}},
+        "duration": {"global_batch_size": size},
+        "optimizer": {"learning_rate": rate},
+    }
+    result = made_up({"batch": str(size), "learning_rate": f"{rate:g}"}, [6.0, 5.0], config=config)
+    result.metrics.clear()
+    for s in np.linspace(0.2, 2.1, 60):
+        step = round(100 * s * (1 + 10 * s / size) * slower * 1000)
+        line = {"step": step, "cross_entropy": 4 - s, "eval/bible/cross_entropy": 4 - s}
+        result.metrics.append(line | ({"flow/run/noise_scale": noise * 10 * s} if noise else {}))
+    return result
+
+
+@pytest.fixture(scope="module")
+def batches():
+    rates = {4: 1e-3, 16: 2e-3, 64: 4e-3}
+    return [
+        batch(size, rate, 1.0 if rate == best else 1.5, noise=2.0 if (size, rate) == (64, best) else 0)
+        for size, best in rates.items()
+        for rate in rates.values()
+    ]
+
+
+def test_the_critical_batch_comes_from_steps_and_from_noise(batches):
+    finding = batch_size.analyse(batches)
+    assert finding.reproduced is True
+    critical, noise = finding.numbers["critical_batch"], finding.numbers["noise_scale"]
+    assert len(critical) == batch_size.TARGETS
+    for name, found in critical.items():
+        expected = 10 * (4 - float(name.removesuffix(" nats")))
+        assert found == pytest.approx(expected, rel=0.02)
+        assert noise[name] == pytest.approx(2 * expected, rel=0.02)
+    assert finding.numbers["learning_rate"] == {"batch 4": 1e-3, "batch 16": 2e-3, "batch 64": 4e-3}
+    assert "of-the-loss" in finding.laws
+    assert drawn(finding)
+
+
+def test_a_noise_scale_far_from_the_critical_batch_is_not_as_expected(batches):
+    for cell in batches:
+        for line in cell.metrics:
+            if "flow/run/noise_scale" in line:
+                line["flow/run/noise_scale"] /= 10
+    finding = batch_size.analyse(batches)
+    assert finding.reproduced == "partly"
+    assert any("more than a factor of 3 apart: not as expected" in words for words in finding.words)
+
+
+def test_steps_to_a_loss_lie_between_evaluations_and_noise_around_it_counts_once():
+    result = made_up({"batch": "4", "learning_rate": "1"}, [6.0], config={"data": {"mixture": {"bible": 1.0}}})
+    for step, loss in ((10, 3.0), (20, 2.0), (30, 2.5), (40, 1.0)):
+        result.metrics.append({"step": step, "eval/bible/cross_entropy": loss})
+    assert batch_size.steps_to(result, 2.5) == pytest.approx(math.sqrt(200))
+    assert batch_size.steps_to(result, 3.5) == 10
+    assert batch_size.steps_to(result, 1.5) == pytest.approx(math.sqrt(1200))
+    assert batch_size.steps_to(result, 0.5) == math.inf

@@ -6,6 +6,7 @@ from itertools import zip_longest
 from typing import Any
 
 from blobjax.config import BadInputError
+from blobjax.reliability.energy_log import energy_line, read_accounts
 from blobjax.reliability.ledger import Attempt, number, read_ledger
 from blobjax.reliability.run_directory import RunDirectory, read_jsonl, read_jsonl_backwards
 from blobjax.reliability.supervisor import named
@@ -68,6 +69,8 @@ def status(run: str) -> dict[str, Any]:
         ),
         "attempts": [_attempt(*each, running) for each in zip_longest(ledger.attempts, ledger.attempts[1:])],
         "events": {name: counted[name] for name in _COUNTED if counted[name]},
+        "energy_joules": read_accounts(directory.energy),
+        "tokens": int(number(newest.get("tokens"))),
         "straggler": next((_straggler(e) for e in reversed(events) if e["event"] == "stragglers"), None),
         "notes": ledger.notes,
     }
@@ -169,6 +172,8 @@ def lines(found: dict[str, Any]) -> list[str]:
         )
     if found["events"]:
         said += ["", "events: " + ", ".join(f"{name} × {count}" for name, count in found["events"].items())]
+    if found["energy_joules"]:
+        said += ["", energy_line(found["energy_joules"], found["tokens"])]
     if found["straggler"] and found["straggler"]["lag_seconds"] > 0:
         slow = found["straggler"]
         who = f"process {slow['slowest']} ({slow['host']})"

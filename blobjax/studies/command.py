@@ -98,7 +98,7 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 def conclude(plan: Plan, console: Console) -> int:
     """Writes cells.jsonl, and where every cell has come to an end summary.json, the plots and the page."""
-    from blobjax.studies import plots
+    from blobjax.report import plots
     from blobjax.studies.analyses import ANALYSES
     from blobjax.studies.page import page
 

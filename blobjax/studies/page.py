@@ -1,109 +1,52 @@
 """A study's page: one HTML file that holds all of it, pictures too, and works without a network."""
 
-import base64
-import math
-from collections.abc import Iterable
 from html import escape
 from typing import Any
 
 from blobjax.config.diff import config_diff
+from blobjax.reliability.outcome import DONE
+from blobjax.report.html import document, figure, number, paragraph, section, table
+from blobjax.report.prices import Prices
+from blobjax.studies import runs_table
 from blobjax.studies.results import Result
 from blobjax.studies.study import Plan
-
-_CSS = """
-:root { color-scheme: light; }
-body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 58rem; color: #1a1a1a; background: #fff;
-  font: 1.05rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: .3rem 0 1rem; }
-h2 { font-size: 1.2rem; margin: 2.2rem 0 .5rem; border-bottom: 1px solid #ddd; padding-bottom: .2rem; }
-p { margin: .5rem 0; max-width: 48rem; }
-.kind { color: #555; margin: 0; }
-.verdict { display: inline-block; padding: .15rem .6rem; border: 1.5px solid; border-radius: .3rem; font-weight: 600; }
-.true { color: #00604a; } .partly { color: #8a5a00; } .false { color: #a3320b; } .null { color: #555; }
-figure { margin: 1.4rem 0; max-width: 48rem; } img { max-width: 100%; height: auto; display: block; }
-figcaption, .small { font-size: .9rem; color: #444; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; vertical-align: top; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid #e4e4e4; }
-th { color: #444; font-weight: 600; white-space: nowrap; } td.n, th.n { text-align: right; }
-code, pre { font: .88em/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-pre { background: #f5f5f5; padding: .7rem .9rem; overflow-x: auto; white-space: pre-wrap; }
-td code { display: block; overflow-wrap: anywhere; padding-left: 1em; text-indent: -1em; }
-td:last-child:has(code) { min-width: 13rem; }
-@media (max-width: 40rem) { body { font-size: 1rem; } h1 { font-size: 1.4rem; }
-  td code { white-space: nowrap; } }
-@media print { body { max-width: none; padding: 0; font-size: 10pt; } figure, tr { break-inside: avoid; }
-  h2 { break-after: avoid; } .wide { overflow: visible; } }
-"""
 
 _VERDICTS = {True: "reproduced", "partly": "partly reproduced", False: "did not reproduce", None: "no verdict"}
 
 
-def page(plan: Plan, results: list[Result], summary: dict[str, Any], pictures: list[tuple[str, bytes]]) -> str:
+def page(
+    plan: Plan,
+    results: list[Result],
+    summary: dict[str, Any],
+    pictures: list[tuple[str, bytes]],
+    prices: Prices | None = None,
+) -> str:
     """The page.
 
     Args:
-      summary: as in summary.json.
+      summary: as in summary.json; one without a command has the page not say how to run it again.
       pictures: caption and PNG of each.
+      prices: what time and energy come to.
     """
     study = plan.study
     kind = {True: "true", False: "false", None: "null"}.get(summary["reproduced"], "partly")
+    verdict = _VERDICTS[summary["reproduced"]]
+    if any(result.status not in (*DONE, "failed") for result in results):
+        kind, verdict = "partly", "not finished"
+    again = f"<pre>{escape(summary['command'])}</pre>" if summary["command"] else ""
     parts = [
         f'<p class="kind">Study <code>{escape(plan.name)}</code></p><h1>{escape(study.title)}</h1>',
-        f'<p><span class="verdict {kind}">{_VERDICTS[summary["reproduced"]]}</span></p>',
-        _section("Question", _paragraph(study.question)),
-        _section("Expected", _paragraph(study.expected), f'<p class="small">{escape(study.source)}</p>'),
-        _section("Found", *(_paragraph(words) for words in summary["found"])),
-        *(_figure(caption, png) for caption, png in pictures),
-        _section("Numbers", _numbers(summary["numbers"])),
-        _section("Cells", _cells_note(summary), _cells(plan, results)),
-        _section("Run it again", f"<pre>{escape(summary['command'])}</pre>", _provenance(summary)),
+        f'<p><span class="verdict {kind}">{verdict}</span></p>',
+        section("Question", paragraph(study.question)),
+        section("Expected", paragraph(study.expected), f'<p class="small">{escape(study.source)}</p>'),
+        section("Found", *(paragraph(words) for words in summary["found"])),
+        *(figure(caption, png) for caption, png in pictures),
+        section("Numbers", _numbers(summary["numbers"])) if summary["numbers"] else "",
+        section("Cells", _cells_note(summary), _cells(plan, results)),
+        section("What the runs took", runs_table.html(results, prices or Prices())),
+        section("Run it again" if again else "Made with", again, _provenance(summary)),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(study.title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
-        + "\n".join(parts)
-        + "\n</body>\n</html>\n"
-    )
-
-
-def number(value: Any) -> str:
-    """A number as it is read best, text as it is."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return "" if value is None else str(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, int) or (abs(value) >= 1000 and value == round(value)):
-        return f"{value:,.0f}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def _section(title: str, *parts: str) -> str:
-    return f"<h2>{escape(title)}</h2>\n" + "\n".join(parts)
-
-
-def _paragraph(text: str) -> str:
-    return f"<p>{escape(text)}</p>"
-
-
-def _figure(caption: str, png: bytes) -> str:
-    data = base64.b64encode(png).decode()
-    return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{escape(caption)}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]], numeric: frozenset[int] = frozenset()) -> str:
-    """A table of cells that are HTML already; the columns in `numeric` are set to the right."""
-
-    def row(cells: Iterable[str], tag: str) -> str:
-        marks = (' class="n"' if n in numeric else "" for n in range(1000))
-        return "<tr>" + "".join(f"<{tag}{mark}>{c}</{tag}>" for c, mark in zip(cells, marks, strict=False)) + "</tr>"
-
-    body = "\n".join(row(cells, "td") for cells in rows)
-    return f'<div class="wide"><table><thead>{row(head, "th")}</thead><tbody>\n{body}\n</tbody></table></div>'
+    return document(study.title, parts)
 
 
 def _numbers(numbers: dict[str, Any]) -> str:
@@ -117,9 +60,9 @@ def _numbers(numbers: dict[str, Any]) -> str:
     for labels, rows in tables.items():
         if len(labels) > 8:  # too wide for a page: turned on its side
             rows = [list(row) for row in zip(["", *map(escape, labels)], *rows, strict=True)]
-            html.append(_table(rows[0], rows[1:], frozenset(range(1, len(rows[0])))))
+            html.append(table(rows[0], rows[1:], frozenset(range(1, len(rows[0])))))
         else:
-            html.append(_table(["", *map(escape, labels)], rows, frozenset(range(1, len(labels) + 1))))
+            html.append(table(["", *map(escape, labels)], rows, frozenset(range(1, len(labels) + 1))))
     return "\n".join(html)
 
 
@@ -156,7 +99,7 @@ def _cells(plan: Plan, results: list[Result]) -> str:
             ]
         )
     first = len(axes) + 1
-    return _table(map(escape, head), rows, frozenset(range(first, first + 3)))
+    return table(map(escape, head), rows, frozenset(range(first, first + 3)))
 
 
 def _provenance(summary: dict[str, Any]) -> str:

@@ -1,11 +1,11 @@
-"""How plots of studies look. Matplotlib is an extra, imported when the first plot is made."""
+"""How plots of runs and studies look. Matplotlib is an extra, imported when the first plot is made."""
 
 import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from blobjax.studies.study import label
+from blobjax.report.html import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,7 +78,7 @@ def draw(
         # Over less than two decades powers of ten alone would leave hardly a label.
         axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.8)))
     if ticks:
-        axes.set_xticks(list(ticks), [label(tick) for tick in ticks])
+        axes.set_xticks(list(ticks), [short(tick) for tick in ticks])
         axes.xaxis.minorticks_off()
     axes.set_xlabel(x)
     axes.set_ylabel(y)
@@ -86,6 +86,16 @@ def draw(
         axes.set_title(title)
     if legend and len(lines) > 1:
         axes.legend(frameon=False, fontsize=11)
+
+
+def colour(n: int) -> str:
+    """The palette's n-th colour, from 0; it comes round again."""
+    return _COLOURS[n % len(_COLOURS)]
+
+
+def marker(n: int) -> str:
+    """The n-th marker."""
+    return _MARKERS[n % len(_MARKERS)]
 
 
 def smooth(line: tuple[Sequence[float], Sequence[float]], width: int = 10) -> Line:

@@ -27,6 +27,28 @@ def _enough(line: tuple[list[float], list[float]]) -> bool:
     return len({x for x, y in zip(*line, strict=True) if math.isfinite(y) and x > 0}) > 1
 
 
+def _counted(axes: "Axes", log_x: bool = False) -> None:
+    """Labels tokens as 1.5M, and not as 1.5 with a factor in a corner."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    words = FuncFormatter(lambda value, _: human(value))
+    if log_x:
+        low, high = axes.get_xlim()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 100 * low else (1.0, 2.0, 5.0)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(words)
+    if axes.get_yscale() == "linear":
+        axes.yaxis.set_major_formatter(words)
+
+
+def _framed(axes: "Axes", values: list[float]) -> str:
+    """Frames what most values are within, from 0; what is to be said if some are not."""
+    usual = sorted(values)[int(0.95 * (len(values) - 1))]
+    top = min(max(values), 2 * usual) * 1.05
+    axes.set_ylim(0, top or 1)
+    return " Peaks above the frame are cut." if max(values) > top else ""
+
+
 def _restarts(axes: "Axes", facts: Facts) -> int:
     """Marks where later attempts began; how many."""
     later = [facts.at_step(each.first_step) for each in facts.ledger.attempts[1:]]
@@ -55,6 +77,7 @@ def loss(facts: Facts) -> Chart | None:
         axes.plot(*line, linestyle="", marker=plots.marker(n), markersize=5, color=plots.colour(n + 1), label=name)
     if marked or undone[0]:
         axes.legend(frameon=False, fontsize=11)
+    _counted(axes, log_x=True)
     restarts = _restarts(axes, facts)
     notes = " Dotted lines: where the run was started again." if restarts else ""
     finite = [y for y in trained[1] if math.isfinite(y)]
@@ -76,6 +99,7 @@ def bits_per_byte(facts: Facts) -> Chart | None:
         return None
     figure, (axes,) = plots.charts()
     plots.draw(axes, lines, _TOKENS, "held-out bits per byte", log_x=True)
+    _counted(axes, log_x=True)
     _restarts(axes, facts)
     ends = "; ".join(f"{name} from {ys[0]:.3f} to {ys[-1]:.3f}" for name, (_, ys) in lines.items())
     return Chart(figure, "Held-out bits per byte by domain.", f"Line chart of held-out bits per byte: {ends}.")
@@ -89,15 +113,16 @@ def speed(facts: Facts) -> Chart | None:
     both = _enough(used)
     figure, axes = plots.charts(2 if both else 1)
     plots.draw(axes[0], {"": rate}, _TOKENS, "tokens per second", marked=False)
-    axes[0].set_ylim(bottom=0)
+    cut = _framed(axes[0], facts.finite("tokens_per_second"))
     if both:
         plots.draw(axes[1], {"": used}, _TOKENS, "model-FLOPs utilisation", marked=False)
-        axes[1].set_ylim(bottom=0)
+        cut = _framed(axes[1], facts.finite("model_flops_utilization")) or cut
     for each in axes:
+        _counted(each)
         _restarts(each, facts)
     middle = f"median {human(facts.median('tokens_per_second'))} tokens per second"
     middle += f", {facts.median('model_flops_utilization'):.1%} of the chips' peak" if both else ""
-    return Chart(figure, "Throughput of the logged steps.", f"Line chart of throughput: {middle}.")
+    return Chart(figure, f"Throughput of the logged steps.{cut}", f"Line chart of throughput: {middle}.")
 
 
 def gradients(facts: Facts) -> Chart | None:
@@ -112,6 +137,7 @@ def gradients(facts: Facts) -> Chart | None:
         axes.plot(refused, [0.02] * len(refused), "|", color=plots.colour(1), transform=axes.get_xaxis_transform(),
                   label="refused step")  # fmt: skip
         axes.legend(frameon=False, fontsize=11)
+    _counted(axes)
     _restarts(axes, facts)
     finite = facts.finite("grad_norm")
     return Chart(

@@ -26,10 +26,10 @@ p { margin: .5rem 0; max-width: 48rem; }
 td.watch { color: #8a5a00; } td.turbulent { color: #a3320b; font-weight: 600; }
 figure { margin: 1.4rem 0; max-width: 48rem; } img { max-width: 100%; height: auto; display: block; }
 figcaption, .small { font-size: .9rem; color: #444; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; margin: .8rem 0; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; vertical-align: top; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid #e4e4e4; }
-th { color: #444; font-weight: 600; white-space: nowrap; } td.n, th.n { text-align: right; }
+th { color: #444; font-weight: 600; white-space: nowrap; } td.n, th.n { text-align: right; white-space: nowrap; }
 code, pre { font: .88em/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 pre { background: #f5f5f5; padding: .7rem .9rem; overflow-x: auto; white-space: pre-wrap; }
 td code { display: block; overflow-wrap: anywhere; padding-left: 1em; text-indent: -1em; }

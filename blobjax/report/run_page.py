@@ -142,7 +142,7 @@ def _speed(facts: Facts) -> str:
         ],
         [
             "model-FLOPs utilisation, median",
-            f"{statistics.median(used):.1%}" if used else "not known: no peak of this device is",
+            f"{statistics.median(used):.1%}" if used else "not known",
         ],
     ]
     return table(["logged steps", ""], rows, frozenset({1}))
@@ -203,9 +203,9 @@ def _attempts(facts: Facts) -> str:
     rows = [
         [
             str(order),
-            when(each["began"]),
-            span(each["seconds"]),
-            f"{each['first_step']:,} to {each['last_step']:,}",
+            _whole(when(each["began"])),
+            _whole(span(each["seconds"])),
+            _whole(f"{each['first_step']:,} to {each['last_step']:,}"),
             number(each["processes"]),
             number(each["devices"]),
             escape(without_secrets(each["end"])),
@@ -214,6 +214,11 @@ def _attempts(facts: Facts) -> str:
     ]
     head = ["attempt", "began", "took", "steps", "processes", "devices", "end"]
     return table(head, rows, frozenset({0, 4, 5})) if attempts else ""
+
+
+def _whole(text: str) -> str:
+    """Text that is not broken into lines."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}").replace("-", "\N{NON-BREAKING HYPHEN}")
 
 
 def _trouble(facts: Facts) -> str:
@@ -321,8 +326,10 @@ def _energy(facts: Facts, prices: Prices) -> str:
 
 
 def _config(facts: Facts) -> str:
-    lines = [line for line in config_diff(Config(), facts.config) if not line.startswith(_NOT_SHOWN)]
-    listed = "\n".join(without_secrets(line) for line in lines)
+    changed = (line for line in config_diff(Config(), facts.config) if not line.startswith(_NOT_SHOWN))
+    # `key: default -> value`, and the default is of no interest here.
+    pairs = ((line.partition(": ")[0], line.rpartition(" -> ")[2]) for line in changed)
+    listed = "\n".join(without_secrets(f"{key}: {value}") for key, value in pairs if value != "(absent)")
     return paragraph("What differs from the schema's defaults:", small=True) + f"<pre>{escape(listed)}</pre>"
 
 

@@ -87,6 +87,6 @@ def _emissions(runs: dict[str, Facts], prices: Prices) -> str:
         for source, joules in _summed([run.energy for run in runs.values()]).items()
     )
     return paragraph(
-        f"At the wall, as an estimate: {said}, with {prices.host_overhead:g} for hosts, {prices.pue:g} for the building "
-        f"and {prices.grid:g} gCO2e a kWh."
+        f"At the wall, as an estimate: {said}, with {prices.host_overhead:g} for hosts, {prices.pue:g} for "
+        f"the building and {prices.grid:g} gCO2e a kWh."
     )

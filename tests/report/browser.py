@@ -108,9 +108,7 @@ class Browser:
         return seen
 
     def _evaluate(self, session: str, expression: str) -> Any:
-        found = self._call(
-            "Runtime.evaluate", session, expression=expression, awaitPromise=True, returnByValue=True
-        )
+        found = self._call("Runtime.evaluate", session, expression=expression, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 

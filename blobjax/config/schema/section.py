@@ -1,6 +1,6 @@
 """What every section of the schema is made of."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -31,3 +31,14 @@ class Section(BaseModel):
         """Fills derived fields while the section is still being validated; frozen to everybody else."""
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+    def as_given(self) -> Self:
+        """A copy whose derived fields ask to be derived again: the base of configs that differ in what they come from.
+        It is to be written down, not to be trained: nothing is derived or checked in it."""
+        values = {
+            name: getattr(self, name) if name in self.model_fields_set else field.default
+            for name, field in type(self).model_fields.items()
+        }
+        return self.model_construct(
+            **{name: value.as_given() if isinstance(value, Section) else value for name, value in values.items()}
+        )

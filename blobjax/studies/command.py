@@ -77,7 +77,8 @@ def status(name: str, overrides: Sequence[str] = (), directory: str = "") -> Non
 def _record(plan: Plan) -> str:
     """The study with its overrides applied and its base resolved: a study file again."""
     content = plan.study.model_dump(mode="json")
-    content["base"] = plan.base.as_given().model_dump(mode="json", exclude={"name": True, "logging": {"run_dir"}})
+    ours = {"name": True, "logging": {"run_dir": True}}
+    content["base"] = plan.base.model_dump(mode="json", exclude=plan.base.derived() | ours)
     content["grid"] = {axis: values.values for axis, values in plan.study.grid.items()}
     return yaml.safe_dump(content, sort_keys=False, width=100, allow_unicode=True)
 

@@ -20,18 +20,11 @@ def html(results: list[Result], prices: Prices) -> str:
             runs[result.cell.name] = facts.read(directory.path)
     if not runs:
         return paragraph("No cell has begun.")
-    head = [
-        "cell",
-        "tokens",
-        "FLOPs",
-        "tokens/s, median",
-        "goodput",
-        "skips, rollbacks",
-        "tokens/parameter",
-        "chip-hours",
-    ]
-    head += ["energy"] + (["cost"] if prices.price is not None else [])
-    rows = [_row(name, run, prices) for name, run in runs.items()]
+    sources = _summed([run.energy for run in runs.values()])
+    head = ["cell", "tokens", "FLOPs", "tokens/s", "goodput", "skips, rollbacks", "tokens/param", "chip-hours"]
+    head += [f"energy, {source if measured(source) else 'estimate'}" for source in sources]
+    head += ["cost"] if prices.price is not None else []
+    rows = [_row(name, run, list(sources), prices) for name, run in runs.items()]
     hours = sum(run.chip_hours for run in runs.values())
     whole = [
         "in all",
@@ -39,18 +32,19 @@ def html(results: list[Result], prices: Prices) -> str:
         human(sum(run.flops for run in runs.values())),
         *[""] * 4,
         f"{hours:.3g}",
-        _energy([run.energy for run in runs.values()]),
+        *(shown(joules) for joules in sources.values()),
         *([f"{hours * prices.price:,.2f}"] if prices.price is not None else []),
     ]
     note = paragraph(
-        "FLOPs: forward and backward, attention causal, lost steps out. Energy: each source by itself; a counter of "
-        "processor packages (rapl) has all that ran on the machine, so that cells that ran at once are in it each.",
+        "FLOPs: forward and backward, attention causal, lost steps out. tokens/s: the median. Energy "
+        f"({', '.join(sources) or 'not known'}): each source by itself; a counter of processor packages (rapl) has all "
+        "that ran on the machine, so that cells that ran at once are in it each.",
         small=True,
     )
-    return table(head, [*rows, whole], frozenset(range(1, len(head)))) + note + _emissions(runs, prices)
+    return table(head, [*rows, whole], frozenset(range(1, len(head)))) + note + _emissions(sources, prices)
 
 
-def _row(name: str, run: Facts, prices: Prices) -> list[str]:
+def _row(name: str, run: Facts, sources: list[str], prices: Prices) -> list[str]:
     events = run.status["events"]
     return [
         escape(name),
@@ -61,7 +55,7 @@ def _row(name: str, run: Facts, prices: Prices) -> list[str]:
         f"{events.get('skip', 0)}, {events.get('rollback', 0)}",
         f"{run.tokens / run.params:.3g}",
         f"{run.chip_hours:.3g}",
-        _energy([run.energy]),
+        *(shown(run.energy[source]) if source in run.energy else "" for source in sources),
         *([f"{run.chip_hours * prices.price:,.2f}"] if prices.price is not None else []),
     ]
 
@@ -71,20 +65,11 @@ def _summed(accounts: list[dict[str, float]]) -> dict[str, float]:
     return {source: sum(each.get(source, 0.0) for each in accounts) for source in sources}
 
 
-def _energy(accounts: list[dict[str, float]]) -> str:
-    return ", ".join(f"{shown(joules)} ({_kind(source)})" for source, joules in _summed(accounts).items())
-
-
-def _kind(source: str) -> str:
-    return source if measured(source) else "estimate"
-
-
-def _emissions(runs: dict[str, Facts], prices: Prices) -> str:
-    if prices.grid is None:
+def _emissions(sources: dict[str, float], prices: Prices) -> str:
+    if prices.grid is None or not sources:
         return ""
     said = ", ".join(
-        f"{prices.wall_kwh(joules) * prices.grid / 1000:.3g} kg CO2e ({source})"
-        for source, joules in _summed([run.energy for run in runs.values()]).items()
+        f"{prices.wall_kwh(joules) * prices.grid / 1000:.3g} kg CO2e ({source})" for source, joules in sources.items()
     )
     return paragraph(
         f"At the wall, as an estimate: {said}, with {prices.host_overhead:g} for hosts, {prices.pue:g} for "

@@ -1,6 +1,6 @@
 """What every section of the schema is made of."""
 
-from typing import Annotated, Self
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -32,13 +32,15 @@ class Section(BaseModel):
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
-    def as_given(self) -> Self:
-        """A copy whose derived fields ask to be derived again: the base of configs that differ in what they come from.
-        It is to be written down, not to be trained: nothing is derived or checked in it."""
-        values = {
-            name: getattr(self, name) if name in self.model_fields_set else field.default
-            for name, field in type(self).model_fields.items()
-        }
-        return self.model_construct(
-            **{name: value.as_given() if isinstance(value, Section) else value for name, value in values.items()}
-        )
+    def derived(self) -> dict[str, Any]:
+        """The fields that were not given but derived, in the form of `model_dump(exclude=…)`: what a base of configs of
+        other sizes must not say."""
+        found: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if isinstance(value, Section):
+                if below := value.derived():
+                    found[name] = below
+            elif name not in self.model_fields_set and value != field.default:
+                found[name] = True
+        return found

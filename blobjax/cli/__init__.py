@@ -11,6 +11,7 @@ import typer
 
 from blobjax.cli import checkpoint, config, data, laws, run, scaling
 from blobjax.cli.doctor import doctor
+from blobjax.cli.report import report
 from blobjax.reliability.leaving import TOGETHER_SECONDS, leave, verdict
 
 app = typer.Typer(
@@ -20,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (run.train, run.status, run.sample, scaling.study, scaling.plan, doctor):
+for command in (run.train, run.status, run.sample, scaling.study, scaling.plan, report, doctor):
     app.command()(command)
 for name, group in (
     ("data", data.app),

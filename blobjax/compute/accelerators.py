@@ -1,8 +1,10 @@
 """What accelerators can do at best: the denominators of model-FLOPs utilisation and of any roofline."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import jax
+if TYPE_CHECKING:  # the table is also read where no jax is started
+    import jax
 
 
 @dataclass(frozen=True)
@@ -283,7 +285,7 @@ def find(kind: str) -> Accelerator | None:
     return next((chip for chip in ACCELERATORS if kind in chip.kinds), None)
 
 
-def peak_flops(device: jax.Device) -> float | None:
+def peak_flops(device: "jax.Device") -> float | None:
     """Peak dense bfloat16 FLOP/s of one jax device; None where it is not known, and then no utilisation is reported."""
     chip = find(device.device_kind)
     return None if chip is None else chip.bf16_flops / chip.devices

@@ -26,7 +26,7 @@ class Meter:
     """Joules that this process's devices have used since the meter was made.
 
     Attributes:
-      source: `nvml`, `rapl`, or `estimate: …` with what it was made from.
+      source: `nvml`, `rapl`, or `estimate: …` with what it was made from; `energy_log.measured` tells them apart.
       read: the counter, joules; only differences mean something.
     """
 
@@ -41,18 +41,17 @@ class Meter:
         """Since the meter was made."""
         return self.read() - self._start
 
-    @property
-    def measured(self) -> bool:
-        """Whether a counter of the machine says so."""
-        return not self.source.startswith("estimate")
 
-
-def meter(devices: Sequence[Any] | None = None, watts: float = 0) -> Meter:
+def meter(devices: Sequence[Any] | None = None, watts: float = 0) -> Meter | None:
     """The best there is for these devices.
 
     Args:
       devices: jax devices of this process; its local devices by default.
       watts: rated power of one device for an estimate; 0: from the table of accelerators.
+
+    Returns:
+      None where there is no counter and no power is known: no figure is better than a made-up one. What is on a CPU is
+      the machine's, and of several processes on one machine only one may have a meter.
     """
     devices = jax.local_devices() if devices is None else devices
     if devices[0].platform == "gpu":
@@ -66,19 +65,26 @@ def meter(devices: Sequence[Any] | None = None, watts: float = 0) -> Meter:
     return _estimate(devices, watts)
 
 
-def _estimate(devices: Sequence[Any], watts: float) -> Meter:
+def _estimate(devices: Sequence[Any], watts: float) -> Meter | None:
     chip = accelerators.find(devices[0].device_kind)
+    # The words name no number of devices or cores: what hosts of one kind have drawn is one sum.
     if watts:
         total, said = watts * len(devices), f"{watts:g} W a device"
-    elif chip is not None:
+    elif chip is not None and chip.watts is not None:
         total, said = chip.watts / chip.devices * len(devices), f"{chip.watts:g} W a {chip.name}"
     elif devices[0].platform == "cpu":
         # Virtual devices share the cores there are.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        total, said = WATTS_PER_CPU_CORE * cores, f"{WATTS_PER_CPU_CORE:g} W a core, {cores} cores"
+        total, said = WATTS_PER_CPU_CORE * _cores(), f"{WATTS_PER_CPU_CORE:g} W a core"
     else:
-        return Meter(f"estimate: none, the power of a {devices[0].device_kind} is not known", lambda: 0.0)
+        return None
     return Meter(f"estimate: {said}", lambda: total * time.monotonic())
+
+
+def _cores() -> int:
+    """Cores this process may use: those that XLA is told to use (PJRT_NPROC), where there are not fewer."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    told = os.environ.get("PJRT_NPROC", "")
+    return min(cores, int(told)) if told.isdigit() and int(told) else cores
 
 
 def _nvml(devices: Sequence[Any]) -> Callable[[], float] | None:

@@ -37,7 +37,7 @@ class Outcome:
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of a metric."""
         lines = [line for line in self.metrics if line.get(name) is not None]
-        return [line["step"] for line in lines], [float(line[name]) for line in lines]
+        return [line["step"] for line in lines], [as_float(line[name]) for line in lines]
 
     @property
     def final_loss(self) -> float:
@@ -63,7 +63,7 @@ class Outcome:
     @property
     def held_out(self) -> dict[str, float]:
         """The newest of each `eval/…` metric."""
-        return {name: float(v) for line in self.metrics for name, v in line.items() if name.startswith("eval/")}
+        return {name: as_float(v) for line in self.metrics for name, v in line.items() if name.startswith("eval/")}
 
     @property
     def flow(self) -> dict[str, dict[str, float]]:
@@ -72,7 +72,7 @@ class Outcome:
         for line in self.metrics:
             for name in line:
                 if name.startswith("flow/"):
-                    values.setdefault(name, []).append(float(line[name]))
+                    values.setdefault(name, []).append(as_float(line[name]))
         return {name: {"max": _largest(those), "last": those[-1]} for name, those in values.items()}
 
     def by_block(self, probe: str) -> list[float]:
@@ -98,6 +98,14 @@ class Outcome:
                 case "stop" if began is not None:
                     seconds, began = seconds + event["time"] - began, None
         return seconds
+
+
+def as_float(value: Any) -> float:
+    """A value of metrics.jsonl, where numbers that JSON does not know are text; NaN for what is none at all."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _largest(values: list[float]) -> float:

@@ -1,7 +1,7 @@
 """A run's directory: whose it is, what it holds, and that it can be written, all found out before anything is computed.
 
-config.yaml (resolved, reloadable) · metrics.jsonl · events.jsonl · checkpoints/ · tensorboard/; of a run with probes
-flow.json; of a run that had trouble passed_over.json · undone_metrics.jsonl · halt.json · quarantine/
+config.yaml (resolved, reloadable) · metrics.jsonl · events.jsonl · checkpoints/ · energy/ · tensorboard/; of a run with
+probes flow.json; of a run that had trouble passed_over.json · undone_metrics.jsonl · halt.json · quarantine/
 """
 
 import contextlib
@@ -42,6 +42,7 @@ class RunDirectory:
         self.passed_over = self.path / "passed_over.json"
         self.undone_metrics = self.path / "undone_metrics.jsonl"
         self.halt = self.path / "halt.json"
+        self.energy = self.path / "energy"
 
     def previous_config(self) -> Config | None:
         """The config of the run that lives here, or None in a new directory.
@@ -101,6 +102,7 @@ class RunDirectory:
         """
         write_atomically(self.config, dump(config))
         self.checkpoints.mkdir(exist_ok=True)
+        self.energy.mkdir(exist_ok=True)
         if config.data.tokenizer != "bytes":
             # A run can be sampled from wherever it is moved to, so it takes its tokenizer along.
             write_atomically(self.tokenizer, Path(config.data.tokenizer).read_text(encoding="utf-8"))

@@ -6,11 +6,12 @@ from itertools import zip_longest
 from typing import Any
 
 from blobjax.config import BadInputError
+from blobjax.reliability.energy_log import energy_line, read_accounts
 from blobjax.reliability.ledger import Attempt, number, read_ledger
 from blobjax.reliability.run_directory import RunDirectory, read_jsonl, read_jsonl_backwards
 from blobjax.reliability.supervisor import named
 
-_SAID = {
+CATEGORY_WORDS = {
     "train": "steps that count",
     "lost": "steps lost, computed again",
     "data_wait": "waiting for data",
@@ -68,6 +69,8 @@ def status(run: str) -> dict[str, Any]:
         ),
         "attempts": [_attempt(*each, running) for each in zip_longest(ledger.attempts, ledger.attempts[1:])],
         "events": {name: counted[name] for name in _COUNTED if counted[name]},
+        "energy_joules": read_accounts(directory.energy),
+        "tokens": int(number(newest.get("tokens"))),
         "straggler": next((_straggler(e) for e in reversed(events) if e["event"] == "stragglers"), None),
         "notes": ledger.notes,
     }
@@ -131,7 +134,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     of = f" of {found['length']:,}" if found["length"] else ""
     reason = f" ({found['reason']})" if found["reason"] not in ("", "finished") else ""
     since = (
-        "" if found["since"] is None else f"{' since' if found['state'] == 'running' else ''} {_when(found['since'])}"
+        "" if found["since"] is None else f"{' since' if found['state'] == 'running' else ''} {when(found['since'])}"
     )
     said = [f"{found['run']}: {found['state']}{since}{reason}, at step {found['step']:,}{of}"]
     facts = []
@@ -140,35 +143,39 @@ def lines(found: dict[str, Any]) -> list[str]:
     if found["newest_save"] is not None:
         facts.append(f"newest save: step {found['newest_save']:,}")
     if found["last_event_seconds_ago"] is not None:
-        facts.append(f"last event {_span(found['last_event_seconds_ago'])} ago")
+        facts.append(f"last event {span(found['last_event_seconds_ago'])} ago")
     if facts:
         said.append("  " + ", ".join(facts))
     if found["wall_seconds"]:
         said += [
             "",
-            f"goodput {found['goodput']:.1%}: of {_span(found['wall_seconds'])}, "
-            f"{_span(found['seconds'].get('train', 0.0))} went into steps that count",
+            f"goodput {found['goodput']:.1%}: of {span(found['wall_seconds'])}, "
+            f"{span(found['seconds'].get('train', 0.0))} went into steps that count",
             "",
         ]
         for name, seconds in sorted(found["seconds"].items(), key=lambda each: -each[1]):
             if seconds < 0.05:
                 continue
             share = seconds / found["wall_seconds"]
-            said.append(f"  {_SAID[name]:<30} {seconds:>12,.1f} s  {share:>6.1%}  {'█' * round(share * 30)}".rstrip())
+            said.append(
+                f"  {CATEGORY_WORDS[name]:<30} {seconds:>12,.1f} s  {share:>6.1%}  {'█' * round(share * 30)}".rstrip()
+            )
         said.append(f"  {'in all':<30} {found['wall_seconds']:>12,.1f} s  100.0%")
     if found["cost_most"]:
         cost = found["seconds"][found["cost_most"]]
-        said += ["", f"what cost the most besides: {_SAID[found['cost_most']]}, {_span(cost)}"]
+        said += ["", f"what cost the most besides: {CATEGORY_WORDS[found['cost_most']]}, {span(cost)}"]
     if found["attempts"]:
         said.append("")
     for order, each in enumerate(found["attempts"], 1):
         steps = f"step {each['first_step']:,} to {each['last_step']:,}"
         by_itself = f"; restart {each['restart']} by the supervisor" if each["restart"] else ""
         said.append(
-            f"  attempt {order}  {_when(each['began'])}  {_span(each['seconds']):>9}  {steps}: {each['end']}{by_itself}"
+            f"  attempt {order}  {when(each['began'])}  {span(each['seconds']):>9}  {steps}: {each['end']}{by_itself}"
         )
     if found["events"]:
         said += ["", "events: " + ", ".join(f"{name} × {count}" for name, count in found["events"].items())]
+    if found["energy_joules"]:
+        said += ["", energy_line(found["energy_joules"], found["tokens"])]
     if found["straggler"] and found["straggler"]["lag_seconds"] > 0:
         slow = found["straggler"]
         who = f"process {slow['slowest']} ({slow['host']})"
@@ -176,11 +183,12 @@ def lines(found: dict[str, Any]) -> list[str]:
     return [*said, *(f"note: {note}" for note in found["notes"])]
 
 
-def _when(seconds: float) -> str:
+def when(seconds: float) -> str:
+    """A time in seconds since 1970, as the clock on the wall has it."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
     """3.2 s, 4:05, 2:03:04, 3 d 2:03:04."""
     if seconds < 60:
         return f"{seconds:.1f} s"

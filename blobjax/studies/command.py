@@ -83,7 +83,8 @@ def status(name: str, overrides: Sequence[str] = (), directory: str = "") -> Non
 def _record(plan: Plan) -> str:
     """The study with its overrides applied and its base resolved: a study file again."""
     content = plan.study.model_dump(mode="json")
-    content["base"] = plan.base.model_dump(mode="json", exclude={"name": True, "logging": {"run_dir"}})
+    ours = {"name": True, "logging": {"run_dir": True}}
+    content["base"] = plan.base.model_dump(mode="json", exclude=plan.base.derived() | ours)
     content["grid"] = {axis: values.values for axis, values in plan.study.grid.items()}
     return yaml.safe_dump(content, sort_keys=False, width=100, allow_unicode=True)
 
@@ -121,8 +122,8 @@ def conclude(plan: Plan, console: Console, confirm: IO[str] | None = None) -> in
     Args:
       confirm: the study directory's lock, where the run that tests the prediction is to be made before.
     """
+    from blobjax.report import plots
     from blobjax.scaling import fit_file
-    from blobjax.studies import plots
     from blobjax.studies.page import page
 
     folder = plan.directory

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
+from blobjax.report.html import paragraph, section, table
 from blobjax.scaling import runs, text
 from blobjax.studies.finding import Finding, Prediction, Verdict
-from blobjax.studies.html import paragraph, section, table
 from blobjax.studies.results import Result, read
 from blobjax.studies.study import Cell, Plan, one_more
 

@@ -3,9 +3,9 @@
 from html import escape
 from typing import Any
 
+from blobjax.report.html import paragraph, section, table
 from blobjax.scaling import text
 from blobjax.scaling.multiplier import Worth
-from blobjax.studies.html import paragraph, section, table
 
 
 def laws(found: dict[str, dict[str, Any]]) -> list[str]:

@@ -1,41 +1,16 @@
 """A study's page: one HTML file that holds all of it, pictures too, and works without a network."""
 
-import base64
 from html import escape
 from typing import Any
 
 from blobjax.config.diff import config_diff
-from blobjax.studies import confirmation, law_sections
+from blobjax.reliability.outcome import DONE
+from blobjax.report.html import document, figure, number, paragraph, section, table
+from blobjax.report.prices import Prices
+from blobjax.studies import confirmation, law_sections, runs_table
 from blobjax.studies.finding import Finding
-from blobjax.studies.html import number, paragraph, section, table
 from blobjax.studies.results import Result
 from blobjax.studies.study import Plan
-
-_CSS = """
-:root { color-scheme: light; }
-body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 58rem; color: #1a1a1a; background: #fff;
-  font: 1.05rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: .3rem 0 1rem; }
-h2 { font-size: 1.2rem; margin: 2.2rem 0 .5rem; border-bottom: 1px solid #ddd; padding-bottom: .2rem; }
-p { margin: .5rem 0; max-width: 48rem; }
-.kind { color: #555; margin: 0; }
-.verdict { display: inline-block; padding: .15rem .6rem; border: 1.5px solid; border-radius: .3rem; font-weight: 600; }
-.true { color: #00604a; } .partly { color: #8a5a00; } .false { color: #a3320b; } .null { color: #555; }
-figure { margin: 1.4rem 0; max-width: 48rem; } img { max-width: 100%; height: auto; display: block; }
-figcaption, .small { font-size: .9rem; color: #444; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; vertical-align: top; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid #e4e4e4; }
-th { color: #444; font-weight: 600; white-space: nowrap; } td.n, th.n { text-align: right; }
-code, pre { font: .88em/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-pre { background: #f5f5f5; padding: .7rem .9rem; overflow-x: auto; white-space: pre-wrap; }
-td code { display: block; overflow-wrap: anywhere; padding-left: 1em; text-indent: -1em; }
-td:last-child:has(code) { min-width: 13rem; }
-@media (max-width: 40rem) { body { font-size: 1rem; } h1 { font-size: 1.4rem; }
-  td code { white-space: nowrap; } }
-@media print { body { max-width: none; padding: 0; font-size: 10pt; } figure, tr { break-inside: avoid; }
-  h2 { break-after: avoid; } .wide { overflow: visible; } }
-"""
 
 _VERDICTS = {True: "reproduced", "partly": "partly reproduced", False: "did not reproduce", None: "no verdict"}
 
@@ -47,45 +22,38 @@ def page(
     finding: Finding,
     tested: confirmation.Tested | None,
     pictures: list[tuple[str, bytes]],
+    prices: Prices | None = None,
 ) -> str:
     """The page.
 
     Args:
-      summary: as in summary.json.
+      summary: as in summary.json; one without a command has the page not say how to run it again.
       tested: the finding's prediction and what came of it.
       pictures: the finding's, caption and PNG of each.
+      prices: what time and energy come to.
     """
     study = plan.study
     kind = {True: "true", False: "false", None: "null"}.get(summary["reproduced"], "partly")
+    verdict = _VERDICTS[summary["reproduced"]]
+    if any(result.status not in (*DONE, "failed") for result in results):
+        kind, verdict = "partly", "not finished"
+    again = f"<pre>{escape(summary['command'])}</pre>" if summary["command"] else ""
     parts = [
         f'<p class="kind">Study <code>{escape(plan.name)}</code></p><h1>{escape(study.title)}</h1>',
-        f'<p><span class="verdict {kind}">{_VERDICTS[summary["reproduced"]]}</span></p>',
+        f'<p><span class="verdict {kind}">{verdict}</span></p>',
         section("Question", paragraph(study.question)),
         section("Expected", paragraph(study.expected), f'<p class="small">{escape(study.source)}</p>'),
         section("Found", *(paragraph(words) for words in summary["found"])),
-        *(_figure(caption, png) for caption, png in pictures),
+        *(figure(caption, png) for caption, png in pictures),
         *law_sections.laws(finding.laws),
         *confirmation.html(tested),
         *law_sections.worth(finding.worth),
-        section("Numbers", _numbers(summary["numbers"])),
+        section("Numbers", _numbers(summary["numbers"])) if summary["numbers"] else "",
         section("Cells", _cells_note(summary), _cells(plan, results)),
-        section("Run it again", f"<pre>{escape(summary['command'])}</pre>", _provenance(summary)),
+        section("What the runs took", runs_table.html(results, prices or Prices())),
+        section("Run it again" if again else "Made with", again, _provenance(summary)),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(study.title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
-        + "\n".join(parts)
-        + "\n</body>\n</html>\n"
-    )
-
-
-def _figure(caption: str, png: bytes) -> str:
-    data = base64.b64encode(png).decode()
-    return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{escape(caption)}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
+    return document(study.title, parts)
 
 
 def _numbers(numbers: dict[str, Any]) -> str:

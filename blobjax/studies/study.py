@@ -17,6 +17,7 @@ from blobjax.config.closest import suggest
 from blobjax.config.explain import explain
 from blobjax.config.load import Setting, find_study, load_inline, parse_override, read_yaml, shown
 from blobjax.config.schema import Section
+from blobjax.report.html import short
 
 AnalysisName = Literal[
     "final-loss",
@@ -170,7 +171,7 @@ def label(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
-        return re.sub(r"e([+-])0*(\d)", lambda m: f"e{m[1].removeprefix('+')}{m[2]}", f"{value:.6g}")
+        return short(value)
     return str(value)
 
 

@@ -1,6 +1,8 @@
 """From what the device reports to what people read: derived metrics, every writer, and the progress line."""
 
 import math
+import resource
+import sys
 from types import TracebackType
 from typing import Any
 
@@ -10,6 +12,7 @@ from rich.console import Console
 
 from blobjax.compute import accelerators
 from blobjax.data import Stream
+from blobjax.reliability.energy_log import EnergyLog
 from blobjax.reliability.run_directory import RunDirectory
 from blobjax.reliability.timers import Every
 from blobjax.training.batches import Position
@@ -24,14 +27,22 @@ class Recorder:
 
     Args:
       directory: where metrics go; None on a process that writes nothing.
+      energy: what the run draws; None where that is not known.
     """
 
     def __init__(
-        self, program: Program, stream: Stream, position: Position, directory: RunDirectory | None, console: Console
+        self,
+        program: Program,
+        stream: Stream,
+        position: Position,
+        directory: RunDirectory | None,
+        console: Console,
+        energy: EnergyLog | None = None,
     ):
         self._program = program
         self._stream = stream
         self._position = position
+        self._energy = energy
         self._every = Every(program.config.logging.every, program.clockwork)
         self._writers: list[Writer] = make_writers(program.config, directory, position.start) if directory else []
         self._line = ProgressLine(program.clockwork.length, position.start, program.clockwork.batches, console)
@@ -83,19 +94,30 @@ class Recorder:
         rate = batch_size * self._program.config.data.seq_len / done.seconds
         peak = accelerators.peak_flops(jax.devices()[0])
         sequences = self._position.sequences(done.step)
+        tokens = sequences * self._program.config.data.seq_len
         return {
             **metrics,
             **(named(flow) if self._probed(done.step) else {}),
             **({"batch_size": batch_size} if clockwork.batches.smaller else {}),
             "perplexity": math.exp(min(metrics["cross_entropy"], 700.0)),
-            "tokens": sequences * self._program.config.data.seq_len,
+            "tokens": tokens,
             "tokens_per_second": rate,
             # None where the chip's peak is not in the table (a CPU): no figure is better than a wrong one.
             "model_flops_utilization": rate * clockwork.flops_per_token / (peak * len(jax.devices())) if peak else None,
             "step_seconds": done.seconds,
             "data_wait_seconds": done.data_wait,
+            **memory_peaks(),
+            **(self._energy.metrics(tokens) if self._energy else {}),
             **{f"data/{domain}/epochs": epochs for domain, epochs in self._stream.epochs(sequences).items()},
         }
+
+
+def memory_peaks() -> dict[str, int]:
+    """The most bytes that any of this process's devices has held so far, where they tell, and the process itself."""
+    devices = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
+    # Linux counts in KiB, macOS in bytes.
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return ({"device_memory_peak_bytes": max(devices)} if any(devices) else {}) | {"host_memory_peak_bytes": host}
 
 
 def named(flow: dict[str, dict[str, np.ndarray]]) -> dict[str, float]:

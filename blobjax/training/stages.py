@@ -9,6 +9,14 @@ from blobjax.training.state import TrainState
 from blobjax.training.step import Batch, Metrics
 
 
+def memory_bytes(compiled: Any) -> dict[str, int]:
+    """What a compiled step takes of one device, as the compiler laid it out; empty where it does not tell."""
+    said = compiled.memory_analysis()
+    if said is None:
+        return {}
+    return {"arguments": said.argument_size_in_bytes, "temporaries": said.temp_size_in_bytes}
+
+
 class Stages:
     """The step, and a hook: before the batch size changes it compiles the next step, so that no step's time holds that.
 
@@ -38,6 +46,7 @@ class Stages:
     def _step(self, batch_size: int) -> Any:
         if batch_size not in self._compiled:
             began = time.monotonic()
-            self._compiled[batch_size] = self._program.lower_train_step(batch_size).compile()
-            self._events.write("compile", seconds=time.monotonic() - began, batch_size=batch_size)
+            compiled = self._compiled[batch_size] = self._program.lower_train_step(batch_size).compile()
+            seconds = time.monotonic() - began
+            self._events.write("compile", seconds=seconds, batch_size=batch_size, memory_bytes=memory_bytes(compiled))
         return self._compiled[batch_size]

@@ -13,6 +13,7 @@ from rich.console import Console
 from blobjax.compute.runtime import HEARTBEAT_SECONDS
 from blobjax.config import Config
 from blobjax.reliability.clock import Clock
+from blobjax.reliability.energy_log import EnergyLog, energy_line, meter_of_this_process
 from blobjax.reliability.leaving import failing_in_time
 from blobjax.reliability.run_directory import EventLog
 from blobjax.reliability.stopping import RESUMABLE, Stopping
@@ -36,7 +37,7 @@ from blobjax.training.recorder import Recorder
 from blobjax.training.recovery import Recovery, quarantined, write_passages
 from blobjax.training.saving import SaveHook
 from blobjax.training.snapshots import SnapshotRing
-from blobjax.training.stages import Stages
+from blobjax.training.stages import Stages, memory_bytes
 from blobjax.training.state import TrainState
 from blobjax.training.step import Batch
 
@@ -138,10 +139,13 @@ class _Attempt:
         self.watchdog = watchdog
         self.clock = clock
         self.checkpointer = Checkpointer(setting.directory.checkpoints, setting.config.checkpoint)
+        self.energy: EnergyLog | None = None
 
     def run(self, allow_config_change: bool, stack: ExitStack) -> int:
         """All of it; returns the exit code."""
         setting, events = self.setting, self.events
+        # Compiling and restoring draw power too.
+        meter = meter_of_this_process(setting.config.compute.device_watts)
         if setting.resuming:
             self._open_log()
         events.write(
@@ -156,6 +160,8 @@ class _Attempt:
             setting.directory.claim(setting.config)
             if setting.trunk and setting.passages:
                 write_passages(setting.directory.passed_over, setting.passages)
+        if meter:
+            self.energy = stack.enter_context(EnergyLog(setting.directory.energy, jax.process_index(), meter))
         self._open_log()
         start = int(begun.state.step)
         self._say(headline(setting.program, start))
@@ -222,7 +228,7 @@ class _Attempt:
             facts = {"run": str(setting.trunk.directory.path), "sequences": sequences}
             changed = setting.trunk.differences(setting.config)
             events.write("branch", step=setting.first, seconds=ready - restoring, **facts, changed=changed)
-        events.write("compile", seconds=compile_seconds, batch_size=batch_size)
+        events.write("compile", seconds=compile_seconds, batch_size=batch_size, memory_bytes=memory_bytes(compiled))
         return _Begun(state, sequences, bool(newest), Stages(program, {batch_size: compiled}, events))
 
     def _beginning(self, data: str | None) -> tuple[TrainState, int]:
@@ -239,7 +245,7 @@ class _Attempt:
         if writes_to and config.conditioning.probes:
             # Behind the recorder, so after it has written its last, however the run ends.
             stack.callback(self._summarise_flow)
-        recorder = stack.enter_context(Recorder(program, stream, position, writes_to, self.console))
+        recorder = stack.enter_context(Recorder(program, stream, position, writes_to, self.console, self.energy))
         evaluation = EvaluateHook(program, stream, Every(config.evaluation.every, clockwork), recorder, events)
         best = config.checkpoint.keep_best
         save = SaveHook(
@@ -315,6 +321,8 @@ class _Attempt:
         def report(done: StepReport) -> None:
             self.watchdog.beat(f"the step after {done.step}")
             self.clock.step(done.step, events)
+            if self.energy:
+                self.energy.beat()
             if stragglers:
                 stragglers.note(done.seconds, done.data_wait, done.device_wait)
             recorder.report(done)
@@ -373,7 +381,7 @@ class _Attempt:
             flow_summary.show(found, self.console)
 
     def _conclude(self, params: Any) -> None:
-        """The sampled passage and where everything is."""
+        """The sampled passage, what it all drew from the wall, and where everything is."""
         config, program = self.setting.config, self.setting.program
         prompt, tokens = config.evaluation.sample_prompt, config.evaluation.sample_tokens
         if prompt:
@@ -381,4 +389,7 @@ class _Attempt:
             self.console.rule("sampled")
             self._say(prompt + passage)
             self.console.rule()
+        if self.energy:
+            tokens = program.clockwork.batches.sequences(self.setting.length) * config.data.seq_len
+            self._say(energy_line(self.energy.totals(), tokens))
         self._say(f"run directory: {self.setting.directory.path}")

@@ -32,7 +32,7 @@ def powercap(tmp_path, monkeypatch):
 
 def test_rapl_counts_packages_once_and_runs_over(powercap):
     found = energy.meter([device()])
-    assert (found.source, found.joules, found.measured) == ("rapl", 0, True)
+    assert (found.source, found.joules) == ("rapl", 0)
     (powercap / "intel-rapl:0" / "energy_uj").write_text("130000000")
     (powercap / "intel-rapl:0:0" / "energy_uj").write_text("70000000")
     assert found.joules == 30
@@ -43,11 +43,17 @@ def test_rapl_counts_packages_once_and_runs_over(powercap):
 def test_without_a_readable_counter_it_is_an_estimate_that_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(energy, "_POWERCAP", tmp_path)
     monkeypatch.setattr(energy.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    monkeypatch.delenv("PJRT_NPROC", raising=False)
     now = [100.0]
     monkeypatch.setattr(energy.time, "monotonic", lambda: now[0])
     found = energy.meter([device()] * 8)
     now[0] += 10
-    assert (found.source, found.joules, found.measured) == ("estimate: 5 W a core, 3 cores", 150, False)
+    assert (found.source, found.joules) == ("estimate: 5 W a core", 150)
+    # One of several cells of a study that share the cores.
+    monkeypatch.setenv("PJRT_NPROC", "1")
+    share = energy.meter([device()] * 8)
+    now[0] += 2
+    assert (share.source, share.joules) == ("estimate: 5 W a core", 10)
     given = energy.meter([device()] * 8, watts=20)
     now[0] += 1
     assert (given.source, given.joules) == ("estimate: 20 W a device", 160)
@@ -60,9 +66,12 @@ def test_an_accelerators_estimate_comes_from_the_table(monkeypatch):
     now[0] += 2
     chip = energy.accelerators.find("TPU7x")
     assert found.joules == 2 * chip.watts * 2
-    assert energy.meter([device("some other chip", "tpu")]).source == (
-        "estimate: none, the power of a some other chip is not known"
-    )
+
+
+@pytest.mark.parametrize("kind", ["some other chip", "TPU v5p"])  # Google publishes no power of the v5p
+def test_where_no_power_is_known_there_is_no_figure(kind):
+    assert energy.meter([device(kind, "tpu")]) is None
+    assert energy.meter([device(kind, "tpu")], watts=200).source == "estimate: 200 W a device"
 
 
 class FakeNvml:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from blobjax.report.plots import smooth, to_png
 from blobjax.studies.analyses import (
     bf16_rounding,
     final_loss,
@@ -15,7 +16,6 @@ from blobjax.studies.analyses import (
     precision_ladder,
     spike_recovery,
 )
-from blobjax.studies.plots import smooth, to_png
 from tests.studies.small import made_up
 
 

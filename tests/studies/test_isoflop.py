@@ -7,11 +7,11 @@ import pytest
 
 from blobjax.compute.flops import flops_per_token, param_count
 from blobjax.config import Config
+from blobjax.report.plots import to_png
 from blobjax.scaling import fit_file
 from blobjax.scaling.laws import LAWS
 from blobjax.studies import confirmation
 from blobjax.studies.analyses import isoflop
-from blobjax.studies.plots import to_png
 from tests.studies.small import made_up
 
 # E, A, B, alpha, beta: exponents alike, so that the best size grows as the square root of the budget.

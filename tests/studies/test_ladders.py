@@ -7,9 +7,9 @@ import pytest
 
 from blobjax.compute.flops import param_count
 from blobjax.config import Config
+from blobjax.report.plots import to_png
 from blobjax.scaling.laws import LAWS, Settings
 from blobjax.studies.analyses import batch_size, data_breadth, data_quantity, fitted, training_length
-from blobjax.studies.plots import to_png
 from tests.studies.small import made_up
 
 

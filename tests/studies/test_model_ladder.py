@@ -5,9 +5,9 @@ import pytest
 
 from blobjax.compute.flops import flops_per_token, param_count
 from blobjax.config import load
+from blobjax.report.plots import to_png
 from blobjax.scaling.laws import LAWS
 from blobjax.studies.analyses import model_ladder
-from blobjax.studies.plots import to_png
 from blobjax.studies.study import load_study, one_more
 from tests.studies.small import made_up, write
 

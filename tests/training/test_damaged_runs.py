@@ -20,7 +20,15 @@ from blobjax.training.trainer import train
 from tests.tiny import tiny
 from tests.training.test_checkpoints import data_file, flip, truncate
 
-TIMED = {"tokens_per_second", "step_seconds", "data_wait_seconds", "model_flops_utilization"}
+TIMED = {
+    "tokens_per_second",
+    "step_seconds",
+    "data_wait_seconds",
+    "model_flops_utilization",
+    "host_memory_peak_bytes",
+    "energy_joules",
+    "tokens_per_joule",
+}
 
 
 def config(run_dir, *overrides):

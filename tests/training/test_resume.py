@@ -19,7 +19,15 @@ from blobjax.training.checkpoints import Checkpointer
 from tests.tiny import TINY
 
 # Wall time and its kin differ from run to run; everything else must not.
-TIMED = {"tokens_per_second", "step_seconds", "data_wait_seconds", "model_flops_utilization"}
+TIMED = {
+    "tokens_per_second",
+    "step_seconds",
+    "data_wait_seconds",
+    "model_flops_utilization",
+    "host_memory_peak_bytes",
+    "energy_joules",
+    "tokens_per_joule",
+}
 
 
 def command(run_dir: Path, *overrides: str) -> list[str]:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import model_validator
 
-from blobjax.config.schema.section import AxisSize, Count, FromList, Names, Positive, Section
+from blobjax.config.schema.section import AxisSize, Count, FromList, Names, Nonnegative, Positive, Section
 
 ShardingRule = Annotated[tuple[str, str | Names | None], FromList]
 
@@ -56,5 +56,8 @@ class Compute(Section):
     """Run on the CPU and make it appear as this many devices; 0: not. JAX_NUM_CPU_DEVICES in the environment wins."""
     xla_flags: Literal["auto"] | Names = "auto"
     """Names of XLA flag bundles (blobjax/compute/xla_flags.py). auto: those measured to pay on this platform."""
+    device_watts: Nonnegative = 0
+    """Power of one device in watts, for an estimate of the energy where the machine does not count it; 0: what its
+    vendor publishes, or 5 W a core of a CPU."""
     compilation_cache: str = ""
     """Directory in which compiled programs are kept between runs; empty: not kept."""

@@ -1,6 +1,6 @@
 """What every section of the schema is made of."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -31,3 +31,16 @@ class Section(BaseModel):
         """Fills derived fields while the section is still being validated; frozen to everybody else."""
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+    def derived(self) -> dict[str, Any]:
+        """The fields that were not given but derived, in the form of `model_dump(exclude=…)`: what a base of configs of
+        other sizes must not say."""
+        found: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if isinstance(value, Section):
+                if below := value.derived():
+                    found[name] = below
+            elif name not in self.model_fields_set and value != field.default:
+                found[name] = True
+        return found

@@ -9,8 +9,8 @@ import math
 
 import numpy as np
 
+from blobjax.report import plots
 from blobjax.scaling.points import Row, Table
-from blobjax.studies import plots
 from blobjax.studies.analyses.fitted import fit_table, value
 from blobjax.studies.finding import Finding, Picture, verdict
 from blobjax.studies.results import Result

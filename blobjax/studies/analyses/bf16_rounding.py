@@ -4,7 +4,7 @@ An update below half a unit in the last place, 2^-9 of its parameter, is lost by
 2020, section 3). So the loss should suffer the more, the smaller the learning rate is.
 """
 
-from blobjax.studies import plots
+from blobjax.report import plots
 from blobjax.studies.analyses.reference import SAME, gap, listed, loss_curves, same
 from blobjax.studies.finding import Finding, Picture, verdict
 from blobjax.studies.results import Result, grouped

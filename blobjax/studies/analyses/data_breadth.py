@@ -4,8 +4,8 @@ GPT-1 (Radford et al. 2018) learned from books; GPT-2 (Radford et al. 2019) from
 had not been trained for. Here the loss of held-out text is measured, by domain.
 """
 
+from blobjax.report import plots
 from blobjax.scaling.multiplier import Worth
-from blobjax.studies import plots
 from blobjax.studies.analyses.fitted import Point, fit, held_against, points
 from blobjax.studies.analyses.reference import listed
 from blobjax.studies.finding import Finding, Picture, verdict

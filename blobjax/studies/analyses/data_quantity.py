@@ -9,8 +9,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from blobjax.report import plots
 from blobjax.scaling.laws.law import budgets
-from blobjax.studies import plots
 from blobjax.studies.analyses.fitted import Point, fit, held_against, points, value
 from blobjax.studies.analyses.reference import SAME
 from blobjax.studies.finding import Finding, Picture, verdict

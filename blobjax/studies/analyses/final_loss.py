@@ -2,7 +2,7 @@
 
 import math
 
-from blobjax.studies import plots
+from blobjax.report import plots
 from blobjax.studies.finding import Finding, Picture
 from blobjax.studies.results import Result
 

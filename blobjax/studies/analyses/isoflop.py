@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from blobjax.config import BadInputError
+from blobjax.report import plots
 from blobjax.scaling import prediction, text
 from blobjax.scaling.laws import LAWS
 from blobjax.scaling.laws.isoflop import parabolas
 from blobjax.scaling.laws.law import budgets
 from blobjax.scaling.multiplier import worth
-from blobjax.studies import plots
 from blobjax.studies.analyses import fits
 from blobjax.studies.finding import Finding, Picture, Prediction, verdict
 from blobjax.studies.results import Result

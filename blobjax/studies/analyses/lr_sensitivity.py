@@ -10,7 +10,7 @@ over learning rates at equal distances on a logarithmic scale. 0: any of them do
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from blobjax.studies import plots
+from blobjax.report import plots
 from blobjax.studies.finding import Finding, Picture, verdict
 from blobjax.studies.results import Result, grouped
 

@@ -9,9 +9,9 @@ from blobjax.compute.flops import flops_per_token, param_count
 from blobjax.config import BadInputError
 from blobjax.config.ladder import dial
 from blobjax.config.schema import Model
+from blobjax.report import plots
 from blobjax.scaling import prediction
 from blobjax.scaling.laws import LAWS
-from blobjax.studies import plots
 from blobjax.studies.analyses import fits
 from blobjax.studies.finding import Finding, Picture, Prediction, verdict
 from blobjax.studies.results import Result

@@ -6,7 +6,7 @@ width the loss by learning rate, whose minimum must stay where it is.
 
 import math
 
-from blobjax.studies import plots
+from blobjax.report import plots
 from blobjax.studies.finding import Finding, Picture, verdict
 from blobjax.studies.results import Result, grouped
 

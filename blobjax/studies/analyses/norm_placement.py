@@ -7,7 +7,7 @@ grows with depth.
 
 import math
 
-from blobjax.studies import plots
+from blobjax.report import plots
 from blobjax.studies.finding import Finding, Picture, verdict
 from blobjax.studies.results import Result, grouped
 

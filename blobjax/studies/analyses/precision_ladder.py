@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from blobjax.studies import plots
+from blobjax.report import plots
 from blobjax.studies.analyses.reference import SAME, gap, listed, loss_curves
 from blobjax.studies.finding import Finding, Picture, verdict
 from blobjax.studies.results import Result

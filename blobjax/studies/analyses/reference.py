@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 
-from blobjax.studies import plots
+from blobjax.report import plots
 from blobjax.studies.finding import Picture
 from blobjax.studies.results import Result
 

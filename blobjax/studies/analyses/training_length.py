@@ -4,7 +4,7 @@ A branch costs only what is trained after the checkpoint it begins from; a run o
 et al. 2024). Losses are of held-out text.
 """
 
-from blobjax.studies import plots
+from blobjax.report import plots
 from blobjax.studies.analyses.fitted import Point, fit, held_against, points, value
 from blobjax.studies.analyses.reference import SAME
 from blobjax.studies.finding import Finding, Picture, verdict

@@ -1,11 +1,11 @@
-"""How plots of studies look. Matplotlib is an extra, imported when the first plot is made."""
+"""How plots of runs and studies look. Matplotlib is an extra, imported when the first plot is made."""
 
 import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from blobjax.studies.study import label
+from blobjax.report.html import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,7 +88,7 @@ def draw(
         # Over less than two decades powers of ten alone would leave hardly a label.
         axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.8)))
     if ticks:
-        axes.set_xticks(list(ticks), [label(tick) for tick in ticks])
+        axes.set_xticks(list(ticks), [short(tick) for tick in ticks])
         axes.xaxis.minorticks_off()
     axes.set_xlabel(x)
     axes.set_ylabel(y)

@@ -1,0 +1,28 @@
+"""`blobjax report`: what a run or a study looked like, as one page."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    directory: Annotated[str, typer.Argument(metavar="RUN|STUDY", help="A run's directory, or a study's.")],
+    out: Annotated[str, typer.Option(help="The file; report.html in that directory by default.")] = "",
+    price: Annotated[float | None, typer.Option(help="Of one chip-hour.")] = None,
+    grid: Annotated[float | None, typer.Option(help="Carbon intensity of the electricity, gCO2e per kWh.")] = None,
+    host_overhead: Annotated[float, typer.Option(help="Power of hosts over that of what was metered.")] = 1.5,
+    pue: Annotated[float, typer.Option(help="Power of the building over that of its hosts.")] = 1.1,
+) -> None:
+    """Write one self-contained page: loss, speed, time, flow, energy and cost; also of what crashed or still runs."""
+    from blobjax.report.prices import Prices
+
+    path, prices = Path(directory).expanduser(), Prices(price, grid, host_overhead, pue)
+    if (path / "study.yaml").is_file():
+        from blobjax.studies import report as study
+
+        typer.echo(f"page: {study.report(path, out, prices)}")
+    else:
+        from blobjax.report import command
+
+        typer.echo(f"page: {command.run(path, out, prices)}")

@@ -1,0 +1,151 @@
+"""What a run has drawn from the wall so far, over all processes and attempts: lost and repeated steps drew power too.
+
+Each process keeps its own account in RUN/energy/PROCESS.json, one sum for each source: counters and estimates are never
+added. Accounts need no collective, and outlive whoever is killed, up to their last ten seconds.
+"""
+
+import contextlib
+import json
+import socket
+import time
+import zlib
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from blobjax.reliability.run_directory import write_atomically
+
+if TYPE_CHECKING:  # which starts jax, and those who only read accounts need none
+    from blobjax.compute.energy import Meter
+
+# Between writings of an account, and readings of the others'.
+FLUSH_SECONDS = 10
+# Of the time, that may go into both: where many processes share a slow file system, they happen less often.
+_SHARE = 1 / 200
+
+
+def read_accounts(directory: Path) -> dict[str, float]:
+    """Source to joules, over all accounts of a run; what cannot be read is left out."""
+    total: Counter[str] = Counter()
+    for path in sorted(directory.glob("[0-9]*.json")):
+        total.update(_read(path))
+    return dict(total)
+
+
+def _read(path: Path) -> dict[str, float]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {str(source): float(joules) for source, joules in found.items() if 0 <= float(joules) < float("inf")}
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+        return {}
+
+
+def measured(source: str) -> bool:
+    """Whether a source is a counter of the machine, and no estimate."""
+    return not source.startswith("estimate")
+
+
+def shown(joules: float) -> str:
+    """Energy as it is read best: 12.3 J, 4.56 kJ, 1.23 kWh."""
+    for unit, size in (("MWh", 3.6e9), ("kWh", 3.6e6), ("kJ", 1e3)):
+        if joules >= size:
+            return f"{joules / size:,.3g} {unit}" if joules < 1000 * size else f"{joules / size:,.0f} {unit}"
+    return f"{joules:.3g} J"
+
+
+def energy_line(accounts: dict[str, float], tokens: float) -> str:
+    """What a run drew, in a line: each source by itself, and tokens per joule where all of it has one.
+
+    Args:
+      accounts: source to joules.
+      tokens: trained on.
+    """
+    drawn = {source: joules for source, joules in accounts.items() if joules}
+    said = ", and ".join(f"{shown(joules)} ({source})" for source, joules in drawn.items()) or "0 J"
+    whole = tokens / next(iter(drawn.values())) if len(drawn) == 1 else 0.0
+    return f"energy: {said}" + (f"; {whole:,.{0 if whole >= 100 else 2}f} tokens/J" if whole else "")
+
+
+def meter_of_this_process(watts: float) -> "Meter | None":
+    """The best there is; on CPUs a collective, where the first process on a machine meters it for all of them.
+
+    Args:
+      watts: rated power of one device for an estimate; 0: what is known of it.
+    """
+    import jax
+
+    from blobjax.compute import energy
+    from blobjax.reliability.timers import everyone
+
+    if jax.default_backend() == "cpu":
+        machines = everyone([zlib.crc32(socket.gethostname().encode()) >> 1]).ravel().tolist()
+        if machines.index(machines[jax.process_index()]) != jax.process_index():
+            return None
+    return energy.meter(watts=watts)
+
+
+class EnergyLog:
+    """One process's account, and the run's total; a context manager, so that the last of it is written.
+
+    Args:
+      directory: of the accounts; nothing is written before it is there.
+      process: whose account it is.
+      meter: of the devices of this process.
+    """
+
+    def __init__(self, directory: Path, process: int, meter: "Meter"):
+        self._directory = directory
+        self._path = directory / f"{process}.json"
+        self._meter = meter
+        self._before = _read(self._path)
+        self._others: dict[str, float] = {}
+        self._next = 0.0
+
+    def __enter__(self) -> "EnergyLog":
+        self._flush()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._flush()
+
+    def _mine(self) -> dict[str, float]:
+        source = self._meter.source
+        return {**self._before, source: self._before.get(source, 0.0) + self._meter.joules}
+
+    def _flush(self) -> None:
+        began = time.monotonic()
+        # An account that cannot be written is no reason to end a run.
+        with contextlib.suppress(OSError):
+            mine = self._mine()
+            write_atomically(self._path, json.dumps(mine) + "\n")
+            written = read_accounts(self._directory)
+            self._others = {source: max(joules - mine.get(source, 0.0), 0.0) for source, joules in written.items()}
+        now = time.monotonic()
+        self._next = now + max(FLUSH_SECONDS, (now - began) / _SHARE)
+
+    def beat(self) -> None:
+        """To be called now and then: writes the account when it is due. Counters that run over are read by that."""
+        if time.monotonic() >= self._next:
+            self._flush()
+
+    def totals(self) -> dict[str, float]:
+        """Source to joules, of all processes and attempts so far."""
+        mine = self._mine()
+        return {
+            source: mine.get(source, 0.0) + self._others.get(source, 0.0)
+            for source in dict.fromkeys([*mine, *self._others])
+        }
+
+    def metrics(self, tokens: int) -> dict[str, float | str]:
+        """What the run has drawn so far by the source this attempt has, on all processes, and what it made of it.
+
+        Args:
+          tokens: trained on so far.
+
+        Returns:
+          `energy_joules`, `energy_source` and, where all of the run has that source, `tokens_per_joule`.
+        """
+        totals = self.totals()
+        joules = totals[self._meter.source]
+        found: dict[str, float | str] = {"energy_joules": joules, "energy_source": self._meter.source}
+        return found | ({"tokens_per_joule": tokens / joules} if joules and joules == sum(totals.values()) else {})

@@ -1,0 +1,173 @@
+"""What there is to say of a run in numbers, read from the files it wrote, whatever became of it."""
+
+import json
+import math
+import statistics
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from blobjax.compute.accelerators import find
+from blobjax.compute.flops import flops_per_token, param_count
+from blobjax.config import BadInputError, Config, load
+from blobjax.reliability import outcome
+from blobjax.reliability import status as run_status
+from blobjax.reliability.energy_log import measured, read_accounts
+from blobjax.reliability.ledger import Attempt, Ledger, number, read_ledger
+from blobjax.reliability.outcome import Outcome, as_float
+from blobjax.reliability.run_directory import RunDirectory, read_jsonl
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A run, and what follows from its files.
+
+    Attributes:
+      directory: where it is.
+      config: what it is.
+      outcome: its metrics and events.
+      status: as `blobjax status --json` has it.
+      undone: lines of metrics that rollbacks took back.
+      energy: source to joules.
+    """
+
+    directory: RunDirectory
+    config: Config
+    outcome: Outcome
+    status: dict[str, Any]
+    undone: list[dict[str, Any]]
+    energy: dict[str, float]
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """Where the time went."""
+        return read_ledger(self.outcome.events)
+
+    @cached_property
+    def start(self) -> dict[str, Any]:
+        """The newest attempt's first event; empty of a run that has not begun."""
+        return self.ledger.attempts[-1].start if self.ledger.attempts else {}
+
+    @property
+    def state(self) -> str:
+        """running, finished, diverged, halted, failed, stopped, died, not begun."""
+        return "diverged" if self.outcome.status == "diverged" else self.status["state"]
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it could go on."""
+        return self.state in ("running", "stopped", "died", "not begun")
+
+    @property
+    def params(self) -> int:
+        """Trained parameters, embeddings in."""
+        return param_count(self.config.model, self.config.conditioning, embeddings=True)
+
+    @cached_property
+    def tokens(self) -> float:
+        """Trained on, by what the run's state rests on."""
+        return max((number(line.get("tokens")) for line in self.outcome.metrics), default=0.0)
+
+    @property
+    def flops(self) -> float:
+        """Model FLOPs of those tokens, forward and backward; not what was lost and computed again."""
+        closed = flops_per_token(self.config.model, self.config.data.seq_len)
+        return self.tokens * number(self.start.get("flops_per_token"), closed)
+
+    @cached_property
+    def epochs(self) -> dict[str, float]:
+        """Domain to how often its training text has been seen."""
+        found = {}
+        for line in self.outcome.metrics:
+            for name in line:
+                if name.startswith("data/") and name.endswith("/epochs"):
+                    found[name.split("/")[1]] = as_float(line[name])
+        return found
+
+    @cached_property
+    def shares(self) -> dict[str, float]:
+        """Domain that is trained on to its share of the tokens."""
+        weights = {name: float(weight) for name, weight in self.config.data.mixture.items() if weight > 0}
+        return {name: weight / sum(weights.values()) for name, weight in weights.items()}
+
+    @property
+    def effective_domains(self) -> float:
+        """The exponential of the mixture's entropy: as many equal domains would be as mixed."""
+        return math.exp(-sum(share * math.log(share) for share in self.shares.values()))
+
+    @property
+    def unique_tokens(self) -> float | None:
+        """Tokens seen at least once; None where that was not written down."""
+        if not self.tokens or not self.shares.keys() <= self.epochs.keys():
+            return None
+        return sum(self.tokens * share / max(self.epochs[name], 1.0) for name, share in self.shares.items())
+
+    @property
+    def chip_hours(self) -> float:
+        """Of all attempts while they were up, lost steps and all."""
+        return sum(_chips(each) * (each.ended - each.began) for each in self.ledger.attempts) / 3600
+
+    @property
+    def tokens_per_joule(self) -> float | None:
+        """None where nothing is known, or counters and estimates would have to be added."""
+        drawn = {source: joules for source, joules in self.energy.items() if joules}
+        kinds = {measured(source) for source in drawn}
+        return self.tokens / sum(drawn.values()) if len(kinds) == 1 and self.tokens else None
+
+    def series(self, name: str) -> tuple[list[float], list[float]]:
+        """Tokens and values of a metric, over the run's whole history."""
+        return self.tokens_of(self.outcome.metrics, name)
+
+    def tokens_of(self, lines: list[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
+        """Tokens and values of a metric in some lines."""
+        chosen = [line for line in lines if line.get(name) is not None]
+        return [self.tokens_at(line) for line in chosen], [as_float(line[name]) for line in chosen]
+
+    def tokens_at(self, line: dict[str, Any]) -> float:
+        """Tokens trained on at a line; of an evaluation, which does not say, those of its step."""
+        return number(line.get("tokens")) or self._tokens_by_step.get(line["step"]) or self.at_step(line["step"])
+
+    def at_step(self, step: int) -> float:
+        """Tokens trained on at a step: of a run without batch warm-up exactly."""
+        per_step = self.config.duration.global_batch_size * self.config.data.seq_len
+        return self._tokens_by_step.get(step, step * per_step)
+
+    @cached_property
+    def _tokens_by_step(self) -> dict[int, float]:
+        return {line["step"]: number(line["tokens"]) for line in self.outcome.metrics if "tokens" in line}
+
+    def median(self, name: str) -> float:
+        """Of a metric over all lines; NaN where there is none."""
+        return statistics.median(self.finite(name) or [math.nan])
+
+    def finite(self, name: str) -> list[float]:
+        """The values of a metric that are finite."""
+        return [value for value in self.series(name)[1] if math.isfinite(value)]
+
+
+def _chips(attempt: Attempt) -> float:
+    """Chips that an attempt had; a CPU is the chip of its process, however many devices it appears as."""
+    kind = str(attempt.start.get("device_kind"))
+    chip = find(kind)
+    if kind == "cpu":
+        return number(attempt.start.get("processes"), 1.0)
+    return number(attempt.start.get("devices")) / (chip.devices if chip else 1)
+
+
+def read(path: str | Path) -> Facts:
+    """A run as it stands.
+
+    Raises:
+      BadInputError: there is no run, or its config cannot be read.
+    """
+    directory = RunDirectory(path)
+    status = run_status.status(str(path))
+    # Where the run lies now, not where it was begun.
+    config = load(str(directory.config), [f"logging.run_dir={json.dumps(str(directory.path))}"])
+    try:
+        undone = [line for line in read_jsonl(directory.undone_metrics) if isinstance(line.get("step"), int)]
+        found = outcome.read(directory)
+    except OSError as error:
+        raise BadInputError(f"{path}: cannot be read: {error.filename}: {error.strerror}") from None
+    return Facts(directory, config, found, status, undone, read_accounts(directory.energy))

@@ -1,0 +1,77 @@
+"""What the cells of a study took: the same figures that each run's own page has, a line a cell."""
+
+from html import escape
+
+from blobjax.reliability.energy_log import measured, shown
+from blobjax.reliability.run_directory import RunDirectory
+from blobjax.report import facts
+from blobjax.report.facts import Facts
+from blobjax.report.html import human, paragraph, table
+from blobjax.report.prices import Prices
+from blobjax.studies.results import Result
+
+
+def html(results: list[Result], prices: Prices) -> str:
+    """The table, a line for all of them, and what must be known of it."""
+    runs = {}
+    for result in results:
+        directory = RunDirectory(result.cell.config.logging.run_dir)
+        if result.status != "waiting" and directory.config.is_file():
+            runs[result.cell.name] = facts.read(directory.path)
+    if not runs:
+        return paragraph("No cell has begun.")
+    sources = _summed([run.energy for run in runs.values()])
+    head = ["cell", "tokens", "FLOPs", "tokens/s", "goodput", "skips, rollbacks", "tokens/param", "chip-hours"]
+    head += [f"energy, {source if measured(source) else 'estimate'}" for source in sources]
+    head += ["cost"] if prices.price is not None else []
+    rows = [_row(name, run, list(sources), prices) for name, run in runs.items()]
+    hours = sum(run.chip_hours for run in runs.values())
+    whole = [
+        "in all",
+        human(sum(run.tokens for run in runs.values())),
+        human(sum(run.flops for run in runs.values())),
+        *[""] * 4,
+        f"{hours:.3g}",
+        *(shown(joules) for joules in sources.values()),
+        *([f"{hours * prices.price:,.2f}"] if prices.price is not None else []),
+    ]
+    note = paragraph(
+        "FLOPs: forward and backward, attention causal, lost steps out. tokens/s: the median. Energy "
+        f"({', '.join(sources) or 'not known'}): each source by itself; a counter of processor packages (rapl) has all "
+        "that ran on the machine, so that cells that ran at once are in it each.",
+        small=True,
+    )
+    return table(head, [*rows, whole], frozenset(range(1, len(head)))) + note + _emissions(sources, prices)
+
+
+def _row(name: str, run: Facts, sources: list[str], prices: Prices) -> list[str]:
+    events = run.status["events"]
+    return [
+        escape(name),
+        human(run.tokens),
+        human(run.flops),
+        human(run.median("tokens_per_second")) if run.finite("tokens_per_second") else "",
+        f"{run.ledger.goodput:.0%}",
+        f"{events.get('skip', 0)}, {events.get('rollback', 0)}",
+        f"{run.tokens / run.params:.3g}",
+        f"{run.chip_hours:.3g}",
+        *(shown(run.energy[source]) if source in run.energy else "" for source in sources),
+        *([f"{run.chip_hours * prices.price:,.2f}"] if prices.price is not None else []),
+    ]
+
+
+def _summed(accounts: list[dict[str, float]]) -> dict[str, float]:
+    sources = dict.fromkeys(source for each in accounts for source, joules in each.items() if joules)
+    return {source: sum(each.get(source, 0.0) for each in accounts) for source in sources}
+
+
+def _emissions(sources: dict[str, float], prices: Prices) -> str:
+    if prices.grid is None or not sources:
+        return ""
+    said = ", ".join(
+        f"{prices.wall_kwh(joules) * prices.grid / 1000:.3g} kg CO2e ({source})" for source, joules in sources.items()
+    )
+    return paragraph(
+        f"At the wall, as an estimate: {said}, with {prices.host_overhead:g} for hosts, {prices.pue:g} for "
+        f"the building and {prices.grid:g} gCO2e a kWh."
+    )

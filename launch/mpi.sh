@@ -5,8 +5,8 @@
 #     launch/mpi.sh -n 2 -- laptop name=two-here                      # two processes on this machine
 #
 # What stands before `--` is for mpirun, what stands behind it for `blobjax train`. Process 0 is on the first host; give
-# COORDINATOR=HOST:PORT if the others reach it under another name. The exit code is that of the run: 75 can be resumed by
-# the same command.
+# COORDINATOR=HOST:PORT if the others reach it under another name. Told to stop (Ctrl-C, or SIGTERM to this script) all
+# save at the same step. The exit code is that of the run: 75 can be resumed by the same command.
 set -u
 
 options=()
@@ -33,7 +33,22 @@ if [ -z "${COORDINATOR:-}" ]; then
 fi
 export JAX_COORDINATOR_ADDRESS=$COORDINATOR
 
+# A log file gets plain lines: rank 0 has a terminal of mpirun's making, whatever mpirun itself writes to.
+[ -t 1 ] || export TTY_COMPATIBLE=0
+
+# mpirun told to stop kills its processes after a second. What it passes on, and lets them take their time over, is
+# SIGUSR1, to a process's children too: so this script takes SIGTERM and Ctrl-C in its place, and the shell around each
+# process, which itself is deaf to SIGUSR1, gives it a SIGTERM again.
 # Open MPI 4 and 5 both tell each process its rank and how many there are; jax itself finds only 4's.
 # shellcheck disable=SC2016  # each process's own variables
-exec mpirun "${options[@]}" -x BLOBJAX -x JAX_COORDINATOR_ADDRESS bash -c '
-  JAX_NUM_PROCESSES=$OMPI_COMM_WORLD_SIZE JAX_PROCESS_ID=$OMPI_COMM_WORLD_RANK exec $BLOBJAX train "$@"' train "$@"
+setsid mpirun "${options[@]}" -x BLOBJAX -x JAX_COORDINATOR_ADDRESS ${TTY_COMPATIBLE+-x TTY_COMPATIBLE} bash -c '
+  trap "kill -TERM \$run" USR1
+  export JAX_NUM_PROCESSES=$OMPI_COMM_WORLD_SIZE JAX_PROCESS_ID=$OMPI_COMM_WORLD_RANK
+  (trap "" USR1; exec $BLOBJAX train "$@") &
+  run=$!
+  while kill -0 "$run" 2>/dev/null; do wait "$run"; done
+  wait "$run"' train "$@" </dev/null &
+mpirun=$!
+trap 'kill -USR1 "$mpirun"' TERM INT
+while kill -0 "$mpirun" 2>/dev/null; do wait "$mpirun"; done
+wait "$mpirun"

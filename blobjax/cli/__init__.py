@@ -74,7 +74,9 @@ def _run() -> tuple[int, str]:
     except SystemExit as done:
         return (done.code, "") if isinstance(done.code, int) else (1 if done.code else 0, str(done.code or ""))
     except BaseException as error:
-        if hasattr(error, "exit_code") and hasattr(error, "show"):  # of the command line itself
-            error.show()
-            return error.exit_code, ""
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # of the command line itself
+            message, context = error.format_message(), getattr(error, "ctx", None)
+            if "\n" in message:  # the help of a group that was given no command
+                return error.exit_code, message
+            return error.exit_code, f"blobjax: {message} (see {context.command_path if context else 'blobjax'} --help)"
         return verdict(error)

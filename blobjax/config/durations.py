@@ -19,6 +19,8 @@ _UNITS = {
     "token/param": "tokens/param",
     "%": "%",
     "percent": "%",
+    # As people write them. Not `m`, which is a million elsewhere.
+    **{"s": "seconds", "sec": "seconds", "min": "minutes", "h": "hours", "hr": "hours", "d": "days"},
 }
 _SUFFIX = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 # A suffix is followed by a space: `300minutes` is not 300 million of `inutes`.

@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from blobjax.config.errors import BadInputError, HaltedError
@@ -39,10 +39,9 @@ def leave(code: int, last_words: str = "", together_seconds: float = 0) -> NoRet
       together_seconds: how long to wait for the others to come here too; 0 where they may not come. A process that left
         without it would count as dead to those who are not done yet.
     """
-    said = _in_background(_speak, last_words)
-    said.join(_LAST_WORDS_SECONDS)
+    within(_LAST_WORDS_SECONDS, _speak, last_words)
     if together_seconds and "jax" in sys.modules:
-        _in_background(_part).join(together_seconds)
+        within(together_seconds, _part)
     os._exit(code)
 
 
@@ -81,10 +80,11 @@ def failing_in_time(seconds: float) -> Iterator[None]:
         raise
 
 
-def _in_background(task: object, *arguments: object) -> threading.Thread:
-    thread = threading.Thread(target=task, args=arguments, daemon=True)  # type: ignore[arg-type]
+def within(seconds: float, task: Callable[..., object], *arguments: object) -> None:
+    """Does something that may hang, and goes on after so long whatever came of it."""
+    thread = threading.Thread(target=task, args=arguments, daemon=True)
     thread.start()
-    return thread
+    thread.join(seconds)
 
 
 def _speak(last_words: str) -> None:

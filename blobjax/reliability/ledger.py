@@ -145,7 +145,9 @@ def read_ledger(events: Iterable[dict[str, Any]]) -> Ledger:
             continue
         attempt = attempts[-1]
         attempt.ended = max(attempt.ended, time)
-        attempt.stop = event if name == "stop" else {}
+        # What is spent after it, on a sampled passage, takes nothing back.
+        if name != "spent":
+            attempt.stop = event if name == "stop" else {}
         if name in ("resume", "branch"):
             attempt.first_step = attempt.last_step = int(number(event.get("step"), attempt.last_step))
             go_back(attempt.first_step)

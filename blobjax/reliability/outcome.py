@@ -126,13 +126,14 @@ def read(directory: RunDirectory) -> Outcome:
 def _status(events: list[dict[str, Any]]) -> tuple[Status, str]:
     if not events:
         return "waiting", ""
-    last = events[-1]
+    # A sampled passage is accounted for after the end.
+    last = next((event for event in reversed(events) if event["event"] != "spent"), events[-1])
     if last["event"] != "stop":
         return "stopped", "the process ended without a word"
     reason = str(last.get("reason", ""))
     if reason == "finished":
         return "finished", ""
-    if "step" in last:
+    if "step" in last or last.get("resumable") is True:
         return "stopped", reason
     kind, _, rest = reason.partition(": ")
     return ("halted", rest) if kind == "HaltedError" else ("failed", reason)

@@ -65,7 +65,9 @@ def status(run: str) -> dict[str, Any]:
         "wall_seconds": ledger.wall_seconds,
         "seconds": ledger.seconds,
         "cost_most": max(
-            (name for name in ledger.seconds if name != "train"), key=lambda name: ledger.seconds[name], default=None
+            (name for name in ledger.seconds if name not in ("train", "unaccounted")),
+            key=lambda name: ledger.seconds[name],
+            default=None,
         ),
         "attempts": [_attempt(*each, running) for each in zip_longest(ledger.attempts, ledger.attempts[1:])],
         "events": {name: counted[name] for name in _COUNTED if counted[name]},
@@ -88,8 +90,10 @@ def _state(last: Attempt | None, running: bool) -> str:
         return "finished"
     if reason.startswith("HaltedError"):
         return "halted"
-    # A stop that names its step was saved, and what silent corruption has spoiled is put aside; others are errors.
-    return "stopped" if "step" in last.stop or reason.startswith("silent corruption") else "failed"
+    # A stop that names its step was saved, one that says so can be resumed, and what silent corruption has spoiled is
+    # put aside; others are errors.
+    saved = "step" in last.stop or last.stop.get("resumable") is True or reason.startswith("silent corruption")
+    return "stopped" if saved else "failed"
 
 
 def _attempt(attempt: Attempt, following: Attempt | None, running: bool) -> dict[str, Any]:
@@ -167,7 +171,8 @@ def lines(found: dict[str, Any]) -> list[str]:
     if found["attempts"]:
         said.append("")
     for order, each in enumerate(found["attempts"], 1):
-        steps = f"step {each['first_step']:,} to {each['last_step']:,}"
+        first, newest = each["first_step"], each["last_step"]
+        steps = f"step {first:,} to {newest:,}" if newest > first else "no step written down"
         by_itself = f"; restart {each['restart']} by the supervisor" if each["restart"] else ""
         said.append(
             f"  attempt {order}  {when(each['began'])}  {span(each['seconds']):>9}  {steps}: {each['end']}{by_itself}"

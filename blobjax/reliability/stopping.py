@@ -18,10 +18,12 @@ import threading
 import time
 from collections.abc import Callable
 
-from blobjax.reliability.leaving import leave, say
+from blobjax.reliability.leaving import leave, say, within
 
 RESUMABLE = 75
 LIMIT = "wall-clock limit"
+# Writing down why may meet a file system that does not answer.
+FAREWELL_SECONDS = 1.0
 
 
 class Stopping:
@@ -33,11 +35,13 @@ class Stopping:
     Attributes:
       reason: why this process was told to: SIGINT, SIGTERM, or the wall-clock limit; empty when it was not.
       resumable: whether a run that ended now would lose no more than what came after its newest checkpoint.
+      farewell: is told why this process ends at once, where it does not come to its own end; it may write it down.
     """
 
     def __init__(self, grace_seconds: float):
         self.reason = ""
         self.resumable = True
+        self.farewell: Callable[[str], None] | None = None
         self._grace = grace_seconds
         self._deadline: float | None = None
         self._seen: set[signal.Signals] = set()
@@ -127,6 +131,8 @@ class Stopping:
         self.request(number.name)
 
     def _leave(self, why: str) -> None:
+        if self.farewell is not None:
+            within(FAREWELL_SECONDS, self.farewell, why)
         if self.resumable:
             leave(RESUMABLE, f"blobjax: {why}; run the same command to go on")
         leave(1, f"blobjax: {why}; no checkpoint was saved yet, so its steps are lost")

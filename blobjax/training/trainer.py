@@ -82,11 +82,12 @@ def train(
             stack.enter_context(setting.directory.lock())
         events = stack.enter_context(EventLog(setting.directory.events if setting.writes else None, wait=True))
         attempt = _Attempt(setting, console, events, stopping, watchdog, clock)
+        # Whoever is cut off says so where it can; which step it was at is not known to it.
+        stopping.farewell = lambda why: events.write("stop", reason=why, resumable=stopping.resumable)
         try:
             return attempt.run(allow_config_change, stack)
         except BaseException as error:
-            clock.write(events)
-            events.write("stop", reason=f"{type(error).__name__}: {error}"[:500].removesuffix(": "))
+            attempt.end(reason=f"{type(error).__name__}: {error}"[:500].removesuffix(": "))
             raise
 
 
@@ -173,15 +174,19 @@ class _Attempt:
             return self._corrupted(found)
         stopped = int(state.step)
         finished = stopped == setting.length
-        self.clock.write(events)
-        events.write("stop", step=stopped, reason="finished" if finished else reason)
+        self.end(step=stopped, reason="finished" if finished else reason)
         if not finished:
             kept = ", saved" if stopped > start else ""
             self._say(f"stopped at step {stopped} of {setting.length} ({reason}){kept}; run the same command to go on")
             return RESUMABLE
-        with self.watchdog.patience("sampling"):
-            self._conclude(state.params)
+        self._conclude(state.params)
         return FINISHED
+
+    def end(self, **facts: Any) -> None:
+        """Writes the attempt's last words: what its time went to, and why it ends."""
+        self.stopping.farewell = None
+        self.clock.write(self.events)
+        self.events.write("stop", **facts)
 
     def _say(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -366,9 +371,8 @@ class _Attempt:
         reason = f"saved by devices that were found to be wrong later ({found})"
         for step, moved_to in self.checkpointer.put_aside_after(self._good):
             self._say(quarantined(self.events, step, reason, moved_to))
-        self.clock.write(self.events)
         self.events.write("corruption", reason=str(found), good_step=self._good)
-        self.events.write("stop", reason=f"silent corruption: {found}")
+        self.end(reason=f"silent corruption: {found}")
         self._say(
             f"silent corruption: {found}; what was saved after step {self._good}, the last that was found good, is put "
             "aside; run the same command on other devices to go on"
@@ -385,7 +389,9 @@ class _Attempt:
         config, program = self.setting.config, self.setting.program
         prompt, tokens = config.evaluation.sample_prompt, config.evaluation.sample_tokens
         if prompt:
-            passage = sample(program.arch, params, self.setting.stream.tokenizer, prompt, tokens, seed=config.seed)
+            with self.watchdog.patience("sampling"), self.clock.on("other"):
+                passage = sample(program.arch, params, self.setting.stream.tokenizer, prompt, tokens, seed=config.seed)
+            self.clock.write(self.events)
             self.console.rule("sampled")
             self._say(prompt + passage)
             self.console.rule()

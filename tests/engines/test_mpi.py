@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,13 @@ OPTIONS = ["-n", "2", "--oversubscribe", *(["--allow-run-as-root"] if os.geteuid
 
 
 def mpi(*settings: str, **more: str) -> subprocess.CompletedProcess:
-    """Runs the script; `more` of its environment, in which a COORDINATOR on loopback stands."""
+    """Runs the script to its end."""
+    command, environment = asked(*settings, **more)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def asked(*settings: str, **more: str) -> tuple[list[str], dict[str, str]]:
+    """The script's command line and environment, in which a COORDINATOR on loopback stands."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -33,7 +41,7 @@ def mpi(*settings: str, **more: str) -> subprocess.CompletedProcess:
         **more,
     }
     command = [str(ROOT / "launch" / "mpi.sh"), *OPTIONS, "--", "laptop", *TINY, "compute.mesh={data: 4}", *settings]
-    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300)
+    return command, {**os.environ, **environment}
 
 
 def test_two_ranks_are_one_run_that_can_be_stopped_and_gone_on_with(tmp_path):
@@ -45,6 +53,30 @@ def test_two_ranks_are_one_run_that_can_be_stopped_and_gone_on_with(tmp_path):
     events = list(read_jsonl(tmp_path / "run" / "events.jsonl"))
     assert [(e["processes"], e["devices"]) for e in events if e["event"] == "start"] == [(2, 4), (2, 4)]
     assert events[-1]["reason"] == "finished"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_the_run_saves(tmp_path, number):
+    """mpirun itself would kill its processes a second after it was told."""
+    run = tmp_path / "run"
+    command, environment = asked(
+        f"logging.run_dir={run}", "duration.length=100000 steps", "checkpoint.every=90000 steps"
+    )
+    with (tmp_path / "log").open("w") as log:
+        script = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 240
+        while sum(1 for _ in read_jsonl(run / "metrics.jsonl")) < 5:
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.1)
+        script.send_signal(number)
+        assert script.wait(timeout=120) == 75, (tmp_path / "log").read_text()
+    finally:
+        script.kill()
+    names = [event["event"] for event in read_jsonl(run / "events.jsonl")]
+    assert {"preempt", "save"} <= set(names)
+    assert names[-1] == "stop"
+    assert "\x1b[2K" not in (tmp_path / "log").read_text()
 
 
 def test_the_coordinator_is_where_mpirun_starts_rank_0(tmp_path):

@@ -52,8 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
         code = _wait(processes)
         for printer in printers:
             printer.join(timeout=5)
-    except FileNotFoundError as error:
-        print(f"local.py: {error.filename}: no such command", file=sys.stderr)
+    except OSError as error:
+        print(f"local.py: {error.filename}: cannot be started: {error.strerror}", file=sys.stderr)
         return 2
     finally:
         _signal_all(processes, signal.SIGKILL)
@@ -92,8 +92,10 @@ def _print_lines(rank: int, process: subprocess.Popen) -> threading.Thread:
     def copy() -> None:
         assert process.stdout is not None
         for line in process.stdout:
-            sys.stdout.write(f"[{rank}] {line.rstrip()}\n")
-            sys.stdout.flush()
+            # Whatever becomes of our own output: a process whose output nobody takes would wait for ever.
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                sys.stdout.write(f"[{rank}] {line.rstrip()}\n")
+                sys.stdout.flush()
 
     thread = threading.Thread(target=copy, daemon=True)
     thread.start()

@@ -18,6 +18,7 @@ counts nor repeats them; the same command goes on after a 75. 1: it failed more 
 
 import argparse
 import ctypes
+import importlib.util
 import os
 import signal
 import socket
@@ -45,6 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
         # read when ray is imported.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 
+    if importlib.util.find_spec("ray") is None:
+        parser.error("Ray is not installed here: pip install 'ray[train]'")
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError

@@ -4,6 +4,7 @@ import blobjax.cli.began  # noqa: F401  (first: what follows takes time)
 
 # isort: split
 import contextlib
+import os
 import sys
 from typing import Annotated
 
@@ -51,6 +52,7 @@ def options(
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 2 bad input (clear lines, no traceback), 75 resumable, 1 anything else."""
+    _open_standard_streams()
     code, last_words = _run()
     if "jax" in sys.modules:
         # Processes come to 0 and 75 together, and to 2 often; one that fails must not wait for those who wait for it.
@@ -63,6 +65,17 @@ def main() -> None:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
     sys.exit(code)
+
+
+def _open_standard_streams() -> None:
+    """Gives a process that was started without stdin, stdout or stderr (a daemon) ones that lead nowhere: files would
+    get their numbers else, and libraries write to them."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            with contextlib.suppress(OSError):
+                os.fstat(number)
+                continue  # not a closed one
+            setattr(sys, name, open(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
 
 
 def _run() -> tuple[int, str]:

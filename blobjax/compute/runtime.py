@@ -135,16 +135,22 @@ def _number(variable: str) -> int | None:
     text = os.environ.get(variable)
     if text is None:
         return None
-    if not text.strip().isdigit():
+    if not (text.isascii() and text.strip().isdigit() and len(text) < 10):
         raise BadInputError(f"{variable}={text!r} is not a number")
     return int(text)
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
     host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise BadInputError(f"--coordinator '{address}' is not HOST:PORT, such as 10.0.0.1:1234")
-    return host.strip("[]"), int(port)
+    bare = host.removeprefix("[").removesuffix("]")
+    if ":" in bare and bare == host:
+        raise BadInputError(f"--coordinator '{address}': an IPv6 address stands in brackets, such as [::1]:1234")
+    usable = host.isascii() and len(host) < 256 and port.isascii() and port.isdigit()
+    if not (colon and host and usable and 0 < int(port) < 65536):
+        raise BadInputError(f"--coordinator '{address[:80]}' is not HOST:PORT, such as 10.0.0.1:1234")
+    if bare in ("0.0.0.0", "::"):
+        raise BadInputError(f"'{address}' is every address of a host; give the one by which the others reach process 0")
+    return bare, int(port)
 
 
 def _check_bind(address: str) -> None:

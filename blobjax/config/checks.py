@@ -311,8 +311,12 @@ def _matmul_formats(config: "Config") -> list[str]:
 
 def _reliability(config: "Config") -> list[str]:
     times = {"grace": config.reliability.grace, "hang_limit": config.reliability.hang_limit}
-    return [
+    found = [
         f"reliability.{key} '{duration}' is not a time such as '25 seconds'"
         for key, duration in times.items()
         if duration is not None and not duration.seconds
     ]
+    limit = config.reliability.hang_limit
+    if limit is not None and 0 < (limit.seconds or 0) < 1:
+        found.append(f"reliability.hang_limit '{limit}' is shorter than a second, in which nothing starts; null: never")
+    return found

@@ -23,6 +23,8 @@ _UNITS = {
     **{"s": "seconds", "sec": "seconds", "min": "minutes", "h": "hours", "hr": "hours", "d": "days"},
 }
 _SUFFIX = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+# A hundred years, in seconds: threads and timers cannot wait for much longer.
+_TOO_LONG = 3.2e9
 # A suffix is followed by a space: `300minutes` is not 300 million of `inutes`.
 _PATTERN = re.compile(r"^\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(?:([kKmMbBgGtT])(?=\s))?\s*([a-zA-Z%/]+)\s*$")
 
@@ -114,7 +116,7 @@ class Duration:
             word = match.group(3).lower()
             unit = _UNITS.get(word) or _UNITS.get(word.removesuffix("s"))
         amount = float(match[1]) * _SUFFIX[(match[2] or "").lower()] if match else math.inf
-        if unit is None or math.isinf(amount):
+        if unit is None or math.isinf(amount) or amount * _SECONDS.get(unit, 0) > _TOO_LONG:
             raise ValueError(
                 "a duration such as '300 steps', '20M tokens', '2e15 flops', '20 tokens/param', '3 epochs', '5%' or "
                 f"'10 minutes', not {text!r}"

@@ -6,6 +6,7 @@ has used devices says its last words and leaves by os._exit.
 """
 
 import contextlib
+import errno
 import os
 import sys
 import threading
@@ -51,6 +52,10 @@ def verdict(error: BaseException) -> tuple[int, str]:
         return 2, "\n".join(f"blobjax: {problem}" for problem in error.problems)
     if isinstance(error, HaltedError):
         return 1, f"blobjax: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "blobjax: interrupted"
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return 2, f"blobjax: {str(error.filename)[:60]}… is longer than a file's name can be"
     return 1, "".join(traceback.format_exception(error)) + _whose()
 
 

@@ -12,7 +12,6 @@ the wall time:
   …            init, restore, compile, data_wait, evaluate, save, rollback, other: as the accounts of `clock.py`
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import Any
 from blobjax.reliability.clock import ACCOUNTS
 
 CATEGORIES = (*ACCOUNTS, "lost", "unaccounted", "down")
+_LARGEST = 1e18
 # What is gone with a step that is undone.
 _OF_STEPS = ("train", "data_wait")
 
@@ -82,7 +82,8 @@ class _Stretch:
 def number(value: Any, otherwise: float = 0.0) -> float:
     """A number as it should stand in an event, or `otherwise` where something else does."""
     usual = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if usual and math.isfinite(value) else otherwise
+    # No step, second or count of tokens comes near it.
+    return value if usual and -_LARGEST < value < _LARGEST else otherwise
 
 
 def read_ledger(events: Iterable[dict[str, Any]]) -> Ledger:

@@ -104,7 +104,7 @@ def as_float(value: Any) -> float:
     """A value of metrics.jsonl, where numbers that JSON does not know are text; NaN for what is none at all."""
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return math.nan
 
 

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 
 from blobjax.config import BadInputError, Config, dump, load
 from blobjax.config.diff import changed_maths
+from blobjax.config.load import read_yaml
 
 # Names of files that a crash may leave behind and that mean nothing.
 _OURS = ".blobjax-"
@@ -43,6 +44,36 @@ class RunDirectory:
         self.undone_metrics = self.path / "undone_metrics.jsonl"
         self.halt = self.path / "halt.json"
         self.energy = self.path / "energy"
+        self._lock = self.path / f"{_OURS}lock"
+
+    def _check_own(self) -> None:
+        """Refuses links among what a run writes, which lead to somebody else's files, and what is of another kind.
+
+        Raises:
+          BadInputError: there is one.
+        """
+        files = (self._lock, self.config, self.metrics, self.events)
+        for path in (*files, self.checkpoints, self.quarantine, self.energy, self.tensorboard):
+            if path.is_symlink():
+                raise BadInputError(
+                    f"{path} is a symbolic link, and a run writes into its own directory only; move what it points to "
+                    "here, or the whole directory to where there is room (logging.run_dir=…)"
+                )
+            kind = path.is_file() if path in files else path.is_dir()
+            if path.exists() and not kind:
+                what = "file" if path in files else "directory"
+                raise BadInputError(f"{path} is not a {what}; move it away, or choose another logging.run_dir")
+
+    def resolved_config(self, *overrides: str) -> Config:
+        """The run's record of its config, which needs no other file.
+
+        Raises:
+          BadInputError: it is none.
+        """
+        self._check_own()
+        if "include" in read_yaml(self.config):
+            raise BadInputError(f"{self.config}: include: a run's own record holds every key itself; remove the line")
+        return load(str(self.config), overrides)
 
     def previous_config(self) -> Config | None:
         """The config of the run that lives here, or None in a new directory.
@@ -50,10 +81,12 @@ class RunDirectory:
         Raises:
           BadInputError: something else lives here.
         """
+        if self.path.is_dir():
+            self._check_own()
         if self.config.is_file():
             try:
                 if self.config.stat().st_size:
-                    return load(str(self.config))
+                    return self.resolved_config()
                 problems: tuple[str, ...] = (f"{self.config}: is empty",)
             except BadInputError as error:
                 problems = error.problems
@@ -79,9 +112,6 @@ class RunDirectory:
         """
         try:
             previous = self.previous_config()
-            for file in (self.metrics, self.events):
-                if file.exists() and not file.is_file():
-                    raise BadInputError(f"{file} is not a file; move it away, or choose another logging.run_dir")
         except (OSError, ValueError) as error:  # a name too long, or with a NUL in it
             raise BadInputError(f"run directory {str(self.path)[:80]!r} cannot be used: {error}"[:300]) from None
         if previous is not None and not allow_config_change:
@@ -114,10 +144,14 @@ class RunDirectory:
           The lock, held until it is closed or this process ends, however it ends.
 
         Raises:
-          BadInputError: another does.
+          BadInputError: another does, or it cannot be told.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        file = (self.path / f"{_OURS}lock").open("a+", encoding="utf-8")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._check_own()
+            file = self._lock.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise BadInputError(f"{self._lock} cannot be written: {error.strerror or error}") from None
         if not _locked(file):
             file.seek(0)
             holder = file.read().strip() or "unknown"
@@ -133,9 +167,10 @@ class RunDirectory:
 
     def in_use(self) -> bool:
         """Whether a process of this machine trains here now."""
-        path = self.path / f"{_OURS}lock"
         try:
-            with path.open("r", encoding="utf-8") as file:
+            if not self._lock.is_file():  # a pipe would keep us waiting for its other end
+                return False
+            with self._lock.open("r", encoding="utf-8") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
@@ -174,11 +209,17 @@ def _locked(file: TextIO) -> bool:
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file so that readers, and restarts, see the old content or the new, never half of it."""
     temporary = path.with_name(f"{_OURS}{path.name}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    # What a crash has left, or somebody else's link: never written through.
+    temporary.unlink(missing_ok=True)
+    try:
+        with temporary.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:

@@ -190,7 +190,10 @@ def lines(found: dict[str, Any]) -> list[str]:
 
 def when(seconds: float) -> str:
     """A time in seconds since 1970, as the clock on the wall has it."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    except (OverflowError, ValueError, OSError):  # no date of this world
+        return "?"
 
 
 def span(seconds: float) -> str:

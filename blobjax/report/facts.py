@@ -10,7 +10,7 @@ from typing import Any
 
 from blobjax.compute.accelerators import find
 from blobjax.compute.flops import flops_per_token, param_count
-from blobjax.config import BadInputError, Config, load
+from blobjax.config import BadInputError, Config
 from blobjax.reliability import outcome
 from blobjax.reliability import status as run_status
 from blobjax.reliability.energy_log import measured, read_accounts
@@ -164,7 +164,7 @@ def read(path: str | Path) -> Facts:
     directory = RunDirectory(path)
     status = run_status.status(str(path))
     # Where the run lies now, not where it was begun.
-    config = load(str(directory.config), [f"logging.run_dir={json.dumps(str(directory.path))}"])
+    config = directory.resolved_config(f"logging.run_dir={json.dumps(str(directory.path))}")
     try:
         undone = [line for line in read_jsonl(directory.undone_metrics) if isinstance(line.get("step"), int)]
         found = outcome.read(directory)

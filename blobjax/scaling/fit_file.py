@@ -11,6 +11,7 @@ import numpy as np
 
 from blobjax.config import BadInputError
 from blobjax.config.closest import suggest
+from blobjax.reliability.run_directory import write_atomically
 from blobjax.scaling import certainty, fitting
 from blobjax.scaling.laws import LAWS, Law, Settings
 from blobjax.scaling.laws.law import Columns, Estimate
@@ -168,7 +169,7 @@ def write(content: dict[str, Any], path: Path) -> None:
       BadInputError: the file cannot be written.
     """
     try:
-        path.write_text(json.dumps(jsonable(content), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_atomically(path, json.dumps(jsonable(content), indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
         raise BadInputError(f"--out {path}: cannot be written: {error.strerror}") from None
 
@@ -193,13 +194,35 @@ def read(path: Path) -> dict[str, Any]:
         law, count = content["law"], content["format"]
     except OSError as error:
         raise BadInputError(f"{path}: cannot be read: {error.strerror}; make one with blobjax laws fit") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise BadInputError(f"{path}: is not a fit file; make one with blobjax laws fit") from None
-    if law not in LAWS:
+    if not isinstance(law, str) or law not in LAWS:
         raise BadInputError(f"{path}: law '{law}' is not known here; {suggest(law, LAWS)}")
     if count != FORMAT:
         raise BadInputError(f"{path}: format {count} is not known here, only {FORMAT}; fit again with this version")
+    if damage := _damage(content):
+        raise BadInputError(f"{path}: is damaged: {damage}; fit its points again")
     return content
+
+
+def _damage(content: dict[str, Any]) -> str:
+    """What a fit file lacks of what is read from it; empty for a whole one."""
+    law = LAWS[content["law"]]
+    try:
+        values = {name: float(content["parameters"][name]["value"]) for name in law.names}
+        for name, positive in zip(law.names, law.positive, strict=True):
+            if not np.isfinite(values[name]) or (positive and values[name] <= 0):
+                return f"{name} is {values[name]:g}"
+        np.array(content["bootstrap"]["draws"], float).reshape(-1, len(law.names))
+        numbers = [content["bootstrap"]["share"], *content["residuals"]]
+        numbers += [each for column in content["points"]["columns"].values() for each in column]
+        if not np.isfinite(np.array(numbers, float)).all() or law.target not in content["points"]["columns"]:
+            return "not all of its points are numbers"
+        Settings(**{**content["settings"], "delta": 0.0}), [*content["notes"], *content["details"]]
+        wanted = ("counted", "derived", "profiles", "future", "beside", "formula", "source", "target", "objective")
+        return next((f"it has no {name}" for name in wanted if name not in content), "")
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        return f"{type(error).__name__}: {error}"[:120]
 
 
 def refit(content: dict[str, Any]) -> dict[str, Any]:

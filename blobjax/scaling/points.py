@@ -138,12 +138,12 @@ def _csv(path: str, text: str) -> list[Row]:
 
 def _jsonl(path: str, text: str) -> list[Row]:
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             cells = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadInputError(f"{path}:{number}: not JSON: {error}") from None
         if not isinstance(cells, dict):
             raise BadInputError(f"{path}:{number}: not a JSON object")
@@ -268,7 +268,7 @@ def _numbers(table: Table, name: str, problems: list[str]) -> np.ndarray:
     for row in table.rows:
         try:
             values.append(_number(row.cells.get(name)))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             wrong.append(f"{row.place}: {name} is {str(row.cells[name])[:40]!r}, not a number")
             values.append(math.nan)
     problems += _some(wrong)

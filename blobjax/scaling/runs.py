@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from blobjax.compute.flops import flops_per_token, param_count
-from blobjax.config import BadInputError, Config, load
+from blobjax.config import BadInputError, Config
 from blobjax.reliability import outcome
-from blobjax.reliability.outcome import Outcome
+from blobjax.reliability.outcome import Outcome, as_float
 from blobjax.reliability.run_directory import RunDirectory
 
 MEANINGS = {
@@ -67,7 +67,7 @@ def read(path: Path, curves: bool) -> Found:
             passed_over.append(f"{folder.name} (not begun)")
             continue
         # Where the run lies now, not where it was begun.
-        config = load(str(directory.config), [f"logging.run_dir={json.dumps(str(folder))}"])
+        config = directory.resolved_config(f"logging.run_dir={json.dumps(str(folder))}")
         result = outcome.read(directory)
         if result.status != "finished":
             passed_over.append(f"{folder.name} ({result.status})")
@@ -100,7 +100,7 @@ def _sizes(config: Config, tokens: float) -> dict[str, Any]:
 def end(config: Config, result: Outcome) -> dict[str, Any]:
     """The row of a finished run: what it came to, and at what cost."""
     last = result.metrics[-1]
-    tokens = max(float(line["tokens"]) for line in result.metrics if "tokens" in line)
+    tokens = max((as_float(line["tokens"]) for line in result.metrics if "tokens" in line), default=math.nan)
     return {
         **_sizes(config, tokens),
         "loss": result.final_loss,
@@ -124,7 +124,7 @@ def held_out_loss(config: Config, result: Outcome) -> float:
 
 def _unique(config: Config, tokens: float, metrics: list[dict[str, Any]]) -> float:
     """Tokens seen at least once: of each domain its share of all, over the times it was gone through."""
-    epochs = {name.split("/")[1]: float(value) for line in metrics for name, value in line.items()
+    epochs = {name.split("/")[1]: as_float(value) for line in metrics for name, value in line.items()
               if name.startswith("data/") and name.endswith("/epochs")}  # fmt: skip
     weights = {name: float(weight) for name, weight in config.data.mixture.items() if name in epochs}
     whole = sum(weights.values())
@@ -136,8 +136,8 @@ def _unique(config: Config, tokens: float, metrics: list[dict[str, Any]]) -> flo
 def _curve(config: Config, result: Outcome) -> list[dict[str, Any]]:
     """Smoothed losses at tokens evenly spread in their logarithm."""
     lines = [line for line in result.metrics if line.get("cross_entropy") is not None and "tokens" in line]
-    losses = np.array([float(line["cross_entropy"]) for line in lines])
-    tokens = np.array([float(line["tokens"]) for line in lines])
+    losses = np.array([as_float(line["cross_entropy"]) for line in lines])
+    tokens = np.array([as_float(line["tokens"]) for line in lines])
     if len(lines) < 2:
         return []
     chosen = np.unique(np.searchsorted(tokens, np.geomspace(tokens[0], tokens[-1], _POINTS)).clip(0, len(lines) - 1))

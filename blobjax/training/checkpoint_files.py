@@ -21,6 +21,8 @@ from blobjax.config.schema import Checkpoint
 
 # Orbax writes this file last into a checkpoint's folder; `custom_metadata` in it is ours.
 COMMITTED = "_CHECKPOINT_METADATA"
+_DTYPE = re.compile(r"[a-z][a-z0-9_]*")
+_STEP = re.compile(r"0|[1-9][0-9]{0,9}")
 # What Orbax has in the name of a folder that it has not finished.
 _UNFINISHED = ".orbax-checkpoint-tmp"
 # Errors that say something of the storage or of this machine, and nothing of the file that was asked for.
@@ -109,17 +111,38 @@ def read_record(folder: Path) -> Record:
         content = ours["record"]
         if ours["digest"] != _digest(ours["data"], content):
             raise BadCheckpointError(f"{COMMITTED} is damaged (its record does not match its digest)")
-        leaves = {p: Leaf(tuple(e["shape"]), e["dtype"], e["fingerprint"]) for p, e in content["leaves"].items()}
-        return Record(ours["data"], content["step"], content["sequences"], content["metric"], leaves, time)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        leaves = {path: _leaf(path, entry) for path, entry in content["leaves"].items()}
+        if not (leaves and isinstance(ours["data"], str) and all(map(_count, (content["step"], content["sequences"])))):
+            raise ValueError("its fields are not of their kinds")
+        metric = None if content["metric"] is None else float(content["metric"])
+        return Record(ours["data"], content["step"], content["sequences"], metric, leaves, time)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise BadCheckpointError(f"{COMMITTED} is damaged ({type(error).__name__}: {error})"[:200]) from None
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _leaf(path: str, entry: Any) -> Leaf:
+    shape, dtype, fingerprint = entry["shape"], entry["dtype"], entry["fingerprint"]
+    known = (
+        path.partition("/")[0] in ("params", "optimizer", "progress")
+        and isinstance(dtype, str)
+        and _DTYPE.fullmatch(dtype)
+    )
+    if not (known and all(map(_count, shape)) and isinstance(fingerprint, str)):
+        raise ValueError(f"{path} is no array")
+    return Leaf(tuple(shape), dtype, fingerprint)
 
 
 def numbered(checkpoints: Path) -> list[int]:
     """Steps that have a folder, ascending, whatever is in it."""
     if not checkpoints.is_dir():
         return []
-    return sorted(int(each.name) for each in checkpoints.iterdir() if each.name.isdecimal() and each.is_dir())
+    folders = (each for each in checkpoints.iterdir() if each.is_dir() and not each.is_symlink())
+    # A step's own name and no other: not 0012, nor digits of other scripts, nor more than a step can be.
+    return sorted(int(name) for each in folders if _STEP.fullmatch(name := each.name) and int(name) < 2**31)
 
 
 def committed(checkpoints: Path) -> list[int]:
@@ -168,7 +191,10 @@ def surplus(checkpoints: Path, policy: Checkpoint) -> list[int]:
 
 def delete(folder: Path) -> None:
     """Deletes one checkpoint; moved away first, so that a process killed at any moment leaves whole ones only."""
-    aside = folder.parent.parent / ".blobjax-undone"
+    # Beside it, as another directory may be on another file system.
+    aside = folder.parent / ".blobjax-undone"
+    if aside.is_symlink() or aside.is_file():
+        aside.unlink()
     shutil.rmtree(aside, ignore_errors=True)
     folder.rename(aside)
     shutil.rmtree(aside, ignore_errors=True)
@@ -181,7 +207,7 @@ def quarantine(folder: Path) -> Path:
     number = 1
     while (away / f"{folder.name}-{number}").exists():
         number += 1
-    return folder.rename(away / f"{folder.name}-{number}")
+    return Path(shutil.move(folder, away / f"{folder.name}-{number}"))
 
 
 def clear_unfinished(checkpoints: Path) -> None:

@@ -89,7 +89,11 @@ def preflight(config: Config, allow_config_change: bool) -> Setting:
         # Its own file has them too, once there is one.
         passages = passages or trunk.passages()
     stream.passed_over = windows(passages)
-    checked = [event["step"] for event in read_jsonl(directory.events) if event.get("event") == "check"]
+    checked = [
+        event["step"]
+        for event in read_jsonl(directory.events)
+        if event.get("event") == "check" and isinstance(event.get("step"), int)
+    ]
     # Also a barrier: no process may look at the directory while process 0 claims it.
     check_agreement(
         # What must be the same on all processes, as text.

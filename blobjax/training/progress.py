@@ -15,7 +15,15 @@ _PLAIN_EVERY = 10.0
 
 
 class PatientConsole(Console):
-    """A console whose reader may go away (`blobjax train … | head`): training goes on, unseen."""
+    """A console whose reader may go away (`blobjax train … | head`), or whose disk may be full: training goes on,
+    unseen."""
+
+    def _check_buffer(self) -> None:
+        # All of rich's writing goes through here; its own hook is for broken pipes alone.
+        try:
+            super()._check_buffer()
+        except OSError:
+            self.on_broken_pipe()
 
     def on_broken_pipe(self) -> None:
         """Falls silent instead of ending the process, as rich would."""

@@ -40,5 +40,5 @@ class Data(Section):
     """Packed documents do not attend to each other."""
     prepared_dir: str = ""
     """Where token shards are kept; empty: the user's cache directory, ~/.cache/blobjax."""
-    prefetch: Positive = 4
+    prefetch: Annotated[int, Field(ge=1, le=1000)] = 4
     """Batches made ready ahead of the step."""

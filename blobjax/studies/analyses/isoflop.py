@@ -22,7 +22,6 @@ from blobjax.studies.results import Result
 PARABOLAS, PARAMETRIC = "chinchilla-2", "chinchilla-3"
 # Exponents of the best size, the published three within it (0.46 to 0.50), that count as about one half.
 ABOUT_HALF = (0.4, 0.6)
-_RESAMPLES = 200
 
 
 def analyse(results: list[Result]) -> Finding:
@@ -177,7 +176,7 @@ def _spread(x: dict[str, np.ndarray]) -> dict[str, dict[float, tuple[float, floa
     law, rng = LAWS[PARABOLAS], np.random.default_rng(0)
     assert law.resample is not None
     found: dict[str, dict[float, list[float]]] = {name: {} for name in ("params", "tokens", "loss")}
-    for _ in range(_RESAMPLES):
+    for _ in range(fits.RESAMPLES):
         columns = parabolas(law.resample(x, np.zeros(0), rng)).columns
         for i, C in enumerate(columns["flops"]):
             for name, each in found.items():

@@ -123,7 +123,8 @@ def _parabolas(x: dict[str, np.ndarray]) -> Picture:
             curve = np.polyval(np.polyfit(np.log(size) - middle, loss, 2), fine - middle)
             axes.plot(np.exp(fine), curve, color=colour, linewidth=1.2)
     axes.plot(best.columns["params"], best.columns["loss"], "*", color="black", markersize=11, label="lowest point")
-    plots.draw(axes, {}, "parameters", "held-out loss, nats per token", log_x=True, log_y=True)
+    ticks = plots.decade_ticks(x["params"].min() / 1.3, x["params"].max() * 1.3)
+    plots.draw(axes, {}, "parameters", "held-out loss, nats per token", log_x=True, log_y=True, ticks=ticks)
     axes.legend(frameon=False, fontsize=10)
     caption = (
         "IsoFLOP curves: each colour is one budget, used up by models of several sizes, and the parabola through them. "
@@ -156,7 +157,8 @@ def _growth(content: dict[str, Any], x: dict[str, np.ndarray]) -> Picture:
                          zip(best["flops"], measured, strict=True)])  # fmt: skip
         errors = np.abs(ends.T - measured)
         axes.errorbar(best["flops"], measured, yerr=errors, fmt="o", color=plots.colour(n), capsize=3)
-        plots.draw(axes, {}, "FLOPs", title, log_x=True, log_y=True)
+        ticks = [float(f"{at:.2g}") for at in (*best["flops"], last**2 / best["flops"][-2])]
+        plots.draw(axes, {}, "FLOPs", title, log_x=True, log_y=True, ticks=ticks)
     level = f"{content['settings']['level']:.0%}"
     caption = (
         f"What is best at each budget, with {level} intervals from resampled parabolas, and the power laws through "

@@ -29,6 +29,7 @@ AnalysisName = Literal[
     "spike-recovery",
     "isoflop",
     "model-ladder",
+    "in-context",
 ]
 
 # A cell's name is the names of its values, each a part of a file name.

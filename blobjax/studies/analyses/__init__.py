@@ -6,6 +6,7 @@ from blobjax.studies.analyses import (
     bf16_rounding,
     final_loss,
     fp16_loss_scaling,
+    in_context,
     isoflop,
     lr_sensitivity,
     model_ladder,
@@ -28,6 +29,7 @@ ANALYSES: dict[str, Callable[[list[Result]], Finding]] = {
     "spike-recovery": spike_recovery.analyse,
     "isoflop": isoflop.analyse,
     "model-ladder": model_ladder.analyse,
+    "in-context": in_context.analyse,
 }
 
 PREDICTING = frozenset({"isoflop", "model-ladder"})

@@ -158,7 +158,7 @@ class Crew:
             if answer["code"] == 2:
                 raise BadInputError(*(f"cell {cell.name}: {line}" for line in answer["problems"]))
             if "error" in answer and not self._stopping.is_set():
-                _note_failure(cell, answer["error"])
+                note_failure(cell, answer["error"])
             self._ended(cell)
 
     def _next(self) -> Cell | None:
@@ -204,12 +204,18 @@ def default_jobs() -> int:
     return min(cores(), 8) if runtime.platform() == "cpu" else 1
 
 
+def compilation_cache(directory: Path) -> dict[str, str]:
+    """Cells that differ in a learning rate share the programs that initialise and evaluate."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str((directory / f"{_OURS}compiled").resolve()),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
 def _environment(jobs: int, directory: Path) -> dict[str, str]:
     """What workers find in their environment besides ours; what the user set stays."""
     wanted = {
-        # Cells that differ in a learning rate share the programs that initialise and evaluate.
-        "JAX_COMPILATION_CACHE_DIR": str((directory / f"{_OURS}compiled").resolve()),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        **compilation_cache(directory),
         # Each worker would start a thread for every core, and they would wait for each other.
         "PJRT_NPROC": str(max(cores() // jobs, 1)),
     }
@@ -223,7 +229,7 @@ def prepare(cell: Cell) -> None:
     write_atomically(directory.config, dump(cell.config))
 
 
-def _note_failure(cell: Cell, error: str) -> None:
+def note_failure(cell: Cell, error: str) -> None:
     """Ends the events of a run that could not end them itself."""
     if read(cell).status in ("waiting", "stopped"):
         with EventLog(RunDirectory(cell.config.logging.run_dir).events) as events:

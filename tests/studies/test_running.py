@@ -118,7 +118,10 @@ def test_a_cell_that_ends_badly_is_a_result_and_one_whose_process_dies_is_tried_
     assert "SIGKILL" in found["dies"]["reason"]
     assert "4/4  well: finished" in output
     assert (directory / "index.html").is_file()
-    shown = run(path, directory, "--status")
+    shown = subprocess.run(
+        [sys.executable, "-m", "blobjax.cli", "study", "status", path, "--dir", str(directory)],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
     assert shown.returncode == 0
     assert [line.split()[:2] for line in shown.stdout.splitlines()][1:] == [
         ["halts", "halted"],

@@ -20,13 +20,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (run.train, run.status, run.sample, scaling.study, scaling.plan, doctor):
+for command in (run.train, run.status, run.sample, scaling.plan, doctor):
     app.command()(command)
 for name, group in (
     ("data", data.app),
     ("config", config.app),
     ("checkpoint", checkpoint.app),
     ("laws", laws.app),
+    ("study", scaling.study),
 ):
     app.add_typer(group, name=name)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from blobjax.cli.arguments import AsJson, ConfigName, Overrides, RunPath
+from blobjax.cli.arguments import AsJson, ConfigName, Overrides, RunPath, Size
 from blobjax.cli.began import BEGAN
 from blobjax.config.errors import BadInputError
 
@@ -14,6 +14,7 @@ from blobjax.config.errors import BadInputError
 def train(
     config: ConfigName,
     overrides: Overrides = None,
+    size: Size = None,
     allow_config_change: Annotated[
         bool, typer.Option("--allow-config-change", help="Resume although the config's maths changed.")
     ] = False,
@@ -33,7 +34,7 @@ def train(
     """Train, or resume the run in the config's run directory."""
     from blobjax.config import load
 
-    settings = load(config, overrides or [])
+    settings = load(config, overrides or [], size)
     if restarts:
         from blobjax.reliability import supervisor
 

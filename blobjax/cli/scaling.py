@@ -1,10 +1,12 @@
 """`blobjax study` and `blobjax plan`: many runs, and the one that is not yet paid for."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from blobjax.cli.arguments import ConfigName, Overrides
+from blobjax.config.errors import BadInputError
 
 
 def _complete_study(incomplete: str) -> list[str]:
@@ -13,33 +15,66 @@ def _complete_study(incomplete: str) -> list[str]:
     return [name for name in shipped_studies() if name.startswith(incomplete)]
 
 
-def study(
-    name: Annotated[
-        str,
-        typer.Argument(
-            help="A path, or a name in configs/studies/ such as 'lr-sensitivity'.", autocompletion=_complete_study
-        ),
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE]...", help="For every cell: model.d_model=128; for the grid: grid.depth=[2,4]"
-        ),
-    ] = None,
+class _RunByDefault(TyperGroup):
+    """`blobjax study NAME` is `blobjax study run NAME`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] != "--help" and args[0] not in self.commands:
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+study = typer.Typer(
+    cls=_RunByDefault,
+    help="Many ordinary runs as one question. `blobjax study NAME` runs what is left of it.",
+    no_args_is_help=True,
+)
+
+StudyName = Annotated[
+    str,
+    typer.Argument(
+        help="A path, or a name in configs/studies/ such as 'lr-sensitivity'.", autocompletion=_complete_study
+    ),
+]
+StudyOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="For every cell: model.d_model=128; for the grid: grid.depth=[2,4]"),
+]
+StudyDirectory = Annotated[str, typer.Option("--dir", help="Where; studies/NAME by default.")]
+
+
+@study.command("run")
+def study_run(
+    name: StudyName,
+    overrides: StudyOverrides = None,
     jobs: Annotated[int, typer.Option(min=0, help="Cells at once; 0: as many as suit the machine.")] = 0,
-    directory: Annotated[str, typer.Option("--dir", help="Where; studies/NAME by default.")] = "",
-    status: Annotated[bool, typer.Option("--status", help="Only print how its cells stand.")] = False,
+    directory: StudyDirectory = "",
+    on: Annotated[
+        Literal["local", "slurm"], typer.Option(help="Cells are processes of this machine, or jobs of Slurm.")
+    ] = "local",
+    slurm: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="For sbatch: partition=gpu, time=120 (minutes).")
+    ] = None,
     confirm: Annotated[
         bool, typer.Option("--confirm", help="Also make the run that tests what the study predicts.")
     ] = False,
 ) -> None:
-    """Run a grid of ordinary runs as one question, or what is left of it; the answer is a page."""
+    """Run a grid of ordinary runs as one question, or what is left of it; the answer is a page. May be left out."""
     from blobjax.studies import command
 
-    if status:
-        command.status(name, overrides or [], directory)
-    else:
-        raise typer.Exit(command.study(name, overrides or [], directory, jobs, confirm))
+    if slurm and on != "slurm":
+        raise BadInputError("--slurm is for --on slurm; give both")
+    raise typer.Exit(
+        command.study(name, overrides or [], directory, jobs, confirm, (slurm or []) if on == "slurm" else None)
+    )
+
+
+@study.command("status")
+def study_status(name: StudyName, overrides: StudyOverrides = None, directory: StudyDirectory = "") -> None:
+    """How the cells of a study stand, without running any."""
+    from blobjax.studies import command
+
+    command.status(name, overrides or [], directory)
 
 
 def plan(

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from blobjax.config.errors import BadInputError
 from blobjax.config.explain import explain
+from blobjax.config.ladder import dial
 from blobjax.config.schema import Config, Data
 
 
@@ -243,8 +244,11 @@ def _set(content: dict, origins: dict[str, str], setting: Setting) -> None:
     origins.update(dict.fromkeys(given, origin))
 
 
-def load(name: str, overrides: Sequence[str] = ()) -> Config:
+def load(name: str, overrides: Sequence[str] = (), size: Any = None) -> Config:
     """Reads a config by path or shipped name, applies `dotted.key=value` overrides and validates the whole.
+
+    Args:
+      size: such as `5M`: what follows from it (config/ladder.py) is set over the file and under the overrides.
 
     Raises:
       BadInputError: every problem found, one line each.
@@ -259,27 +263,46 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
             settings.append(parse_override(override))
         except BadInputError as error:
             problems += error.problems
-    return _resolve(content, origins, settings, problems)
+    return _resolve(content, origins, settings, problems, size)
 
 
-def load_inline(content: dict, path: Path, settings: Sequence[Setting]) -> Config:
+def load_inline(content: dict, path: Path, settings: Sequence[Setting], size: Any = None) -> Config:
     """As `load`, for a config that stands inside another file: a study's base.
 
     Args:
       content: its keys and values; `include` is followed.
       path: the file it stands in, named in errors, and beside which includes are looked for.
       settings: what is set on top of it, in order.
+      size: as of `load`.
 
     Raises:
       BadInputError: every problem found, one line each.
     """
     # A copy all through: what is set for one cell must not be found in the next.
     merged, origins = _include(copy.deepcopy(content), path, (path,))
-    return _resolve(merged, origins, settings, [])
+    return _resolve(merged, origins, settings, [], size)
 
 
-def _resolve(content: dict, origins: dict[str, str], settings: Sequence[Setting], problems: list[str]) -> Config:
+def _from_size(size: Any, content: dict, settings: Sequence[Setting]) -> list[Setting]:
+    """What a size sets; its batch is counted in sequences of the length that the file and the settings come to."""
+    data = content.get("data")
+    seq_len = data.get("seq_len") if isinstance(data, dict) else None
+    for setting in settings:
+        if setting.key == "data.seq_len":
+            seq_len = setting.value
+        elif setting.key == "data" and isinstance(setting.value, dict):
+            seq_len = setting.value.get("seq_len")
+    if not isinstance(seq_len, int) or seq_len < 1:  # not given, or wrong, which is then said
+        seq_len = Data().seq_len
+    return [Setting(key, value, f"--size {size}") for key, value in dial(size, seq_len).items()]
+
+
+def _resolve(
+    content: dict, origins: dict[str, str], settings: Sequence[Setting], problems: list[str], size: Any = None
+) -> Config:
     problems = list(problems)
+    if size is not None:
+        settings = [*_from_size(size, content, settings), *settings]
     for setting in settings:
         try:
             _set(content, origins, setting)

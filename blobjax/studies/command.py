@@ -6,13 +6,13 @@ import platform
 import shlex
 import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -26,13 +26,21 @@ from blobjax.studies.analyses import ANALYSES, PREDICTING
 from blobjax.studies.finding import Finding, Prediction
 from blobjax.studies.progress import Progress, table
 from blobjax.studies.results import Result, jsonable, read, write_cells
-from blobjax.studies.study import Plan, load_study
+from blobjax.studies.slurm import Jobs, executor
+from blobjax.studies.study import Cell, Plan, load_study
 from blobjax.training.progress import PatientConsole
 
 FINISHED, FAILED, RESUMABLE = 0, 1, 75
 
 
-def study(name: str, overrides: Sequence[str] = (), directory: str = "", jobs: int = 0, confirm: bool = False) -> int:
+def study(
+    name: str,
+    overrides: Sequence[str] = (),
+    directory: str = "",
+    jobs: int = 0,
+    confirm: bool = False,
+    slurm: Sequence[str] | None = None,
+) -> int:
     """Runs what has not been run of a study, and writes its results.
 
     Args:
@@ -41,6 +49,7 @@ def study(name: str, overrides: Sequence[str] = (), directory: str = "", jobs: i
       directory: where; default studies/NAME.
       jobs: cells at once; 0: as many as suit the machine.
       confirm: when all cells are done, also make the run that tests what they predict.
+      slurm: `name=value` for sbatch, where cells are jobs of a Slurm cluster; None: they are processes of this machine.
 
     Returns:
       The exit code: 0 all cells came to an end, 1 some failed, 75 interrupted, to be resumed.
@@ -56,18 +65,26 @@ def study(name: str, overrides: Sequence[str] = (), directory: str = "", jobs: i
         raise BadInputError(f"--confirm: {plan.name} predicts nothing that a run could test; those that do: {known}")
     console = PatientConsole()
     runner.check(plan)
+    submits = None if slurm is None else executor(plan.directory, slurm)
     with runner.locked(plan.directory) as lock, _terminated_as_interrupted():
         write_atomically(plan.directory / "study.yaml", _record(plan))
         cells = runner.unfinished(plan)
         done = len(plan.cells) - len(cells)
         known = f", {done} of them done before" if done else ""
+
+        def run(part: Plan, cells: list[Cell], done: int) -> None:
+            with Progress(len(part.cells), done, console) as progress:
+                if submits is not None:
+                    Jobs(part, cells, jobs, progress, submits).run()
+                else:
+                    at_once = min(jobs or runner.default_jobs(), len(cells))
+                    runner.Crew(part, cells, at_once, lock, progress).run()
+
         console.print(f"{plan.name}: {len(plan.cells)} cells{known}", highlight=False, soft_wrap=True)
         try:
             if cells:
-                jobs = min(jobs or runner.default_jobs(), len(cells))
-                with Progress(len(plan.cells), done, console) as progress:
-                    runner.Crew(plan, cells, jobs, lock, progress).run()
-            return conclude(plan, console, lock if confirm else None)
+                run(plan, cells, done)
+            return conclude(plan, console, run if confirm else None)
         except KeyboardInterrupt:
             write_cells(plan.directory / "cells.jsonl", [read(cell) for cell in plan.cells])
             console.print("stopped; run the same command to go on", highlight=False)
@@ -102,7 +119,11 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _confirm(plan: Plan, prediction: Prediction | None, lock: IO[str], console: Console) -> None:
+Run = Callable[[Plan, list[Cell], int], None]
+"""Runs cells of a plan, of whose cells so many were done before."""
+
+
+def _confirm(plan: Plan, prediction: Prediction | None, run: Run, console: Console) -> None:
     """Makes the run that tests a prediction, or goes on with it; one that has come to its end is left alone."""
     if prediction is None:
         console.print("--confirm: nothing could be predicted, for the reasons below", highlight=False, soft_wrap=True)
@@ -111,15 +132,14 @@ def _confirm(plan: Plan, prediction: Prediction | None, lock: IO[str], console: 
     runner.check(alone)
     if cells := runner.unfinished(alone):
         console.print(f"testing the prediction for {prediction.what}", highlight=False, soft_wrap=True)
-        with Progress(1, 0, console) as progress:
-            runner.Crew(alone, cells, 1, lock, progress).run()
+        run(alone, cells, 0)
 
 
-def conclude(plan: Plan, console: Console, confirm: IO[str] | None = None) -> int:
+def conclude(plan: Plan, console: Console, confirm: Run | None = None) -> int:
     """Writes cells.jsonl, and where every cell has come to an end summary.json, the plots and the page.
 
     Args:
-      confirm: the study directory's lock, where the run that tests the prediction is to be made before.
+      confirm: runs cells, where the run that tests the prediction is to be made before.
     """
     from blobjax.scaling import fit_file
     from blobjax.studies import plots

@@ -17,6 +17,7 @@ from blobjax.config import BadInputError, Config, dump
 from blobjax.config.diff import config_diff
 from blobjax.reliability.outcome import DONE
 from blobjax.reliability.run_directory import EventLog, RunDirectory, write_atomically
+from blobjax.studies.order import Order
 from blobjax.studies.progress import Progress
 from blobjax.studies.results import read
 from blobjax.studies.study import Cell, Plan
@@ -85,10 +86,7 @@ class Crew:
     """
 
     def __init__(self, plan: Plan, cells: list[Cell], jobs: int, lock: IO[str], progress: Progress):
-        self._waiting = list(cells)
-        self._unfinished = {cell.name for cell in cells}
-        self._choosing = threading.Lock()
-        self._trunks = {cell.after: other for cell in cells for other in plan.cells if other.name == cell.after}
+        self._order = Order(plan, cells)
         self._lock = lock
         self._progress = progress
         self._environment = _environment(jobs, plan.directory)
@@ -144,8 +142,8 @@ class Crew:
     def _run_cells(self, number: int) -> None:
         while (cell := self._next()) is not None:
             prepare(cell)
-            if cell.after and (trunk := read(self._trunks[cell.after])).status not in ("finished", "diverged"):
-                _note_failure(cell, f"it starts from {cell.after}, which is {trunk.status}")
+            if why_not := self._order.unmet(cell):
+                note_failure(cell, why_not)
                 self._ended(cell)
                 continue
             worker = self._worker(number, cell.config)
@@ -158,26 +156,20 @@ class Crew:
             if answer["code"] == 2:
                 raise BadInputError(*(f"cell {cell.name}: {line}" for line in answer["problems"]))
             if "error" in answer and not self._stopping.is_set():
-                _note_failure(cell, answer["error"])
+                note_failure(cell, answer["error"])
             self._ended(cell)
 
     def _next(self) -> Cell | None:
-        """The first cell that waits for no other; None where there is none left, or the study stops."""
-        while not self._stopping.is_set():
-            with self._choosing:
-                if not self._waiting:
-                    return None
-                for cell in self._waiting:
-                    if cell.after not in self._unfinished:
-                        self._waiting.remove(cell)
-                        return cell
+        """The next cell, once there is one that waits for no other; None: none is left, or the study stops."""
+        while self._order.waiting and not self._stopping.is_set():
+            if (cell := self._order.take()) is not None:
+                return cell
             time.sleep(0.1)
         return None
 
     def _ended(self, cell: Cell) -> None:
         self._progress.end(read(cell))
-        with self._choosing:
-            self._unfinished.discard(cell.name)
+        self._order.ended(cell)
 
     def _worker(self, number: int, config: Config) -> Worker:
         """The thread's worker, or a new one where jax must be started in another way."""
@@ -204,12 +196,18 @@ def default_jobs() -> int:
     return min(cores(), 8) if runtime.platform() == "cpu" else 1
 
 
+def compilation_cache(directory: Path) -> dict[str, str]:
+    """Cells that differ in a learning rate share the programs that initialise and evaluate."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str((directory / f"{_OURS}compiled").resolve()),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
 def _environment(jobs: int, directory: Path) -> dict[str, str]:
     """What workers find in their environment besides ours; what the user set stays."""
     wanted = {
-        # Cells that differ in a learning rate share the programs that initialise and evaluate.
-        "JAX_COMPILATION_CACHE_DIR": str((directory / f"{_OURS}compiled").resolve()),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        **compilation_cache(directory),
         # Each worker would start a thread for every core, and they would wait for each other.
         "PJRT_NPROC": str(max(cores() // jobs, 1)),
     }
@@ -223,7 +221,7 @@ def prepare(cell: Cell) -> None:
     write_atomically(directory.config, dump(cell.config))
 
 
-def _note_failure(cell: Cell, error: str) -> None:
+def note_failure(cell: Cell, error: str) -> None:
     """Ends the events of a run that could not end them itself."""
     if read(cell).status in ("waiting", "stopped"):
         with EventLog(RunDirectory(cell.config.logging.run_dir).events) as events:

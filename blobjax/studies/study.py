@@ -28,6 +28,7 @@ AnalysisName = Literal[
     "norm-placement",
     "spike-recovery",
     "isoflop",
+    "model-ladder",
     "data-quantity",
     "data-breadth",
     "training-length",
@@ -38,13 +39,16 @@ AnalysisName = Literal[
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._+-]+")
 # What a study decides for each of its cells.
 _OURS = ("name", "logging.run_dir")
+# What an axis may set besides dotted keys: all that follows from a model's size (`--size` of a run).
+SIZE = "size"
 
 
 class Axis(Section):
     """One dimension of the grid: named values, each of which sets some keys.
 
     Written out, `{small: {model.d_model: 64, model.n_heads: 4}, …}`; or, where all values set one key,
-    `{key: optimizer.learning_rate, values: [1e-3, 1e-2]}`.
+    `{key: optimizer.learning_rate, values: [1e-3, 1e-2]}`. The key `size` sets all that follows from a model's size
+    (config/ladder.py), under what the command line and other keys set: `{key: size, values: [100k, 5M]}`.
     """
 
     values: dict[str, dict[str, Any]]
@@ -211,9 +215,9 @@ def one_more(plan: Plan, name: str, values: dict[str, Any], directory: Path) -> 
       BadInputError: every problem found.
     """
     given = [setting for setting in map(parse_override, plan.overrides) if not setting.key.startswith("grid.")]
-    own = [Setting(key, value, name) for key, value in values.items()]
+    own = [Setting(key, value, name) for key, value in values.items() if key != SIZE]
     ours = [Setting("name", f"{plan.name}_{name}"), Setting("logging.run_dir", str(directory / name))]
-    return Cell(name, {}, values, load_inline(plan.study.base, plan.path, [*given, *own, *ours]))
+    return Cell(name, {}, values, load_inline(plan.study.base, plan.path, [*given, *own, *ours], values.get(SIZE)))
 
 
 def _override_grid(study: Study, settings: list[Setting]) -> tuple[Study, list[Setting], list[str]]:
@@ -283,9 +287,10 @@ def _resolve(
             for axis, value_of in values.items()
             for key, value in value_of.items()
         ]
+        size = next((setting.value for setting in own if setting.key == SIZE), None)
         ours = [Setting("name", f"{short}_{name}"), Setting("logging.run_dir", str(cells_dir / name))]
         try:
-            config = load_inline(study.base, path, [*settings, *own, *ours])
+            config = load_inline(study.base, path, [*settings, *(s for s in own if s.key != SIZE), *ours], size)
         except BadInputError as error:
             for line in error.problems:
                 wrong.setdefault(line, []).append(name)

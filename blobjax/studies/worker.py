@@ -19,6 +19,7 @@ from typing import Any
 from blobjax.compute import runtime
 from blobjax.config import BadInputError, Config, HaltedError, load
 from blobjax.reliability.stopping import Stopping
+from blobjax.studies import runner
 
 
 def main() -> None:
@@ -49,6 +50,23 @@ def main() -> None:
         busy.clear()
         with contextlib.suppress(BrokenPipeError):
             answers.write(json.dumps(answer) + "\n")
+
+
+def run_one(directory: str, study: str) -> dict[str, Any]:
+    """Does one run in a process of its own: a job of a cluster.
+
+    Args:
+      directory: of the run.
+      study: the directory of the study, whose compiled programs are shared.
+    """
+    for name, value in runner.compilation_cache(Path(study)).items():
+        os.environ.setdefault(name, value)
+    # Slurm says so by this signal, through submitit, when the job's time is nearly up: then it saves and stops.
+    signal.signal(signal.SIGUSR2, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with (Path(directory) / "log.txt").open("a", encoding="utf-8") as log:
+        for descriptor in (1, 2):
+            os.dup2(log.fileno(), descriptor)
+    return _run(Path(directory), configured=False)
 
 
 def _run(directory: Path, configured: bool) -> dict[str, Any]:

@@ -118,7 +118,10 @@ def test_a_cell_that_ends_badly_is_a_result_and_one_whose_process_dies_is_tried_
     assert "SIGKILL" in found["dies"]["reason"]
     assert "4/4  well: finished" in output
     assert (directory / "index.html").is_file()
-    shown = run(path, directory, "--status")
+    shown = subprocess.run(
+        [sys.executable, "-m", "blobjax.cli", "study", "status", path, "--dir", str(directory)],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
     assert shown.returncode == 0
     assert [line.split()[:2] for line in shown.stdout.splitlines()][1:] == [
         ["halts", "halted"],
@@ -152,7 +155,7 @@ def test_a_cell_waits_for_the_one_it_begins_from_and_fails_with_it(tmp_path):
         "of_halts": "failed",
         "of_trunk": "finished",
     }
-    assert found["of_halts"]["reason"] == "it starts from halts, which is halted"
+    assert found["of_halts"]["reason"] == "it begins from halts, which is halted"
     (branch,) = (e for e in read_jsonl(directory / "cells" / "of_trunk" / "events.jsonl") if e["event"] == "branch")
     *_, stop = read_jsonl(directory / "cells" / "trunk" / "events.jsonl")
     # 80% of its own 30 steps, rounded down to a checkpoint.

@@ -11,6 +11,7 @@ from blobjax.studies.analyses import (
     fp16_loss_scaling,
     isoflop,
     lr_sensitivity,
+    model_ladder,
     mup_transfer,
     norm_placement,
     precision_ladder,
@@ -30,11 +31,12 @@ ANALYSES: dict[str, Callable[[list[Result]], Finding]] = {
     "norm-placement": norm_placement.analyse,
     "spike-recovery": spike_recovery.analyse,
     "isoflop": isoflop.analyse,
+    "model-ladder": model_ladder.analyse,
     "data-quantity": data_quantity.analyse,
     "data-breadth": data_breadth.analyse,
     "training-length": training_length.analyse,
     "batch-size": batch_size.analyse,
 }
 
-PREDICTING = frozenset({"isoflop"})
+PREDICTING = frozenset({"isoflop", "model-ladder"})
 """Those whose finding holds a prediction that `--confirm` can test."""

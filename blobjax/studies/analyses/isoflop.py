@@ -9,31 +9,30 @@ from typing import Any
 import numpy as np
 
 from blobjax.config import BadInputError
-from blobjax.scaling import fit_file, prediction, runs, text
-from blobjax.scaling.laws import LAWS, Settings
+from blobjax.scaling import prediction, text
+from blobjax.scaling.laws import LAWS
 from blobjax.scaling.laws.isoflop import parabolas
 from blobjax.scaling.laws.law import budgets
-from blobjax.scaling.points import Row, Table, choose
+from blobjax.scaling.multiplier import worth
 from blobjax.studies import plots
+from blobjax.studies.analyses import fits
 from blobjax.studies.finding import Finding, Picture, Prediction, verdict
 from blobjax.studies.results import Result
 
 PARABOLAS, PARAMETRIC = "chinchilla-2", "chinchilla-3"
 # Exponents of the best size, the published three within it (0.46 to 0.50), that count as about one half.
 ABOUT_HALF = (0.4, 0.6)
-_LOSS = "held_out_loss"
 _RESAMPLES = 200
 
 
 def analyse(results: list[Result]) -> Finding:
     """The best of each budget, its laws, and the loss and size that they predict for the next budget."""
-    usable = [result for result in results if result.status == "finished"]
-    rows = [(result, runs.end(result.cell.config, result)) for result in usable]
-    numbers: dict[str, Any] = {_LOSS: {result.cell.name: row[_LOSS] for result, row in rows}}
+    rows = fits.ends(results)
+    numbers: dict[str, Any] = {fits.LOSS: {result.cell.name: row[fits.LOSS] for result, row in rows}}
     laws, words = {}, []
     for name in (PARABOLAS, PARAMETRIC):
         try:
-            laws[name] = fit(name, rows)
+            laws[name] = fits.fit(name, rows)
         except BadInputError as error:
             words.append(f"{name} could not be fitted: {'; '.join(error.problems)}.")
     columns = _columns(rows)
@@ -50,51 +49,36 @@ def analyse(results: list[Result]) -> Finding:
     exponents = {name: content["parameters"][name] for name in ("a", "b", "gamma")}
     a = exponents["a"]["value"]
     words = [
-        f"The best size grows as the budget to the {_with_interval(exponents['a'])}, the best number of tokens as the "
-        f"budget to the {_with_interval(exponents['b'])}.",
+        f"The best size grows as the budget to the {fits.with_interval(exponents['a'])}, the best number of tokens as "
+        f"the budget to the {fits.with_interval(exponents['b'])}.",
         f"At the largest budget, {best['flops'][-1]:.3g} FLOPs, the best is {best['params'][-1]:,.0f} parameters on "
         f"{best['tokens'][-1]:,.0f} tokens, {best['tokens'][-1] / best['params'][-1]:.0f} for each.",
         *(f"Refused: {each}." for each in refused),
         *words,
     ]
-    predicted = _next(laws, columns, usable)
+    largest = [(result, row) for result, row in rows if row["flops"] > best["flops"][-1] / 1.25]
     return Finding(
         reproduced=verdict(not refused, ABOUT_HALF[0] <= a <= ABOUT_HALF[1]),
         words=tuple(words),
         numbers=numbers,
         pictures=(*pictures, _growth(content, columns)),
         laws=laws,
-        prediction=predicted,
+        worth={result.cell.name: worth(content, row["flops"], row[fits.LOSS]) for result, row in largest},
+        prediction=_next(laws, columns, rows),
     )
 
 
-def fit(name: str, rows: list[tuple[Result, dict[str, Any]]], loss: str = _LOSS) -> dict[str, Any]:
-    """A fit file's content, of a law fitted to the ends of runs.
-
-    Raises:
-      BadInputError: they do not allow it.
-    """
-    law = LAWS[name]
-    table = Table([Row(f"cells/{result.cell.name}", row) for result, row in rows], [], dict(runs.MEANINGS))
-    return fit_file.make(law, choose(law, table, {"loss": loss}), Settings(delta=law.delta))
-
-
-def _columns(rows: list[tuple[Result, dict[str, Any]]]) -> dict[str, np.ndarray]:
-    names = {"flops": "flops", "params": "params", "tokens": "tokens", "loss": _LOSS}
+def _columns(rows: fits.Ends) -> dict[str, np.ndarray]:
+    names = {"flops": "flops", "params": "params", "tokens": "tokens", "loss": fits.LOSS}
     return {ours: np.array([row[theirs] for _, row in rows]) for ours, theirs in names.items()} if rows else {}
 
 
-def _with_interval(entry: dict[str, Any]) -> str:
-    span = f" ({entry['low']:.2f} to {entry['high']:.2f})" if entry["low"] is not None else ""
-    return f"{entry['value']:.2f}{span}"
-
-
-def _next(laws: dict[str, dict[str, Any]], x: dict[str, np.ndarray], usable: list[Result]) -> Prediction:
+def _next(laws: dict[str, dict[str, Any]], x: dict[str, np.ndarray], rows: fits.Ends) -> Prediction:
     """For the budget that follows in the series: its best size, as a model, and what each law says of it."""
     centres = [float(np.exp(np.log(x["flops"][group]).mean())) for group in budgets(x["flops"])]
     flops = float(f"{centres[-1] ** 2 / centres[-2]:.2g}")
     best = prediction.predict(laws[PARABOLAS], {"flops": flops})
-    settings = scaled(usable, best["optimum"]["params"]["value"]) | {"duration.length": f"{flops:g} flops"}
+    settings = scaled(rows, best["optimum"]["params"]["value"]) | {"duration.length": f"{flops:g} flops"}
     params, tokens = best["optimum"]["params"]["value"], best["optimum"]["tokens"]["value"]
     expected = {PARABOLAS: best["loss"]}
     if PARAMETRIC in laws:
@@ -104,11 +88,11 @@ def _next(laws: dict[str, dict[str, Any]], x: dict[str, np.ndarray], usable: lis
     return Prediction(f"{flops:g}-flops_{width}", what, settings, expected)
 
 
-def scaled(usable: list[Result], params: float) -> dict[str, Any]:
+def scaled(rows: fits.Ends, params: float) -> dict[str, Any]:
     """Keys of a model with about so many parameters: the nearest of the cells, made wider or narrower head by head."""
-    sizes = [runs.end(result.cell.config, result)["params"] for result in usable]
+    sizes = [row["params"] for _, row in rows]
     at = int(np.argmin(np.abs(np.log(np.array(sizes) / params))))
-    near = usable[at].cell
+    near = rows[at][0].cell
     model = near.config.model
     # Params are a quadratic in the width, nearly a square of it; the tables are the linear part.
     tables = (1 if model.tie_embeddings else 2) * model.vocab_size

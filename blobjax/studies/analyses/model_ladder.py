@@ -1,0 +1,109 @@
+"""A ladder of sizes, each trained by its own dial: loss against compute, and the next rung from those below it."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+
+from blobjax.compute.flops import flops_per_token, param_count
+from blobjax.config import BadInputError
+from blobjax.config.ladder import dial
+from blobjax.config.schema import Model
+from blobjax.scaling import prediction
+from blobjax.scaling.laws import LAWS
+from blobjax.studies import plots
+from blobjax.studies.analyses import fits
+from blobjax.studies.finding import Finding, Picture, Prediction, verdict
+from blobjax.studies.results import Result
+
+LAW = "power-flops"
+# Of the loss: an error of the largest rung's prediction up to which it counts as predicted.
+PREDICTED = 0.02
+
+
+def analyse(results: list[Result]) -> Finding:
+    """The loss of each rung, a law through them, how it would have predicted the largest, and the next rung."""
+    rows = sorted(fits.ends(results), key=lambda each: each[1]["flops"])
+    columns = ("non_embedding_params", "tokens", "flops", fits.LOSS)
+    numbers: dict[str, Any] = {name: {each.cell.name: row[name] for each, row in rows} for name in columns}
+    losses = [row[fits.LOSS] for _, row in rows]
+    falls = all(after < before for before, after in itertools.pairwise(losses))
+    words = ["Each rung has a lower loss than the one below it." if falls else "The loss does not fall at every rung."]
+    try:
+        content = fits.fit(LAW, rows)
+    except BadInputError as error:
+        return Finding(None, (*words, f"{LAW} could not be fitted: {'; '.join(error.problems)}."), numbers, ())
+    claims = [falls]
+    words.append(
+        f"Above what stays, {fits.with_interval(content['parameters']['E'], '.3f')} nats, the loss falls as the "
+        f"compute to the power of minus {fits.with_interval(content['parameters']['alpha'])}."
+    )
+    if content["future"]:
+        last = content["future"][-1]
+        claims.append(abs(last["error"]) < PREDICTED)
+        words.append(
+            f"Fitted on the rungs up to {last['up_to']:.3g} FLOPs, the law predicts {last['predicted']:.4f} for the "
+            f"largest, at {last['at']:.3g}; measured {last['measured']:.4f}, an error of {last['error']:+.2%}."
+        )
+    return Finding(
+        reproduced=verdict(*claims),
+        words=tuple(words),
+        numbers=numbers,
+        pictures=(_picture(content, rows),),
+        laws={LAW: content},
+        prediction=_next(content, rows),
+    )
+
+
+def _next(content: dict[str, Any], rows: fits.Ends) -> Prediction | None:
+    """The rung that follows in the series, trained for as many tokens a parameter as the last."""
+    (_, before), (last, row) = rows[-2:]
+    count = "non_embedding_params"
+    size = _rounded(row[count] ** 2 / before[count])
+    config = last.cell.config
+    shape = {key.removeprefix("model."): value for key, value in dial(size, config.data.seq_len).items()
+             if key.startswith("model.")}  # fmt: skip
+    model = Model.model_validate(config.model.model_dump() | shape)
+    tokens = row["tokens"] / row[count] * param_count(model, config.conditioning, embeddings=False)
+    flops = flops_per_token(model, config.data.seq_len) * tokens
+    expected = {LAW: prediction.predict(content, {"flops": flops})["loss"]}
+    what = f"the next rung, {size} parameters and {flops:.3g} FLOPs"
+    return Prediction(size, what, {"size": size}, expected)
+
+
+def _rounded(size: float) -> str:
+    """Two digits and a suffix: 400k."""
+    value = float(f"{size:.2g}")
+    scale, suffix = next((each for each in ((1e9, "B"), (1e6, "M"), (1e3, "k")) if value >= each[0]), (1.0, ""))
+    return f"{value / scale:g}{suffix}"
+
+
+def _picture(content: dict[str, Any], rows: fits.Ends) -> Picture:
+    """Loss against compute, with the law, its interval, and what the other rungs say of the largest."""
+    law = LAWS[LAW]
+    values = np.array([entry["value"] for entry in content["parameters"].values()])
+    draws = np.array(content["bootstrap"]["draws"]).reshape(-1, len(values))
+    flops = [row["flops"] for _, row in rows]
+    C = np.geomspace(flops[0] / 1.3, flops[-1] ** 2 / flops[-2] * 1.3, 80)
+    figure, (axes,) = plots.charts()
+    if len(draws):
+        share = content["bootstrap"]["share"]
+        low, high = np.percentile(law.predict(draws, {"flops": C}), [50 * (1 - share), 50 * (1 + share)], axis=0)
+        plots.band(axes, C.tolist(), low.tolist(), high.tolist(), 0)
+    axes.plot(C, law.predict(values, {"flops": C}), color=plots.colour(0), label="fitted to all rungs")
+    bar = content["objective"]["rms_residual"]
+    losses = np.array([row[fits.LOSS] for _, row in rows])
+    axes.errorbar(flops, losses, yerr=bar * losses, fmt="o", color="black", capsize=3, label="rungs")
+    for (result, row), loss in zip(rows, losses, strict=True):
+        axes.annotate(result.cell.name, (row["flops"], loss), textcoords="offset points", xytext=(6, 6), fontsize=10)
+    if content["future"]:
+        last = content["future"][-1]
+        axes.plot(last["at"], last["predicted"], "X", color=plots.colour(1), markersize=9,
+                  label="the largest, from those below it")  # fmt: skip
+    plots.draw(axes, {}, "training FLOPs", "held-out loss, nats per token", log_x=True, log_y=True, legend=False)
+    axes.legend(frameon=False, fontsize=10)
+    caption = (
+        "Loss of each rung against its compute, with the saturating power law and its interval, drawn to the next. "
+        "Error bars: the root mean square distance of all rungs from the law."
+    )
+    return Picture("ladder", caption, figure)

@@ -1,0 +1,65 @@
+"""The ladder: an axis of sizes, and rungs made up from a known law."""
+
+import numpy as np
+import pytest
+
+from blobjax.compute.flops import flops_per_token, param_count
+from blobjax.config import load
+from blobjax.scaling.laws import LAWS
+from blobjax.studies.analyses import model_ladder
+from blobjax.studies.plots import to_png
+from blobjax.studies.study import load_study, one_more
+from tests.studies.small import made_up, write
+
+TRUTH = np.array([1.1, 60.0, 0.16])
+SIZES = ("14k", "25k", "50k", "100k", "200k")
+
+
+def rung(size: str, off: float = 0.0):
+    config = load("laptop", ["data={seq_len: 64, mixture: {bible: 1}}", "model.activation=gelu"], size)
+    tokens = 20 * param_count(config.model, config.conditioning, embeddings=False)
+    flops = flops_per_token(config.model, 64) * tokens
+    loss = LAWS["power-flops"].predict(TRUTH, {"flops": np.array([flops])}).item() + off
+    last = {"tokens": tokens, "eval/bible/cross_entropy": loss}
+    return made_up({"size": size}, [6.0, 2.0], config=config.model_dump(mode="json"), **last)
+
+
+def test_the_smaller_rungs_predict_the_largest_and_all_of_them_the_next():
+    finding = model_ladder.analyse([rung(size) for size in reversed(SIZES)])
+    assert finding.reproduced is True
+    found = {name: entry["value"] for name, entry in finding.laws["power-flops"]["parameters"].items()}
+    assert list(found.values()) == pytest.approx(TRUTH.tolist(), rel=0.01)
+    assert "an error of" in finding.words[-1]
+    size = finding.prediction.settings["size"]
+    expected = finding.prediction.expected["power-flops"]["value"]
+    next_one = rung(size)
+    assert expected == pytest.approx(next_one.held_out["eval/bible/cross_entropy"], rel=1e-3)
+    assert all(to_png(picture.figure).startswith(b"\x89PNG") for picture in finding.pictures)
+
+
+def test_a_largest_rung_that_is_not_as_predicted_counts_against():
+    finding = model_ladder.analyse([*(rung(size) for size in SIZES[:-1]), rung(SIZES[-1], 0.1)])
+    assert finding.reproduced == "partly"
+    few = model_ladder.analyse([rung(size) for size in SIZES[:3]])
+    assert (few.reproduced, few.laws) == (None, {})
+    assert "could not be fitted" in few.words[-1]
+
+
+def test_an_axis_of_sizes_is_the_dial_for_each_cell(tmp_path):
+    path = write(tmp_path, base="laptop", grid={"size": {"key": "size", "values": ["100k", "5M"]}})
+    plan = load_study(path, ["optimizer.learning_rate=1e-3"], tmp_path / "there")
+    assert [cell.name for cell in plan.cells] == ["100k", "5M"]
+    for cell, size in zip(plan.cells, ("100k", "5M"), strict=True):
+        alone = load("laptop", ["optimizer.learning_rate=1e-3"], size)
+        assert (cell.config.model, cell.config.optimizer) == (alone.model, alone.optimizer)
+        assert cell.config.duration == alone.duration
+    more = one_more(plan, "1M", {"size": "1M"}, tmp_path / "confirm")
+    assert more.config.model == load("laptop", size="1M").model
+    assert more.config.optimizer.learning_rate == 1e-3
+    assert more.config.logging.run_dir == f"{tmp_path}/confirm/1M"
+
+
+def test_another_axis_wins_over_the_size(tmp_path):
+    grid = {"size": {"key": "size", "values": ["100k"]}, "rate": {"key": "optimizer.learning_rate", "values": [0.5]}}
+    (cell,) = load_study(write(tmp_path, base="laptop", grid=grid), []).cells
+    assert (cell.config.optimizer.learning_rate, cell.config.model.d_model) == (0.5, 64)

@@ -168,5 +168,12 @@ def _critical(critical: dict, noise: dict[float, float]) -> Picture:
     if any(math.isfinite(each) for each in noise.values()):
         lines["gradient noise scale"] = (list(noise), list(noise.values()))
     plots.draw(axes, lines, "loss, nats per token", "critical batch, sequences", log_y=True)
+    if all(entry["low"] is not None for entry in critical.values()):
+        low, high = ([entry[end] for entry in critical.values()] for end in ("low", "high"))
+        plots.band(axes, list(critical), low, high)
     axes.invert_xaxis()
-    return Picture("critical_batch", "The critical batch as the loss falls, by both ways.", figure)
+    return Picture(
+        "critical_batch",
+        "The critical batch as the loss falls, by both ways; the band is the interval of that from steps.",
+        figure,
+    )

@@ -98,6 +98,12 @@ def draw(
         axes.legend(frameon=False, fontsize=11)
 
 
+def decade_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten from low to high, for a logarithmic axis of a decade or two."""
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [float(f"{m}e{n}") for n in exponents for m in (1, 2, 5) if low <= float(f"{m}e{n}") <= high]
+
+
 def smooth(line: tuple[Sequence[float], Sequence[float]], width: int = 10) -> Line:
     """Each y the mean of the last `width`; before there are as many, of those there are."""
     xs, ys = line

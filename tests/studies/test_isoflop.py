@@ -9,10 +9,11 @@ from blobjax.compute.flops import flops_per_token, param_count
 from blobjax.config import Config
 from blobjax.scaling import fit_file
 from blobjax.scaling.laws import LAWS
-from blobjax.studies import confirmation
-from blobjax.studies.analyses import isoflop
+from blobjax.studies import confirmation, law_sections
+from blobjax.studies.analyses import fits, isoflop
 from blobjax.studies.plots import to_png
 from tests.studies.small import made_up
+from tests.studies.test_running import Page
 
 # E, A, B, alpha, beta: exponents alike, so that the best size grows as the square root of the budget.
 TRUTH = np.array([1.2, 30.0, 60.0, 0.35, 0.35])
@@ -34,6 +35,13 @@ def cell(budget: float, width: int, off: float = 0.0):
     return made_up({"budget": f"{budget:g} flops", "size": str(width)}, [6.0, 3.0, 2.0], config=config, **last)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_resamples():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fits, "RESAMPLES", 30)
+        yield
+
+
 @pytest.fixture(scope="module")
 def finding():
     return isoflop.analyse([cell(budget, width) for budget in BUDGETS for width in WIDTHS])
@@ -53,6 +61,26 @@ def test_a_fit_in_the_finding_is_a_fit_file(finding, tmp_path):
     fit_file.write(finding.laws["chinchilla-2"], tmp_path / "fit.json")
     again = fit_file.refit(fit_file.read(tmp_path / "fit.json"))
     assert again["parameters"]["a"]["value"] == finding.laws["chinchilla-2"]["parameters"]["a"]["value"]
+
+
+def test_the_page_shows_each_law_with_its_intervals(finding):
+    (html,) = law_sections.laws(finding.laws)
+    text = Page(html).text
+    low = finding.laws["chinchilla-2"]["parameters"]["a"]["low"]
+    for words in ("Fitted laws", "exponent of params", "90% from", f"{low:.4g}", "Leave-future-out", "resamples"):
+        assert words in text
+    assert law_sections.laws({}) == law_sections.worth({}) == []
+
+
+def test_the_right_size_is_worth_more_than_the_wrong_ones(finding):
+    # At the largest budget; the best of the law itself would be 1.
+    found = {int(name.split("_")[1]): each for name, each in finding.worth.items()}
+    assert set(found) == set(WIDTHS)
+    multipliers = {width: each.multiplier for width, each in found.items() if each.multiplier}
+    best = min(finding.worth.values(), key=lambda each: each.loss)
+    assert best.multiplier is None or best.multiplier == max(multipliers.values())
+    assert all(multiplier < 1.1 for multiplier in multipliers.values())
+    assert multipliers[32] < 0.9
 
 
 def test_the_next_budget_is_predicted_for_a_model_that_can_be_built(finding):

@@ -49,7 +49,8 @@ def quantity():
     ]
     with pytest.MonkeyPatch.context() as patch:
         # Points without noise leave descents a long way to go.
-        patch.setattr(fits, "Settings", partial(Settings, starts=4, bootstrap=20))
+        patch.setattr(fits, "Settings", partial(Settings, starts=4))
+        patch.setattr(fits, "RESAMPLES", 20)
         return data_quantity.analyse(cells)
 
 

@@ -6,7 +6,7 @@ import pytest
 from blobjax.compute.flops import flops_per_token, param_count
 from blobjax.config import load
 from blobjax.scaling.laws import LAWS
-from blobjax.studies.analyses import model_ladder
+from blobjax.studies.analyses import fits, model_ladder
 from blobjax.studies.plots import to_png
 from blobjax.studies.study import load_study, one_more
 from tests.studies.small import made_up, write
@@ -22,6 +22,13 @@ def rung(size: str, off: float = 0.0):
     loss = LAWS["power-flops"].predict(TRUTH, {"flops": np.array([flops])}).item() + off
     last = {"tokens": tokens, "eval/bible/cross_entropy": loss}
     return made_up({"size": size}, [6.0, 2.0], config=config.model_dump(mode="json"), **last)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_resamples():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fits, "RESAMPLES", 30)
+        yield
 
 
 def test_the_smaller_rungs_predict_the_largest_and_all_of_them_the_next():

@@ -10,6 +10,9 @@ from blobjax.studies.results import Result
 LOSS = "held_out_loss"
 """The column that is fitted."""
 
+RESAMPLES = Settings.bootstrap
+"""For the intervals."""
+
 Ends = list[tuple[Result, dict[str, Any]]]
 """Finished cells, each with what it came to and cost: the columns of `blobjax laws fit`."""
 
@@ -27,7 +30,7 @@ def fit(name: str, rows: Ends, loss: str = LOSS) -> dict[str, Any]:
     """
     law = LAWS[name]
     table = Table([Row(f"cells/{result.cell.name}", row) for result, row in rows], [], dict(runs.MEANINGS))
-    return fit_file.make(law, choose(law, table, {"loss": loss}), Settings(delta=law.delta))
+    return fit_file.make(law, choose(law, table, {"loss": loss}), Settings(delta=law.delta, bootstrap=RESAMPLES))
 
 
 def with_interval(entry: dict[str, Any], form: str = ".2f") -> str:

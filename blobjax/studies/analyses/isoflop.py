@@ -22,7 +22,6 @@ from blobjax.studies.results import Result
 PARABOLAS, PARAMETRIC = "chinchilla-2", "chinchilla-3"
 # Exponents of the best size, the published three within it (0.46 to 0.50), that count as about one half.
 ABOUT_HALF = (0.4, 0.6)
-_RESAMPLES = 200
 
 
 def analyse(results: list[Result]) -> Finding:
@@ -124,7 +123,8 @@ def _parabolas(x: dict[str, np.ndarray]) -> Picture:
             curve = np.polyval(np.polyfit(np.log(size) - middle, loss, 2), fine - middle)
             axes.plot(np.exp(fine), curve, color=colour, linewidth=1.2)
     axes.plot(best.columns["params"], best.columns["loss"], "*", color="black", markersize=11, label="lowest point")
-    plots.draw(axes, {}, "parameters", "held-out loss, nats per token", log_x=True, log_y=True)
+    ticks = plots.decade_ticks(x["params"].min() / 1.3, x["params"].max() * 1.3)
+    plots.draw(axes, {}, "parameters", "held-out loss, nats per token", log_x=True, log_y=True, ticks=ticks)
     axes.legend(frameon=False, fontsize=10)
     caption = (
         "IsoFLOP curves: each colour is one budget, used up by models of several sizes, and the parabola through them. "
@@ -157,7 +157,8 @@ def _growth(content: dict[str, Any], x: dict[str, np.ndarray]) -> Picture:
                          zip(best["flops"], measured, strict=True)])  # fmt: skip
         errors = np.abs(ends.T - measured)
         axes.errorbar(best["flops"], measured, yerr=errors, fmt="o", color=plots.colour(n), capsize=3)
-        plots.draw(axes, {}, "FLOPs", title, log_x=True, log_y=True)
+        ticks = [float(f"{at:.2g}") for at in (*best["flops"], last**2 / best["flops"][-2])]
+        plots.draw(axes, {}, "FLOPs", title, log_x=True, log_y=True, ticks=ticks)
     level = f"{content['settings']['level']:.0%}"
     caption = (
         f"What is best at each budget, with {level} intervals from resampled parabolas, and the power laws through "
@@ -177,7 +178,7 @@ def _spread(x: dict[str, np.ndarray]) -> dict[str, dict[float, tuple[float, floa
     law, rng = LAWS[PARABOLAS], np.random.default_rng(0)
     assert law.resample is not None
     found: dict[str, dict[float, list[float]]] = {name: {} for name in ("params", "tokens", "loss")}
-    for _ in range(_RESAMPLES):
+    for _ in range(fits.RESAMPLES):
         columns = parabolas(law.resample(x, np.zeros(0), rng)).columns
         for i, C in enumerate(columns["flops"]):
             for name, each in found.items():

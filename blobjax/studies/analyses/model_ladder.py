@@ -100,7 +100,9 @@ def _picture(content: dict[str, Any], rows: fits.Ends) -> Picture:
         last = content["future"][-1]
         axes.plot(last["at"], last["predicted"], "X", color=plots.colour(1), markersize=9,
                   label="the largest, from those below it")  # fmt: skip
-    plots.draw(axes, {}, "training FLOPs", "held-out loss, nats per token", log_x=True, log_y=True, legend=False)
+    ticks = [float(f"{at:.2g}") for at in (*flops, flops[-1] ** 2 / flops[-2])]
+    y = "held-out loss, nats per token"
+    plots.draw(axes, {}, "training FLOPs", y, log_x=True, log_y=True, legend=False, ticks=ticks)
     axes.legend(frameon=False, fontsize=10)
     caption = (
         "Loss of each rung against its compute, with the saturating power law and its interval, drawn to the next. "

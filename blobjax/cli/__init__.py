@@ -76,7 +76,8 @@ def _open_standard_streams() -> None:
             with contextlib.suppress(OSError):
                 os.fstat(number)
                 continue  # not a closed one
-            setattr(sys, name, open(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
+            nowhere = os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            setattr(sys, name, os.fdopen(nowhere, mode, encoding="utf-8"))
 
 
 def _run() -> tuple[int, str]:

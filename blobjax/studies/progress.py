@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich import progress as rich_progress
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from blobjax.studies.results import Result
@@ -117,6 +118,6 @@ def table(results: list[Result], running: bool) -> Table:
             str(max((line["step"] for line in result.metrics), default=0)),
             f"{result.final_loss:.4f}" if done else "",
             f"{result.wall_seconds:.0f}" if done else "",
-            "" if status == "running" else result.reason,
+            "" if status == "running" else escape(result.reason),
         )
     return shown

@@ -17,6 +17,7 @@ from blobjax.config import BadInputError, Config, dump
 from blobjax.config.diff import config_diff
 from blobjax.reliability.outcome import DONE
 from blobjax.reliability.run_directory import EventLog, RunDirectory, write_atomically
+from blobjax.studies.order import Order
 from blobjax.studies.progress import Progress
 from blobjax.studies.results import read
 from blobjax.studies.study import Cell, Plan
@@ -85,10 +86,7 @@ class Crew:
     """
 
     def __init__(self, plan: Plan, cells: list[Cell], jobs: int, lock: IO[str], progress: Progress):
-        self._waiting = list(cells)
-        self._unfinished = {cell.name for cell in cells}
-        self._choosing = threading.Lock()
-        self._trunks = {cell.after: other for cell in cells for other in plan.cells if other.name == cell.after}
+        self._order = Order(plan, cells)
         self._lock = lock
         self._progress = progress
         self._environment = _environment(jobs, plan.directory)
@@ -144,8 +142,8 @@ class Crew:
     def _run_cells(self, number: int) -> None:
         while (cell := self._next()) is not None:
             prepare(cell)
-            if cell.after and (trunk := read(self._trunks[cell.after])).status not in ("finished", "diverged"):
-                _note_failure(cell, f"it starts from {cell.after}, which is {trunk.status}")
+            if why_not := self._order.unmet(cell):
+                note_failure(cell, why_not)
                 self._ended(cell)
                 continue
             worker = self._worker(number, cell.config)
@@ -162,22 +160,16 @@ class Crew:
             self._ended(cell)
 
     def _next(self) -> Cell | None:
-        """The first cell that waits for no other; None where there is none left, or the study stops."""
-        while not self._stopping.is_set():
-            with self._choosing:
-                if not self._waiting:
-                    return None
-                for cell in self._waiting:
-                    if cell.after not in self._unfinished:
-                        self._waiting.remove(cell)
-                        return cell
+        """The next cell, once there is one that waits for no other; None: none is left, or the study stops."""
+        while self._order.waiting and not self._stopping.is_set():
+            if (cell := self._order.take()) is not None:
+                return cell
             time.sleep(0.1)
         return None
 
     def _ended(self, cell: Cell) -> None:
         self._progress.end(read(cell))
-        with self._choosing:
-            self._unfinished.discard(cell.name)
+        self._order.ended(cell)
 
     def _worker(self, number: int, config: Config) -> Worker:
         """The thread's worker, or a new one where jax must be started in another way."""

@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +18,7 @@ from blobjax.config import BadInputError
 from blobjax.config.load import parse_yaml
 from blobjax.reliability.run_directory import write_atomically
 from blobjax.studies import runner, worker
+from blobjax.studies.order import Order
 from blobjax.studies.progress import Progress
 from blobjax.studies.results import Result, read
 from blobjax.studies.study import Cell, Plan
@@ -95,7 +95,7 @@ class Jobs:
         alive: Callable[[], set[str]] = queued,
     ):
         self._plan = plan
-        self._waiting = deque(cells)
+        self._order = Order(plan, cells)
         self._at_once = at_once or len(cells)
         self._progress = progress
         self._executor = executor
@@ -115,7 +115,7 @@ class Jobs:
             self._until_done()
         except (KeyboardInterrupt, BadInputError):
             self._progress.say("stopping: jobs are cancelled, those under way are saved")
-            self._waiting.clear()
+            self._order.clear()
             self._cancel()
             raise
 
@@ -123,18 +123,18 @@ class Jobs:
         """Takes over the jobs of a study process that was killed."""
         known = json.loads(self._record.read_text(encoding="utf-8")) if self._record.is_file() else {}
         alive = self._alive() if known else set()
-        for cell in [cell for cell in self._waiting if known.get(cell.name) in alive]:
+        for cell in [cell for cell in self._order.waiting if known.get(cell.name) in alive]:
             job = self._executor.job_class(jobs_folder(self._plan.directory), known[cell.name])
-            self._waiting.remove(cell)
+            self._order.remove(cell)
             self._jobs[cell.name] = (cell, job, _steps(read(cell)))
             self._progress.say(f"{cell.name}: its job {job.job_id} is still there")
             self._progress.begin(cell)
 
     def _until_done(self) -> None:
         asked, alive = 0.0, None
-        while self._waiting or self._jobs:
-            while self._waiting and len(self._jobs) < self._at_once:
-                self._submit(self._waiting.popleft())
+        while self._order.waiting or self._jobs:
+            while len(self._jobs) < self._at_once and (cell := self._order.take()) is not None:
+                self._submit(cell)
             if time.monotonic() - asked > _ASK:
                 asked, alive = time.monotonic(), self._ask()
             for name, (cell, job, before) in list(self._jobs.items()):
@@ -154,6 +154,10 @@ class Jobs:
 
     def _submit(self, cell: Cell) -> None:
         runner.prepare(cell)
+        if why_not := self._order.unmet(cell):
+            runner.note_failure(cell, why_not)
+            self._end(read(cell))
+            return
         before = _steps(read(cell))
         job = self._executor.submit(worker.run_one, str(Path(cell.config.logging.run_dir).resolve()),
                                     str(self._plan.directory.resolve()))  # fmt: skip
@@ -171,9 +175,13 @@ class Jobs:
         result = read(cell)
         if result.status == "stopped" and _steps(result) > before:
             self._progress.say(f"{cell.name}: its time was up at step {_steps(result)}; submitted again")
-            self._waiting.append(cell)
+            self._order.put_back(cell)
             return
+        self._end(result)
+
+    def _end(self, result: Result) -> None:
         self._progress.end(result)
+        self._order.ended(result.cell)
 
     def _cancel(self) -> None:
         """Cancels the jobs and waits until they are gone: one that runs saves first."""

@@ -126,12 +126,8 @@ def _count(value: Any) -> bool:
 
 def _leaf(path: str, entry: Any) -> Leaf:
     shape, dtype, fingerprint = entry["shape"], entry["dtype"], entry["fingerprint"]
-    known = (
-        path.partition("/")[0] in ("params", "optimizer", "progress")
-        and isinstance(dtype, str)
-        and _DTYPE.fullmatch(dtype)
-    )
-    if not (known and all(map(_count, shape)) and isinstance(fingerprint, str)):
+    known = path.partition("/")[0] in ("params", "optimizer", "progress")
+    if not (known and all(map(_count, shape)) and _DTYPE.fullmatch(dtype) and isinstance(fingerprint, str)):
         raise ValueError(f"{path} is no array")
     return Leaf(tuple(shape), dtype, fingerprint)
 

@@ -1,6 +1,7 @@
 """Data quantity, breadth, training length and batch size: cells made up from known laws give those laws back."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from blobjax.compute.flops import param_count
 from blobjax.config import Config
 from blobjax.report.plots import to_png
 from blobjax.scaling.laws import LAWS, Settings
-from blobjax.studies.analyses import batch_size, data_breadth, data_quantity, fitted, training_length
+from blobjax.studies.analyses import batch_size, data_breadth, data_quantity, fits, training_length
 from tests.studies.small import made_up
 
 
@@ -48,7 +49,8 @@ def quantity():
     ]
     with pytest.MonkeyPatch.context() as patch:
         # Points without noise leave descents a long way to go.
-        patch.setattr(fitted, "SETTINGS", Settings(starts=4, bootstrap=20))
+        patch.setattr(fits, "Settings", partial(Settings, starts=4))
+        patch.setattr(fits, "RESAMPLES", 20)
         return data_quantity.analyse(cells)
 
 

@@ -155,7 +155,7 @@ def test_a_cell_waits_for_the_one_it_begins_from_and_fails_with_it(tmp_path):
         "of_halts": "failed",
         "of_trunk": "finished",
     }
-    assert found["of_halts"]["reason"] == "it starts from halts, which is halted"
+    assert found["of_halts"]["reason"] == "it begins from halts, which is halted"
     (branch,) = (e for e in read_jsonl(directory / "cells" / "of_trunk" / "events.jsonl") if e["event"] == "branch")
     *_, stop = read_jsonl(directory / "cells" / "trunk" / "events.jsonl")
     # 80% of its own 30 steps, rounded down to a checkpoint.

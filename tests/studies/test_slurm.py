@@ -121,6 +121,17 @@ def test_a_job_that_vanishes_or_fails_is_a_failed_cell(plan):
     assert read(plan.cells[1]).reason == "ValueError: no"
 
 
+def test_a_cell_is_submitted_after_the_one_it_begins_from_and_only_if_that_came_to_its_end(plan, tmp_path):
+    grid = {"run": {"trunk": {}, "branch": {"duration.start_from": "trunk@50%"}}}
+    for name, end, submitted in (("well", FINISHED, ["trunk", "branch"]), ("ill", (None, 12, ""), ["trunk"])):
+        branched = load_study(write(tmp_path, grid=grid), [], tmp_path / name)
+        cluster, heard = run(branched, end, FINISHED, at_once=0)
+        assert cluster.submitted == submitted
+        assert heard.ended[0][0] == "trunk"
+        assert heard.ended[1] == ("branch", "finished" if name == "well" else "failed")
+    assert read(branched.cells[1]).reason == "it begins from trunk, which is failed"
+
+
 def test_bad_input_in_one_ends_the_study(plan):
     with pytest.raises(BadInputError, match=r"cell 0: compute\.mesh is wrong"):
         run(plan, ({"code": 2, "problems": ["compute.mesh is wrong"]}, 0, ""))

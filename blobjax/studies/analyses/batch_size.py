@@ -10,8 +10,7 @@ import math
 import numpy as np
 
 from blobjax.report import plots
-from blobjax.scaling.points import Row, Table
-from blobjax.studies.analyses.fitted import fit_table, value
+from blobjax.studies.analyses.fitted import fit_rows, value
 from blobjax.studies.finding import Finding, Picture, verdict
 from blobjax.studies.results import Result
 
@@ -35,8 +34,8 @@ def analyse(results: list[Result]) -> Finding:
     best = {loss: {batch: fastest(group, loss) for batch, group in batches.items()} for loss in targets}
     laws, critical, refused = {}, {}, []
     for loss in targets:
-        rows = [Row(f"batch {b}", {"batch_size": b, "steps": steps}) for b, (steps, _) in best[loss].items()]
-        law, why_not = fit_table("critical-batch", Table(rows, []), {})
+        rows = [{"batch_size": batch, "steps": steps} for batch, (steps, _) in best[loss].items()]
+        law, why_not = fit_rows("critical-batch", rows)
         if law is None:
             refused.append(f"No critical batch at {loss:.2f} nats: {why_not}.")
         else:
@@ -80,8 +79,8 @@ def analyse(results: list[Result]) -> Finding:
                 f"as the batch to the power {slope:.2f}"
                 + (", about the square root." if claims[-1] else ", not its square root.")
             )
-    table = [Row(f"loss {loss:.2f}", {"loss": loss, "critical_batch": e["value"]}) for loss, e in critical.items()]
-    of_loss, why_not = fit_table("critical-batch-loss", Table(table, []), {})
+    rows = [{"loss": loss, "critical_batch": entry["value"]} for loss, entry in critical.items()]
+    of_loss, why_not = fit_rows("critical-batch-loss", rows)
     if of_loss is None:
         words.append(f"How the critical batch follows the loss cannot be fitted: {why_not}.")
     return Finding(
@@ -169,5 +168,12 @@ def _critical(critical: dict, noise: dict[float, float]) -> Picture:
     if any(math.isfinite(each) for each in noise.values()):
         lines["gradient noise scale"] = (list(noise), list(noise.values()))
     plots.draw(axes, lines, "loss, nats per token", "critical batch, sequences", log_y=True)
+    if all(entry["low"] is not None for entry in critical.values()):
+        low, high = ([entry[end] for entry in critical.values()] for end in ("low", "high"))
+        plots.band(axes, list(critical), low, high)
     axes.invert_xaxis()
-    return Picture("critical_batch", "The critical batch as the loss falls, by both ways.", figure)
+    return Picture(
+        "critical_batch",
+        "The critical batch as the loss falls, by both ways; the band is the interval of that from steps.",
+        figure,
+    )

@@ -44,7 +44,7 @@ def analyse(results: list[Result]) -> Finding:
     else:
         R_D, R_N = law["parameters"]["R_D"], law["parameters"]["R_N"]
         claims.append(R_D["low"] is not None and R_D["low"] <= PAPERS_R_D <= R_D["high"])
-        left_out = f", without what overfits ({len(harmed)} of the runs)" if harmed else ""
+        left_out = f", without what overfits ({len(harmed)} of the runs)," if harmed else ""
         inside = f"The paper's {PAPERS_R_D} is {'within' if claims[-1] else 'outside of'} that interval."
         words.append(
             f"The data-constrained law{left_out} has R_D = {value(R_D)} and explains "
@@ -53,7 +53,7 @@ def analyse(results: list[Result]) -> Finding:
         if R_N["value"] > ENDLESS:
             words.append(
                 "R_N has run away to infinity: what parameters beyond those that the unique data can use are worth "
-                "does not show in these points. Where it would show, the runs overfit."
+                "does not show in these points."
             )
         else:
             words.append(f"R_N = {value(R_N)}.")
@@ -149,14 +149,9 @@ def _by_tokens(sizes: dict[str, list[Point]]) -> Picture:
         if any(other.result.label(UNIQUE) == point.result.label(UNIQUE) and epochs(other) > 1.5 for other in group):
             lines.setdefault(f"{point.row['unique_tokens']:,.0f} unique", []).append(point)
     figure, (axes,) = plots.charts()
-    plots.draw(
-        axes,
-        {name: ([p.tokens for p in found], [p.loss for p in found]) for name, found in lines.items() if found},
-        "tokens trained on",
-        "held-out loss, nats per token",
-        log_x=True,
-        log_y=True,
-        title=f"size {size}",
-    )
+    drawn = {name: ([p.tokens / 1e3 for p in those], [p.loss for p in those]) for name, those in lines.items() if those}
+    ticks = sorted({round(x) for xs, _ in drawn.values() for x in xs})
+    x, y = "thousand tokens trained on", "held-out loss, nats per token"
+    plots.draw(axes, drawn, x, y, log_x=True, log_y=True, ticks=ticks, title=f"size {size}")
     caption = "What repeating some unique data brings, beside as many tokens that are seen once."
     return Picture("loss_by_tokens", caption, figure)

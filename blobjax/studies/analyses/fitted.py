@@ -1,20 +1,19 @@
-"""Laws fitted to what came of cells, as the content of a fit file; or why they could not be."""
+"""Finished cells as points, laws fitted to them or why not, and what a run was worth beside them."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from blobjax.config import BadInputError
-from blobjax.scaling import fit_file, runs
+from blobjax.scaling import fit_file
 from blobjax.scaling.laws import LAWS, Settings
 from blobjax.scaling.multiplier import Worth, worth
 from blobjax.scaling.points import Row, Table, choose
+from blobjax.studies.analyses import fits
 from blobjax.studies.results import Result
 
-# Held-out text is the same for all runs; the last batches of a training run are not.
-HELD_OUT = "held_out_loss"
-# How laws of studies are fitted, but for each law's own delta.
-SETTINGS = Settings()
+Fit = tuple[dict[str, Any] | None, str]
+"""The content of a fit file, or why there is none."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Point:
     @property
     def loss(self) -> float:
         """Held-out, nats per token."""
-        return float(self.row[HELD_OUT])
+        return float(self.row[fits.LOSS])
 
     @property
     def tokens(self) -> float:
@@ -45,30 +44,35 @@ class Point:
         return float(self.row["flops"])
 
 
-def points(results: Iterable[Result]) -> list[Point]:
+def points(results: list[Result]) -> list[Point]:
     """The finished cells; others have no end to be compared."""
-    return [Point(result, runs.end(result.cell.config, result)) for result in results if result.status == "finished"]
+    return [Point(result, row) for result, row in fits.ends(results)]
 
 
-def fit(law: str, given: Iterable[Point], **columns: str) -> tuple[dict[str, Any] | None, str]:
-    """A fit file's content, and why there is none.
+def fit(law: str, given: Iterable[Point], loss: str = fits.LOSS) -> Fit:
+    """A law of the cells' losses.
 
     Args:
-      columns: column of the law to what it is called in the points' rows; the loss is the held-out one by default.
+      loss: the column that is the loss.
     """
-    chosen = LAWS[law]
-    named = ({chosen.target: HELD_OUT} if chosen.target == "loss" else {}) | columns
-    table = Table([Row(f"cells/{each.result.cell.name}", each.row) for each in given], [], dict(runs.MEANINGS))
-    return fit_table(law, table, named)
+    try:
+        return fits.fit(law, [(point.result, point.row) for point in given], loss), ""
+    except BadInputError as error:
+        return None, _reason(law, error)
 
 
-def fit_table(law: str, table: Table, named: dict[str, str]) -> tuple[dict[str, Any] | None, str]:
-    """As `fit`, for rows that are no cells."""
+def fit_rows(law: str, rows: Sequence[dict[str, float]]) -> Fit:
+    """A law of what was made of several cells each, with the law's own columns."""
     chosen = LAWS[law]
     try:
-        return fit_file.make(chosen, choose(chosen, table, named), replace(SETTINGS, delta=chosen.delta)), ""
+        table = Table([Row(f"row {n}", row) for n, row in enumerate(rows, 1)], [])
+        return fit_file.make(chosen, choose(chosen, table, {}), Settings(delta=chosen.delta)), ""
     except BadInputError as error:
-        return None, error.problems[0].removeprefix(f"--law {law}: ")
+        return None, _reason(law, error)
+
+
+def _reason(law: str, error: BadInputError) -> str:
+    return error.problems[0].removeprefix(f"--law {law}: ")
 
 
 def held_against(baseline: dict[str, Any] | None, flops: float, loss: float) -> Worth:
@@ -76,7 +80,6 @@ def held_against(baseline: dict[str, Any] | None, flops: float, loss: float) -> 
     return worth(baseline, flops, loss) if baseline else Worth(flops, loss, refused="the baseline's law was not fitted")
 
 
-def value(entry: dict[str, Any], form: str = ".3g") -> str:
-    """`0.35 (0.30 to 0.41)`."""
-    span = "" if entry["low"] is None else f" ({entry['low']:{form}} to {entry['high']:{form}})"
-    return f"{entry['value']:{form}}{span}"
+def value(entry: dict[str, Any]) -> str:
+    """`0.35 (0.302 to 0.41)`, of a parameter of a fit."""
+    return fits.with_interval(entry, ".3g")

@@ -20,7 +20,7 @@ def analyse(results: list[Result]) -> Finding:
     branches = [point for point in found if point.result.cell.after]
     trunks = {name: next(p for p in found if p.result.cell.name == name)
               for name in dict.fromkeys(p.result.cell.after for p in branches)}  # fmt: skip
-    # Of several runs of their own of one length and schedule, the best.
+    # Of several runs from the start, of one length and schedule, the best.
     others = [point for point in found if point not in branches and point not in trunks.values()]
     alone = list({(p.tokens, schedule(p)): p for p in sorted(others, key=lambda p: (p.tokens, -p.loss))}.values())
     pairs = [(own, branch) for own in alone for branch in branches if own.tokens == branch.tokens]
@@ -29,8 +29,9 @@ def analyse(results: list[Result]) -> Finding:
     together, separate = price(branches, list(trunks.values()))
     claims = [gap < SAME for gap in gaps.values()]
     words = [
-        f"{branch.result.cell.name} ends at {branch.loss:.3f}, the best run of its own with a {schedule(own)} schedule "
-        f"({own.result.cell.name}) at {own.loss:.3f} nats per token: {branch.loss - own.loss:+.3f}"
+        f"{branch.result.cell.name} ends at {branch.loss:.3f}, {own.result.cell.name}, the best of "
+        f"{sum(p.tokens == own.tokens and schedule(p) == schedule(own) for p in others)} runs from the start with a "
+        f"{schedule(own)} schedule, at {own.loss:.3f} nats per token: {branch.loss - own.loss:+.3f}"
         + ("." if branch.loss - own.loss < SAME else f", more than {SAME} above: not as expected.")
         for own, branch in pairs
     ]

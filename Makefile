@@ -12,11 +12,11 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# The engines of launch/ for real: Slurm, Open MPI, Ray, SkyPilot. Installs them (apt, pip), which takes some minutes;
+# The engines of launch/ for real: Slurm, Open MPI, Ray, SkyPilot, and pages in Chromium. Installs them, which takes some minutes;
 # without them `make test` skips these tests, and says so.
 test-engines: $(VENV)/.installed-test
 	tests/engines/install.sh $(BIN)/python
-	$(BIN)/python -m pytest tests/engines
+	$(BIN)/python -m pytest tests/engines tests/report
 
 # Real faults done to real runs, all of them: 14 minutes on 2 cores. Some need root (a tmpfs), gcc or Linux, and say so.
 drills: $(VENV)/.installed-test

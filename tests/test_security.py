@@ -89,6 +89,16 @@ def test_secrets_of_the_environment_are_written_nowhere(run):
     assert "0f4be1d5-secret" not in output
 
 
+def test_secrets_of_the_environment_are_not_in_the_page_of_a_run(run, tmp_path):
+    _, _, directory = run
+    page = tmp_path / "page.html"
+    report = [sys.executable, "-m", "blobjax.cli", "report", str(directory), "--out", str(page)]
+    done = subprocess.run(report, env={**os.environ, **SECRETS}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "0f4be1d5-secret" not in page.read_text()
+    assert str(directory) not in page.read_text()
+
+
 def test_secrets_stay_out_of_the_report_of_a_failure(tmp_path):
     trainer = [sys.executable, "-m", "blobjax.cli", "train", "laptop", *TINY]
     for broken in ("data.tokenizer=nowhere.json", f"logging.run_dir={tmp_path / 'file' / 'run'}"):

@@ -49,7 +49,7 @@ def shown(joules: float) -> str:
     """Energy as it is read best: 12.3 J, 4.56 kJ, 1.23 kWh."""
     for unit, size in (("MWh", 3.6e9), ("kWh", 3.6e6), ("kJ", 1e3)):
         if joules >= size:
-            return f"{joules / size:,.3g} {unit}" if joules < 1000 * size else f"{joules / size:,.0f} {unit}"
+            return f"{joules / size:.3g} {unit}" if joules < 999.5 * size else f"{joules / size:,.0f} {unit}"
     return f"{joules:.3g} J"
 
 

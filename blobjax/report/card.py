@@ -21,7 +21,8 @@ class Ingredient(NamedTuple):
 
 def ingredients(facts: Facts, prices: Prices) -> list[Ingredient]:
     """In the order of the README's table."""
-    config, said = facts.config, facts.start
+    config = facts.config
+    length = f"{facts.status['length']:,}" if facts.status["length"] else str(config.duration.length)
     return [
         Ingredient("Raw compute", f"{human(facts.flops)} FLOPs", _compute(facts)),
         Ingredient(
@@ -39,7 +40,7 @@ def ingredients(facts: Facts, prices: Prices) -> list[Ingredient]:
             "Training length",
             f"{facts.tokens / facts.params:.3g} tokens per parameter",
             [
-                f"{human(facts.params)} parameters, step {facts.status['step']:,} of {said.get('length', '?')}",
+                f"{human(facts.params)} parameters, step {facts.status['step']:,} of {length}",
                 f"{config.optimizer.schedule} schedule, warm-up {config.duration.warmup}",
             ],
         ),

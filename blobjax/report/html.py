@@ -85,16 +85,25 @@ def short(value: float) -> str:
     return re.sub(r"e([+-])0*(\d)", lambda m: f"e{m[1].removeprefix('+')}{m[2]}", f"{value:.6g}")
 
 
-_URL_SECRET = re.compile(r"(://)[^/\s@]+@|(://[^\s?]+\?)\S+")
-_NAMED_SECRET = re.compile(
-    r"(?i)([\w-]*(?:token|secret|passw(?:or)?d|api[_-]?key|access[_-]?key|credential)[\w-]*\s*[=:]\s*(?:bearer\s+)?)\S+"
+# Who logs in, and what is signed; and what is named like a secret (`token`, but no `tokens` and no `tokenizer`).
+_SECRETS = (
+    (re.compile(r"(://)[^/\s@]+@"), r"\1…@"),
+    (re.compile(r"(://[^\s?]+\?)\S+"), r"\1…"),
+    (
+        re.compile(
+            r"(?i)((?:token(?![a-z])|secret|passw(?:or)?d|api[_-]?key|access[_-]?key|credential)"
+            r"[\w-]*\s*[=:]\s*(?:bearer\s+)?)\S+"
+        ),
+        r"\1…",
+    ),
 )
 
 
 def without_secrets(text: str) -> str:
     """Text of a run without what a URL or a `token=…` in it would give away: pages are shown around."""
-    text = _URL_SECRET.sub(lambda m: f"{m[1]}…@" if m[1] else f"{m[2]}…", text)
-    return _NAMED_SECRET.sub(r"\1…", text)
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
 
 
 def section(title: str, *parts: str) -> str:

@@ -65,12 +65,12 @@ def _standing(facts: Facts) -> str:
     """How the run stands, in sentences."""
     at, length = facts.status["step"], facts.status["length"]
     steps = f"step {at:,}" + (f" of {length:,}" if length else "")
-    reason = without_secrets(str(facts.status["reason"] or facts.outcome.reason))
+    reason = without_secrets(str(facts.status["reason"]))
     match facts.state:
         case "finished":
             return f"Trained to its length, {steps}."
         case "diverged":
-            return f"Trained to its length, {steps}, but {reason}: nothing here says what it might have learnt."
+            return f"Trained to its length, {steps}, but {facts.outcome.reason}."
         case "running":
             return f"This run is not finished: it was at {steps} when this page was written."
         case "not begun":

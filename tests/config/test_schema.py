@@ -1,7 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
-from blobjax.config import Config
+from blobjax.config import Config, load
+from blobjax.config.load import shipped
 from blobjax.config.schema import Section
 
 
@@ -26,3 +27,19 @@ def test_a_config_is_frozen():
         config.seed = 1
     with pytest.raises(ValidationError):
         config.model.n_layers = 1
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_what_was_derived_is_derived_again(name):
+    config = load(name)
+    said = config.model_dump(mode="json", exclude=config.derived())
+    assert Config.model_validate(said) == config
+
+
+def test_what_was_given_is_no_derived_value():
+    given = Config.model_validate(
+        {"model": {"d_model": 64, "n_heads": 4, "d_head": 32}, "compute": {"mesh": {"fsdp": -1}}}
+    )
+    assert "d_head" not in given.derived()["model"]
+    assert given.derived()["model"]["d_ff"]
+    assert given.derived()["compute"] == {"mesh": {"data": True}}

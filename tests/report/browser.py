@@ -88,7 +88,8 @@ class Browser:
             self._events.append(self._read())
         self._evaluate(session, "Promise.all([...document.images].map(i => i.decode().catch(() => 0)))")
         seen = Seen(
-            overflow=self._evaluate(session, "document.documentElement.scrollWidth - window.innerWidth"),
+            # Not against window.innerWidth: a phone zooms out until the page fits.
+            overflow=self._evaluate(session, "document.documentElement.scrollWidth") - width,
             broken=self._evaluate(session, "[...document.images].filter(i => !i.naturalWidth).length"),
             text=self._evaluate(session, "document.body.innerText"),
         )

@@ -11,8 +11,8 @@ from blobjax.scaling.multiplier import Worth
 from blobjax.studies import command
 from blobjax.studies.analyses import ANALYSES
 from blobjax.studies.finding import Finding, Prediction
+from tests.report.page import Page
 from tests.studies.small import write
-from tests.studies.test_running import Page
 
 
 def predicts(results):

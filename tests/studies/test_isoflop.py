@@ -12,8 +12,8 @@ from blobjax.scaling import fit_file
 from blobjax.scaling.laws import LAWS
 from blobjax.studies import confirmation, law_sections
 from blobjax.studies.analyses import fits, isoflop
+from tests.report.page import Page
 from tests.studies.small import made_up
-from tests.studies.test_running import Page
 
 # E, A, B, alpha, beta: exponents alike, so that the best size grows as the square root of the budget.
 TRUTH = np.array([1.2, 30.0, 60.0, 0.35, 0.35])

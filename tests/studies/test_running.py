@@ -1,6 +1,5 @@
 """A study's life: run, interrupted, killed and gone on with; cells that come to a bad end; what it leaves behind."""
 
-import html.parser
 import json
 import os
 import signal
@@ -13,6 +12,7 @@ import pytest
 
 from blobjax.reliability.run_directory import read_jsonl
 from blobjax.studies.study import Plan, load_study
+from tests.report.page import Page
 from tests.studies.small import BASE, write
 
 
@@ -166,34 +166,6 @@ def test_a_cell_waits_for_the_one_it_begins_from_and_fails_with_it(tmp_path):
     again = run(path, directory)
     assert again.returncode == 1
     assert "4 cells, 3 of them done before" in again.stdout
-
-
-class Page(html.parser.HTMLParser):
-    """Opens and closes tags in order, and keeps what the page refers to."""
-
-    VOID = frozenset({"meta", "img", "br"})
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.references: list[str] = []
-        self.text = ""
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.references += [value for name, value in attributes if name in ("src", "href", "srcset", "action", "data")]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
-            self.text += data
 
 
 def test_what_a_study_leaves_behind(undisturbed):

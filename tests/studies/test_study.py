@@ -5,6 +5,7 @@ import pytest
 from blobjax.config import BadInputError
 from blobjax.config.load import find, shipped, shipped_studies
 from blobjax.studies.analyses import ANALYSES
+from blobjax.studies.command import _record
 from blobjax.studies.study import Axis, label, load_study
 from tests.studies.small import BASE, write
 
@@ -123,6 +124,16 @@ def test_axes_keep_their_key_when_values_are_replaced():
     axis = Axis.model_validate({"key": "seed", "values": [1, 2]})
     assert axis.replaced([3]).values == {"3": {"seed": 3}}
     assert axis.replaced([3]).key == "seed"
+
+
+@pytest.mark.parametrize("name", shipped_studies())
+def test_the_record_of_a_study_is_the_study(name, tmp_path):
+    """Cells of another width too: what the base's width decided is not in the record."""
+    plan = load_study(name, [], tmp_path)
+    (tmp_path / "study.yaml").write_text(_record(plan))
+    again = load_study(str(tmp_path / "study.yaml"), [], tmp_path)
+    named = [cell.config.model_copy(update={"name": f"study_{cell.name}"}) for cell in plan.cells]
+    assert [cell.config for cell in again.cells] == named
 
 
 @pytest.mark.parametrize("name", shipped_studies())

@@ -25,6 +25,10 @@ if [ -z "${COORDINATOR:-}" ]; then
   # Whatever names the hosts: mpirun is asked for the one on which it starts rank 0.
   # shellcheck disable=SC2016  # each process's own variable
   host=$(mpirun "${options[@]}" sh -c '[ "$OMPI_COMM_WORLD_RANK" != 0 ] || hostname' | head -n 1)
+  if [ -z "$host" ]; then
+    echo "mpi.sh: mpirun did not say on which host rank 0 is; it stands above why, or give COORDINATOR=HOST:PORT" >&2
+    exit 1
+  fi
   COORDINATOR=$host:$((61440 + $$ % 4096))
 fi
 export JAX_COORDINATOR_ADDRESS=$COORDINATOR

@@ -115,6 +115,9 @@ def measure(name: str, overrides: list[str], steps: int, warmup: int) -> dict:
 
     with tempfile.TemporaryDirectory() as folder:
         checkpointer = Checkpointer(Path(folder), config.checkpoint)
+        # As a run does at its start, beside its first steps.
+        checkpointer.prepare(state)
+        checkpointer.probe(None)  # behind it in the same queue
         began = time.perf_counter()
         checkpointer.save(state, warmup + steps, 0, "benchmark")
         stall = time.perf_counter() - began

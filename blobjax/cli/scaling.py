@@ -53,7 +53,7 @@ def plan(
     pue: Annotated[float, typer.Option(help="Power of the building over that of its hosts.")] = 1.1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     search: Annotated[bool, typer.Option("--search", help="Find the fastest layout that fits; print YAML.")] = False,
-    compiles: Annotated[int, typer.Option(min=1, help="Layouts that --search compiles, at most.")] = 4,
+    compiles: Annotated[int, typer.Option(min=1, help="Layouts that fit to compile in a --search.")] = 3,
     out: Annotated[str, typer.Option(help="Where --search also writes the YAML.")] = "",
 ) -> None:
     """Compile the train step for hardware that is not here: memory, collectives, time, energy, cost."""

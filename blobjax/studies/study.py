@@ -28,6 +28,7 @@ AnalysisName = Literal[
     "precision-ladder",
     "norm-placement",
     "spike-recovery",
+    "in-context",
 ]
 
 # A cell's name is the names of its values, each a part of a file name.

@@ -90,10 +90,14 @@ def verify(run: str, step: int | None = None) -> Iterator[dict[str, Any]]:
     """Reads every array of every checkpoint and compares its fingerprint; one object for each checkpoint.
 
     Raises:
+      BadInputError: there is none, so nothing that could be found good.
       HaltedError: one cannot be read at the moment, which says nothing about it.
     """
     directory, _ = _open(run)
-    for each in _steps(directory, step):
+    steps = _steps(directory, step)
+    if not steps:
+        raise BadInputError(f"run {run} has no checkpoint yet; train it first")
+    for each in steps:
         folder = directory.checkpoints / str(each)
         began, bad, verified = time.perf_counter(), "", False
         try:

@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[2]
 OPTIONS = ["-n", "2", "--oversubscribe", *(["--allow-run-as-root"] if os.geteuid() == 0 else [])]
 
 
-def mpi(*settings: str) -> subprocess.CompletedProcess:
+def mpi(*settings: str, **more: str) -> subprocess.CompletedProcess:
+    """Runs the script; `more` of its environment, in which a COORDINATOR on loopback stands."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -29,6 +30,7 @@ def mpi(*settings: str) -> subprocess.CompletedProcess:
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "2",
         "PYTHONPATH": str(ROOT),
+        **more,
     }
     command = [str(ROOT / "launch" / "mpi.sh"), *OPTIONS, "--", "laptop", *TINY, "compute.mesh={data: 4}", *settings]
     return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300)
@@ -43,6 +45,24 @@ def test_two_ranks_are_one_run_that_can_be_stopped_and_gone_on_with(tmp_path):
     events = list(read_jsonl(tmp_path / "run" / "events.jsonl"))
     assert [(e["processes"], e["devices"]) for e in events if e["event"] == "start"] == [(2, 4), (2, 4)]
     assert events[-1]["reason"] == "finished"
+
+
+def test_the_coordinator_is_where_mpirun_starts_rank_0(tmp_path):
+    # What the host calls itself, so that the run listens on loopback and on nothing else.
+    hostname = tmp_path / "hostname"
+    hostname.write_text("#!/bin/sh\necho 127.0.0.1\n")
+    hostname.chmod(0o755)
+    run = (f"logging.run_dir={tmp_path / 'run'}", "duration.wall_clock_limit=0.01 seconds")
+    stopped = mpi(*run, COORDINATOR="", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert stopped.returncode == 75, stopped.stdout + stopped.stderr
+    (start,) = [e for e in read_jsonl(tmp_path / "run" / "events.jsonl") if e["event"] == "start"]
+    assert start["processes"] == 2
+
+
+def test_where_mpirun_starts_nothing_it_says_so(tmp_path):
+    refused = mpi(f"logging.run_dir={tmp_path / 'run'}", COORDINATOR="", OMPI_MCA_rmaps="no_such_component")
+    assert refused.returncode == 1
+    assert "give COORDINATOR=HOST:PORT" in refused.stderr
 
 
 def test_bad_input_is_exit_code_2(tmp_path):

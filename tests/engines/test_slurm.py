@@ -62,8 +62,9 @@ def test_told_to_stop_it_goes_back_into_the_queue_and_finishes_as_if_nothing_had
         time.sleep(0.1)
     cluster("scancel", "--signal=TERM", number)
     assert cluster.wait(number, "PENDING", "FAILED", "COMPLETED")["JobState"] == "PENDING"
-    # Slurm lets two minutes pass before it starts a job again.
-    cluster("scontrol", "update", f"job={number}", "StartTime=now")
+    # Slurm lets two minutes pass before it starts a job again. Some seconds it needs: a node refuses what was signed
+    # in the second in which it was told to end the job ("already killed, do not launch"), and the job fails.
+    cluster("scontrol", "update", f"job={number}", "StartTime=now+10")
     job = cluster.wait(number, "COMPLETED", "FAILED")
     log = (tmp_path / "job.log").read_text()
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), log

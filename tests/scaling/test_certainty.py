@@ -32,6 +32,22 @@ def test_ninety_percent_intervals_hold_the_truth_about_nine_times_in_ten(name, v
     assert np.all(held / repeats <= 0.98), held
 
 
+def test_intervals_of_parabolas_hold_what_the_same_points_give_without_noise():
+    law, settings, repeats = LAWS["chinchilla-2"], Settings(bootstrap=40), 25
+    base = isoflops(spread=2.0, sizes=7)
+    truth = fitting.fit(law, with_noise("chinchilla-3", BESIROGLU, base, 0.0), settings).values
+    share = certainty.share(0.9, len(base["flops"]), len(truth))
+    held = np.zeros(len(truth))
+    for seed in range(repeats):
+        sample = with_noise("chinchilla-3", BESIROGLU, base, 0.001, seed)
+        draws = fitting.bootstrap(law, sample, settings, fitting.fit(law, sample, settings))
+        ends = [certainty.interval(column, share) for column in draws.T]
+        held += [low <= value <= high for (low, high), value in zip(ends, truth, strict=True)]
+    # Of 25 samples, three standard errors below 90%.
+    assert np.all(held / repeats >= 0.72), held
+    assert np.any(held < repeats), "an interval that always holds is too wide"
+
+
 def test_few_points_take_more_of_the_draws():
     assert certainty.share(0.9, 10**6, 3) == pytest.approx(0.9, abs=1e-4)
     assert certainty.share(0.9, 40, 3) == pytest.approx(0.9206, abs=1e-3)

@@ -9,6 +9,7 @@ from blobjax.studies.analyses import (
     bf16_rounding,
     final_loss,
     fp16_loss_scaling,
+    in_context,
     lr_sensitivity,
     mup_transfer,
     norm_placement,
@@ -175,3 +176,35 @@ def test_any_grid_without_a_verdict():
 
 def test_smooth():
     assert smooth(([1, 2, 3, 4], [1.0, 3.0, 5.0, 7.0]), 2) == ([1, 2, 3, 4], [1.0, 2.0, 4.0, 6.0])
+
+
+def in_contexts(layers: int, early: tuple[float, float], late: tuple[float, float]):
+    """Two domains a nat apart; loss of the two ranges of the score at the first and the last evaluation."""
+    cell = made_up({"layers": str(layers)}, [6.0] + [2.0] * 9, config={"model": {"n_layers": layers}})
+    for line, a, b in zip((cell.metrics[4], cell.metrics[-1]), early, late, strict=True):
+        for domain, more in (("bible", 0.0), ("shakespeare", 1.0)):
+            losses = {0: 4.0, 1: 3.5, 2: a, 4: (a + b) / 2, 8: b}
+            line |= {f"eval/{domain}/cross_entropy_at/{at}": loss + more for at, loss in losses.items()}
+            line |= {f"eval/{domain}/cross_entropy": a + more}
+    return cell
+
+
+@pytest.mark.parametrize(
+    ("two_early", "two_late", "reproduced"),
+    [((2.5, 2.0), (2.4, 1.5), True), ((2.5, 2.0), (2.4, 1.95), "partly"), ((2.5, 2.0), (2.0, 2.1), False)],
+)
+def test_in_context_compares_late_with_early(two_early, two_late, reproduced):
+    one = in_contexts(1, (2.6, 2.2), (2.5, 2.1))
+    two = in_contexts(2, two_early, two_late)
+    finding = in_context.analyse([one, two])
+    assert finding.numbers["in_context_score"] == pytest.approx(
+        {"1 layer": -0.1, "2 layers": two_late[1] - two_early[1]}
+    )
+    assert finding.numbers["loss_at_8"]["1 layer"] == pytest.approx(2.6)
+    assert finding.numbers["nine_tenths_of_the_fall_by"]["1 layer"] == 2
+    assert finding.reproduced == reproduced
+    assert drawn(finding)
+
+
+def test_in_context_needs_evaluations_by_position():
+    assert in_context.analyse([made_up({"layers": "1"}, [3.0] * 10)]).reproduced is None

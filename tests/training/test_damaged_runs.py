@@ -242,3 +242,9 @@ class TestCommand:
     def test_what_is_no_run_is_one_line(self, tmp_path, ask):
         with pytest.raises(BadInputError, match="is not a run directory"):
             ask(str(tmp_path))
+
+    @pytest.mark.parametrize("ask", [command.show, lambda run: list(command.verify(run))])
+    def test_no_checkpoint_is_none_that_is_good(self, tmp_path, ask):
+        (tmp_path / "config.yaml").write_text("name: new\n")
+        with pytest.raises(BadInputError, match="has no checkpoint yet"):
+            ask(str(tmp_path))

@@ -45,7 +45,7 @@ def search(
     """The YAML of the fastest layout that fits, and what to say of the way there.
 
     Args:
-      compiles: layouts compiled at most.
+      compiles: layouts that fit to compile, at most.
       out: a file to write the YAML to; empty: none.
 
     Raises:

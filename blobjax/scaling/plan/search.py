@@ -29,6 +29,8 @@ from blobjax.scaling.plan.roofline import Roofline, link_seconds
 _REMAT = ("none", "dots", "full")
 # Arithmetic misses what the compiler adds and saves; only what is beyond the capacity by this much is dropped at once.
 _SLACK = 1.15
+# What does not fit is refused by the compiler in a fraction of the time that the rest takes.
+_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def find_layout(config: Config, machine: Machine, assumed: Assumptions, compiles
     """The fastest layout that fits, by the middle of its roofline's best and worst case.
 
     Args:
-      compiles: how many layouts to compile, at most.
+      compiles: how many layouts that fit to compile; up to three times as many are tried.
 
     Raises:
       BadInputError: nothing fits, or the machine's peak is not known.
@@ -115,7 +117,9 @@ def find_layout(config: Config, machine: Machine, assumed: Assumptions, compiles
     beyond = dict.fromkeys(_REMAT, 1 / _SLACK)
     for each in fitting:
         remat = each.layout.remat
-        if compiled == compiles or each.bytes * beyond[remat] > capacity:
+        if len(plans) == compiles or compiled == _TRIES * compiles:
+            break
+        if each.bytes * beyond[remat] > capacity:
             continue
         compiled += 1
         try:

@@ -6,6 +6,7 @@ from blobjax.studies.analyses import (
     bf16_rounding,
     final_loss,
     fp16_loss_scaling,
+    in_context,
     lr_sensitivity,
     mup_transfer,
     norm_placement,
@@ -24,4 +25,5 @@ ANALYSES: dict[str, Callable[[list[Result]], Finding]] = {
     "precision-ladder": precision_ladder.analyse,
     "norm-placement": norm_placement.analyse,
     "spike-recovery": spike_recovery.analyse,
+    "in-context": in_context.analyse,
 }

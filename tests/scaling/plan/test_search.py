@@ -86,7 +86,7 @@ def test_nothing_fits(machine, monkeypatch):
         raise TooLargeError("it takes 90GB of 80GB")
 
     monkeypatch.setattr(search, "compile_step", too_large)
-    with pytest.raises(BadInputError, match="none of the 2 layouts compiled fits"):
+    with pytest.raises(BadInputError, match="none of the 6 layouts compiled fits"):
         find_layout(tiny(), machine, ASSUMED, compiles=2)
 
 

@@ -7,7 +7,7 @@ single tokens: the second eighth of the context against its second half. More ne
 import itertools
 import math
 
-from blobjax.studies import plots
+from blobjax.report import plots
 from blobjax.studies.finding import Finding, Picture, verdict
 from blobjax.studies.results import Result
 

@@ -53,7 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
         for printer in printers:
             printer.join(timeout=5)
     except OSError as error:
-        print(f"local.py: {error.filename}: cannot be started: {error.strerror}", file=sys.stderr)
+        missing = isinstance(error, FileNotFoundError)
+        why = "no such command" if missing else f"cannot be started: {error.strerror}"
+        print(f"local.py: {error.filename}: {why}", file=sys.stderr)
         return 2
     finally:
         _signal_all(processes, signal.SIGKILL)

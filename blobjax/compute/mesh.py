@@ -58,7 +58,9 @@ def _resolve(sizes: Mesh, devices: Sequence[jax.Device]) -> tuple[int, ...]:
         arithmetic = " x ".join(factors) + (f" = {product}" if len(factors) > 1 else "")
         fit = "does not divide the number of devices," if len(given) < len(AXES) else "devices are asked for, there are"
         on_cpu = devices[0].platform == "cpu" and product > len(devices)
-        hint = f", or compute.virtual_cpu_devices={product} to try it on a CPU" if on_cpu else ""
+        processes = jax.process_count()
+        each = f"-d {-(-product // processes)} of launch/local.py" if processes > 1 else ""
+        hint = f", or {each or f'compute.virtual_cpu_devices={product}'} to try it on a CPU" if on_cpu else ""
         raise BadInputError(
             f"compute.mesh: {arithmetic} {fit} {len(devices)}; "
             f"change a size, or give one axis -1 for the devices that are left{hint}"

@@ -86,6 +86,11 @@ class Checkpointer:
         self._likely = _kinds(named)
         self._compiled = self._writer.submit(lambda: fingerprint_all.lower(named).compile())
 
+    @property
+    def in_a_run(self) -> bool:
+        """Whether the directory is still that of a run: one that was deleted comes to life with the next save."""
+        return (self._directory.parent / "config.yaml").is_file()
+
     def steps(self) -> list[int]:
         """Steps with a committed checkpoint, ascending; any other numbered folder is none."""
         return files.committed(self._directory)

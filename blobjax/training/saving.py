@@ -230,4 +230,6 @@ class SaveHook:
             steps = self._checkpointer.steps()
         except OSError as error:
             return f"no checkpoint can be read: {error.strerror or error}"
+        if not self._checkpointer.in_a_run:
+            return "the run's directory is gone, and what it held"
         return f"the newest checkpoint is that of step {steps[-1]}" if steps else "there is no checkpoint"

@@ -22,5 +22,7 @@ coordinator=${coordinator%%:*}
 
 export JAX_COORDINATOR_ADDRESS=${coordinator:-${workers[0]##*:}}:8476
 export JAX_NUM_PROCESSES=$((${#workers[@]} * ${slices:-1}))
-export JAX_PROCESS_ID=$((${#workers[@]} * ${slice:-0} + $(metadata agent-worker-number)))
+# On its own, so that a question without an answer ends the script; 08 is not octal.
+number=$(metadata agent-worker-number)
+export JAX_PROCESS_ID=$((${#workers[@]} * ${slice:-0} + 10#$number))
 exec "${BLOBJAX:-blobjax}" train "$@"

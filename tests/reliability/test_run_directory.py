@@ -1,6 +1,7 @@
 """Whose a run directory is, whether it can be written, and what its files survive."""
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -138,3 +139,57 @@ def test_a_line_that_a_full_disk_tore_spoils_no_other(tmp_path, capsys, monkeypa
     lines.close()
     assert [event["event"] for event in read_jsonl(tmp_path / "events.jsonl")] == ["start", "stop"]
     assert "1 of its lines are lost" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [".blobjax-lock", "config.yaml", "metrics.jsonl", "events.jsonl", "checkpoints"])
+def test_what_a_run_writes_is_never_written_through_a_link(tmp_path, name):
+    directory = RunDirectory(tmp_path / "run")
+    claim(directory, config(tmp_path))
+    victim, path = tmp_path / "victim", directory.path / name
+    victim.mkdir() if name == "checkpoints" else victim.write_text("precious")
+    if path.is_dir():
+        path.rmdir()
+    path.unlink(missing_ok=True)
+    path.symlink_to(victim)
+    for ask in (lambda: directory.check(config(tmp_path), False), directory.lock):
+        with pytest.raises(BadInputError, match="is a symbolic link"):
+            ask()
+    assert victim.is_dir() or victim.read_text() == "precious"
+
+
+def test_nor_a_file_that_is_written_whole(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / ".blobjax-config.yaml").symlink_to(victim)
+    write_atomically(tmp_path / "config.yaml", "new")
+    assert (victim.read_text(), (tmp_path / "config.yaml").read_text()) == ("precious", "new")
+
+
+def test_what_is_of_another_kind_is_one_line(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    claim(directory, config(tmp_path))
+    (directory.path / "tensorboard").write_text("")
+    with pytest.raises(BadInputError, match="tensorboard is not a directory"):
+        directory.check(config(tmp_path), False)
+
+
+def test_a_pipe_in_place_of_the_lock_keeps_nobody_waiting(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    claim(directory, config(tmp_path))
+    (directory.path / ".blobjax-lock").unlink()
+    os.mkfifo(directory.path / ".blobjax-lock")
+    assert not directory.in_use()
+    with pytest.raises(BadInputError, match="is not a file"):
+        directory.lock()
+
+
+def test_a_run_s_own_record_includes_no_other_file(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    claim(directory, config(tmp_path))
+    secret = tmp_path / "secret.yaml"
+    secret.write_text("password: hunter2")
+    directory.config.write_text(f"include: {secret}\n")
+    with pytest.raises(BadInputError) as refused:
+        directory.previous_config()
+    assert "include: a run's own record" in refused.value.problems[0]
+    assert "hunter2" not in str(refused.value)

@@ -33,6 +33,8 @@ def write(run, *events):
         ({"event": "stop", "time": 10, "reason": "silent corruption: device 3"}, "stopped"),
         ({"event": "stop", "time": 10, "reason": "HaltedError: halted at step 7: loss is nan"}, "halted"),
         ({"event": "stop", "time": 10, "reason": "OSError: no space left"}, "failed"),
+        ({"event": "stop", "time": 10, "reason": "interrupted again, so it ends now", "resumable": True}, "stopped"),
+        ({"event": "stop", "time": 10, "reason": "interrupted again, so it ends now", "resumable": False}, "failed"),
         ({"event": "save", "time": 10, "step": 7}, "died"),
     ],
 )
@@ -129,3 +131,21 @@ def test_the_command_needs_no_jax_and_says_what_is_no_run(run):
     # The supervisor's own process neither: `train --restarts` of a config that its child refuses.
     bad = call("train", "laptop", f"logging.run_dir={run}", "--restarts", "2")
     assert bad.returncode == 2, bad.stderr
+
+
+def test_a_passage_sampled_after_the_end_is_in_the_account_and_takes_nothing_back(run):
+    found = write(run, start(0), spent(9, 1, 7, train=9), stop(9), spent(12, other=3))
+    assert (found["state"], found["wall_seconds"]) == ("finished", 12)
+    assert found["seconds"] == {"train": 9, "other": 3}
+
+
+def test_what_is_not_written_down_is_no_cost_to_look_for(run):
+    found = write(run, start(0), {"event": "save", "time": 100, "step": 7})
+    assert set(found["seconds"]) == {"unaccounted"}
+    assert found["cost_most"] is None
+
+
+@pytest.mark.parametrize("time", [10**400, 1e300, "x", None])
+def test_a_time_that_is_none_does_no_harm(run, time):
+    found = write(run, start(0), {"event": "save", "time": time, "step": 7})
+    assert lines(found)

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -99,3 +100,26 @@ def test_closed_it_leaves_the_signals_as_they_were():
     process = child(after="stopping.close()", hang="import time; time.sleep(60)")
     process.send_signal(signal.SIGTERM)
     assert end(process) == (-signal.SIGTERM, [])
+
+
+@pytest.mark.parametrize(
+    ("after", "sent", "why"),
+    [
+        ("", ["SIGTERM"], "SIGTERM before the first step, nothing is lost"),
+        (BEGUN, ["SIGINT", "SIGINT"], "interrupted again, so it ends now"),
+    ],
+)
+def test_who_is_cut_off_is_told_why_and_may_write_it_down(tmp_path, after, sent, why):
+    path = tmp_path / "why"
+    process = child(before=f"stopping.farewell = lambda why: open({str(path)!r}, 'w').write(why)", after=after)
+    for number in sent:
+        process.send_signal(getattr(signal, number))
+        time.sleep(0.3)
+    assert end(process)[0] == 75
+    assert path.read_text() == why
+
+
+def test_a_farewell_that_hangs_keeps_nobody():
+    process = child(before="stopping.farewell = lambda why: __import__('time').sleep(3600)", after="")
+    process.send_signal(signal.SIGTERM)
+    assert end(process)[0] == 75

@@ -165,6 +165,35 @@ def test_no_other_file_is_a_fit(tmp_path):
             fit_file.read(tmp_path / f"{name}.json")
 
 
+@pytest.mark.parametrize("spoil", [
+    lambda c: c.pop("parameters"),
+    lambda c: c["parameters"]["E"].update(value=-1.0),
+    lambda c: c["parameters"]["E"].update(value=None),
+    lambda c: c["bootstrap"].update(draws=[[1.0]]),
+    lambda c: c.update(settings="x"),
+    lambda c: c["points"].pop("columns"),
+    lambda c: c.update(law=["kaplan"]),
+])  # fmt: skip
+def test_a_damaged_fit_file_is_one_line(content, tmp_path, spoil):
+    spoilt = json.loads(json.dumps(content))
+    spoil(spoilt)
+    (tmp_path / "fit.json").write_text(json.dumps(spoilt))
+    with pytest.raises(BadInputError) as refused:
+        fit_file.read(tmp_path / "fit.json")
+    assert len(refused.value.problems) == 1
+
+
+def test_a_fit_that_cannot_be_written_leaves_the_one_that_is_there(content, tmp_path, monkeypatch):
+    path = tmp_path / "fit.json"
+    fit_file.write(content, path)
+    before = path.read_text()
+    monkeypatch.setattr("os.fsync", lambda number: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(BadInputError, match="No space left"):
+        fit_file.write({**content, "notes": ["other"]}, path)
+    assert [each.name for each in tmp_path.iterdir()] == ["fit.json"]
+    assert path.read_text() == before
+
+
 @pytest.mark.smoke
 @pytest.mark.parametrize(
     ("options", "said"),

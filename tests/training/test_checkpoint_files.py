@@ -1,10 +1,23 @@
 """Which checkpoints the rules keep, why, and which go."""
 
+import json
+
 import pytest
 
 from blobjax.config.schema import Checkpoint
-from blobjax.training.checkpoint_files import kept, newest
+from blobjax.training.checkpoint_files import (
+    BadCheckpointError,
+    Leaf,
+    Record,
+    _digest,
+    delete,
+    kept,
+    newest,
+    numbered,
+    read_record,
+)
 
+LEAF = {"shape": [2], "dtype": "float32", "fingerprint": "0" * 16}
 BEST = {"metric": "eval/bible/bits_per_byte"}
 
 
@@ -36,3 +49,52 @@ def test_the_newest_first_and_none_that_is_too_new():
     assert newest([1, 5, 9], None) == [9, 5, 1]
     assert newest([1, 5, 9], 5) == [5, 1]
     assert newest([], 5) == []
+
+
+def test_only_a_step_s_own_name_is_a_step(tmp_path):
+    for name in ("4", "12", "0012", "\u0661\u0662", "3000000000", "9" * 26, "-3", "4.5"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "8").symlink_to(tmp_path / "4")
+    assert numbered(tmp_path) == [4, 12]
+
+
+@pytest.mark.parametrize("there", ["link", "file", "folder"])
+def test_what_stands_in_the_way_of_a_deletion_goes(tmp_path, there):
+    aside, elsewhere = tmp_path / ".blobjax-undone", tmp_path / "elsewhere"
+    (tmp_path / "4").mkdir()
+    elsewhere.mkdir()
+    {"link": lambda: aside.symlink_to(elsewhere), "file": aside.touch, "folder": aside.mkdir}[there]()
+    delete(tmp_path / "4")
+    assert [each.name for each in tmp_path.iterdir()] == ["elsewhere"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda whole: whole["custom_metadata"]["record"].update(step="twelve"),
+        lambda whole: whole["custom_metadata"]["record"].update(sequences=-1),
+        lambda whole: whole["custom_metadata"]["record"].update(metric=[1]),
+        lambda whole: whole["custom_metadata"]["record"].update(leaves={}),
+        lambda whole: whole["custom_metadata"]["record"]["leaves"]["params/a"].update(shape=["a"]),
+        lambda whole: whole["custom_metadata"]["record"]["leaves"]["params/a"].update(dtype=3),
+        lambda whole: whole["custom_metadata"]["record"]["leaves"].update({"evil/x": dict(LEAF)}),
+        lambda whole: whole.update(commit_timestamp_nsecs=10**400),
+    ],
+)
+def test_a_record_of_other_kinds_is_damaged_also_with_the_right_digest(tmp_path, change):
+    metadata = Record("data", 12, 96, None, {"params/a": Leaf((2,), "float32", "0" * 16)}).as_metadata()
+    whole = {"custom_metadata": metadata, "commit_timestamp_nsecs": 10**18}
+    path = tmp_path / "_CHECKPOINT_METADATA"
+    path.write_text(json.dumps(whole))
+    assert read_record(tmp_path).step == 12
+    change(whole)
+    metadata["digest"] = _digest("data", metadata["record"])
+    path.write_text(json.dumps(whole))
+    with pytest.raises(BadCheckpointError, match="is damaged"):
+        read_record(tmp_path)
+
+
+def test_a_record_nested_without_end_is_damaged(tmp_path):
+    (tmp_path / "_CHECKPOINT_METADATA").write_text("[" * 100_000)
+    with pytest.raises(BadCheckpointError, match="is damaged"):
+        read_record(tmp_path)

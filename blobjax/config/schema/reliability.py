@@ -17,4 +17,4 @@ class Reliability(Section):
     """A process that makes no progress for this long writes every thread's stack to RUN/hang-PROCESS.txt and ends;
     ten times as long around compilation, saves, evaluations and the like. null: never."""
     stragglers_every: Duration = Duration(200, "steps")
-    """Between reports of which of several processes holds up the others; 0: never."""
+    """Between reports of which of several processes holds up the others; `0 steps`: never."""

@@ -86,7 +86,8 @@ def test_the_right_size_is_worth_more_than_the_wrong_ones(finding):
 def test_the_next_budget_is_predicted_for_a_model_that_can_be_built(finding):
     found = finding.prediction
     settings = found.settings
-    assert settings["duration.length"] == "1.6e+13 flops"
+    assert settings["duration.length"] == "1.6e13 flops"
+    Config(name=f"isoflop_{found.name}")  # as the run will be called
     config = Config.model_validate(
         {"model": model(64) | {key.removeprefix("model."): value for key, value in settings.items() if "model." in key}}
     )

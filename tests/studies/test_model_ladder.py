@@ -1,5 +1,7 @@
 """The ladder: an axis of sizes, and rungs made up from a known law."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -21,7 +23,8 @@ def rung(size: str, off: float = 0.0):
     flops = flops_per_token(config.model, 64) * tokens
     loss = LAWS["power-flops"].predict(TRUTH, {"flops": np.array([flops])}).item() + off
     last = {"tokens": tokens, "eval/bible/cross_entropy": loss}
-    return made_up({"size": size}, [6.0, 2.0], config=config.model_dump(mode="json"), **last)
+    result = made_up({"size": size}, [6.0, 2.0], config=config.model_dump(mode="json"), **last)
+    return replace(result, cell=replace(result.cell, overrides={"size": size}))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,6 +40,7 @@ def test_the_smaller_rungs_predict_the_largest_and_all_of_them_the_next():
     found = {name: entry["value"] for name, entry in finding.laws["power-flops"]["parameters"].items()}
     assert list(found.values()) == pytest.approx(TRUTH.tolist(), rel=0.01)
     assert "an error of" in finding.words[-1]
+    assert finding.prediction.settings == {"size": "400k"}
     size = finding.prediction.settings["size"]
     expected = finding.prediction.expected["power-flops"]["value"]
     next_one = rung(size)

@@ -18,6 +18,7 @@ from blobjax.scaling.multiplier import worth
 from blobjax.studies.analyses import fits
 from blobjax.studies.finding import Finding, Picture, Prediction, verdict
 from blobjax.studies.results import Result
+from blobjax.studies.study import label
 
 PARABOLAS, PARAMETRIC = "chinchilla-2", "chinchilla-3"
 # Exponents of the best size, the published three within it (0.46 to 0.50), that count as about one half.
@@ -77,14 +78,14 @@ def _next(laws: dict[str, dict[str, Any]], x: dict[str, np.ndarray], rows: fits.
     centres = [float(np.exp(np.log(x["flops"][group]).mean())) for group in budgets(x["flops"])]
     flops = float(f"{centres[-1] ** 2 / centres[-2]:.2g}")
     best = prediction.predict(laws[PARABOLAS], {"flops": flops})
-    settings = scaled(rows, best["optimum"]["params"]["value"]) | {"duration.length": f"{flops:g} flops"}
+    settings = scaled(rows, best["optimum"]["params"]["value"]) | {"duration.length": f"{label(flops)} flops"}
     params, tokens = best["optimum"]["params"]["value"], best["optimum"]["tokens"]["value"]
     expected = {PARABOLAS: best["loss"]}
     if PARAMETRIC in laws:
         expected[PARAMETRIC] = prediction.predict(laws[PARAMETRIC], {"params": params, "tokens": tokens})["loss"]
     width = settings["model.d_model"]
     what = f"{flops:.3g} FLOPs at the best size, {text.number(params)} parameters (width {width})"
-    return Prediction(f"{flops:g}-flops_{width}", what, settings, expected)
+    return Prediction(f"{label(flops)}-flops_{width}", what, settings, expected)
 
 
 def scaled(rows: fits.Ends, params: float) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from blobjax.compute.flops import flops_per_token, param_count
 from blobjax.config import BadInputError
-from blobjax.config.ladder import dial
+from blobjax.config.ladder import dial, parse
 from blobjax.config.schema import Model
 from blobjax.report import plots
 from blobjax.scaling import prediction
@@ -15,6 +15,7 @@ from blobjax.scaling.laws import LAWS
 from blobjax.studies.analyses import fits
 from blobjax.studies.finding import Finding, Picture, Prediction, verdict
 from blobjax.studies.results import Result
+from blobjax.studies.study import SIZE
 
 LAW = "power-flops"
 # Of the loss: an error of the largest rung's prediction up to which it counts as predicted.
@@ -56,10 +57,13 @@ def analyse(results: list[Result]) -> Finding:
 
 
 def _next(content: dict[str, Any], rows: fits.Ends) -> Prediction | None:
-    """The rung that follows in the series, trained for as many tokens a parameter as the last."""
-    (_, before), (last, row) = rows[-2:]
+    """The rung that follows in the series, trained for as many tokens a parameter as the last; None without sizes."""
+    (before, _), (last, row) = rows[-2:]
+    if not (SIZE in before.cell.overrides and SIZE in last.cell.overrides):
+        return None
     count = "non_embedding_params"
-    size = _rounded(row[count] ** 2 / before[count])
+    # As they were asked for: in whole heads a rung is only about that large.
+    size = _rounded(parse(last.cell.overrides[SIZE]) ** 2 / parse(before.cell.overrides[SIZE]))
     config = last.cell.config
     shape = {key.removeprefix("model."): value for key, value in dial(size, config.data.seq_len).items()
              if key.startswith("model.")}  # fmt: skip

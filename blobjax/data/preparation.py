@@ -162,7 +162,7 @@ def _domain(root: Path, plan: _Plan, tokenizer: Tokenizer, progress: Progress) -
         manifest = json.loads(path.read_bytes())
         for split in SPLITS:
             verify_shard(final, manifest["shards"][split])
-    except (OSError, ArithmeticError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ArithmeticError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadInputError(f"{path}: damaged: {error}; delete the folder {final} and it is prepared again") from None
     return Domain(plan.domain, final, manifest)
 

@@ -72,6 +72,8 @@ def open_shard(folder: Path, entry: dict[str, Any]) -> np.ndarray:
             "delete the folder and it is prepared again"
         )
     path, dtype = folder / entry["file"], np.dtype(entry["dtype"])
+    if path.is_symlink():
+        raise _damaged(path, "a link, which may lead anywhere")
     expected = entry["tokens"] * dtype.itemsize
     try:
         size = path.stat().st_size

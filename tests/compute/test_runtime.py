@@ -181,6 +181,16 @@ def test_asked_for_by_the_environment(calls, monkeypatch, free_port):
         (("a", 2, 0), "--coordinator 'a' is not HOST:PORT, such as 10.0.0.1:1234"),
         ((":1", 2, 0), "--coordinator ':1' is not HOST:PORT, such as 10.0.0.1:1234"),
         (("a:99999", 2, 0), "--coordinator 'a:99999' is not HOST:PORT, such as 10.0.0.1:1234"),
+        (("a:\u00b2", 2, 0), "--coordinator 'a:\u00b2' is not HOST:PORT, such as 10.0.0.1:1234"),
+        (("::1:1234", 2, 0), "--coordinator '::1:1234': an IPv6 address stands in brackets, such as [::1]:1234"),
+        (
+            ("0.0.0.0:1234", 2, 0),
+            "'0.0.0.0:1234' is every address of a host; give the one by which the others reach process 0",
+        ),
+        (
+            ("[::]:1234", 2, 0),
+            "'[::]:1234' is every address of a host; give the one by which the others reach process 0",
+        ),
         (
             ("a:1", 2, None),
             "several processes need --coordinator, --num-processes and --process-id; missing: --process-id",

@@ -64,6 +64,15 @@ def test_cut_and_missing(written):
         open_shard(folder, entry)
 
 
+def test_a_link_is_none_of_ours(written, tmp_path_factory):
+    folder, entry, _ = written
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "tokens"
+    (folder / "train.bin").rename(elsewhere)
+    (folder / "train.bin").symlink_to(elsewhere)
+    with pytest.raises(BadInputError, match="a link, which may lead anywhere"):
+        open_shard(folder, entry)
+
+
 def flip(path, offset):
     content = bytearray(path.read_bytes())
     content[offset] ^= 1

@@ -35,10 +35,11 @@ def analyse(results: list[Result]) -> Finding:
     except BadInputError as error:
         return Finding(None, (*words, f"{LAW} could not be fitted: {'; '.join(error.problems)}."), numbers, ())
     claims = [falls]
-    words.append(
-        f"Above what stays, {fits.with_interval(content['parameters']['E'], '.3f')} nats, the loss falls as the "
-        f"compute to the power of minus {fits.with_interval(content['parameters']['alpha'])}."
-    )
+    floor, alpha = content["parameters"]["E"], fits.with_interval(content["parameters"]["alpha"])
+    stays = f"Above what stays, {fits.with_interval(floor, '.3f')} nats, the"
+    if floor["value"] < 1e-3:
+        stays = "These rungs show no loss that stays (E is fitted as zero, so the curve is a straight line here). The"
+    words.append(f"{stays} loss falls as the compute to the power of minus {alpha}.")
     if content["future"]:
         last = content["future"][-1]
         claims.append(abs(last["error"]) < PREDICTED)

@@ -1,6 +1,7 @@
 """Eight virtual CPU devices for the whole suite, and compiled programs kept between runs (children share them)."""
 
 import os
+import signal
 from pathlib import Path
 
 import jax
@@ -19,3 +20,7 @@ _CACHE = {
 for _key, _value in _CACHE.items():
     jax.config.update(_key, _value)
     os.environ[_key.upper()] = str(_value)
+
+# A suite started in the background of a shell has Ctrl-C ignored, and so would the processes that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -48,6 +48,8 @@ def make_clockwork(config: Config, tokens_per_epoch: int) -> Clockwork:
     length = config.duration.length.first_steps(clockwork)
     if length < 1:
         raise BadInputError(f"duration.length '{config.duration.length}' is less than one step")
+    if length >= 2**31:  # steps are counted in int32
+        raise BadInputError(f"duration.length '{config.duration.length}' is {length:.3g} steps; give fewer than 2^31")
     return dataclasses.replace(clockwork, length=length)
 
 

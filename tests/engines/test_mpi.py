@@ -72,7 +72,9 @@ def test_told_to_stop_the_run_saves(tmp_path, number):
         script.send_signal(number)
         assert script.wait(timeout=120) == 75, (tmp_path / "log").read_text()
     finally:
-        script.kill()
+        if script.poll() is None:
+            script.terminate()  # so that it ends what it started
+            script.wait(timeout=120)
     names = [event["event"] for event in read_jsonl(run / "events.jsonl")]
     assert {"preempt", "save"} <= set(names)
     assert names[-1] == "stop"

@@ -8,7 +8,7 @@ import pytest
 
 from blobjax import data
 from blobjax.compute.sharding import make_layout
-from blobjax.config import BadInputError
+from blobjax.config import BadInputError, Config
 from blobjax.reliability.run_directory import read_jsonl
 from blobjax.training.batches import to_global
 from blobjax.training.program import make_clockwork, make_program
@@ -107,3 +107,8 @@ def test_one_longer_than_the_run_is_refused():
     settings = tiny("duration={length: 5 steps, global_batch_size: 16, batch_warmup: 4 steps, batch_start: 2}")
     with pytest.raises(BadInputError, match=r"duration.batch_warmup '4 steps' is 6 steps, more than the 5 of"):
         make_program(settings, make_layout(settings, jax.devices()[:1]), 10_000)
+
+
+def test_more_steps_than_can_be_counted_are_refused():
+    with pytest.raises(BadInputError, match=r"duration.length '1e\+?300 flops' is .* steps; give fewer than 2\^31"):
+        make_clockwork(Config(duration={"length": "1e300 flops"}), 1000)

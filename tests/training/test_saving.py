@@ -51,6 +51,8 @@ class Storage:
     def steps(self):
         return self.committed
 
+    in_a_run = True
+
 
 class Hooks:
     """A SaveHook with everything around it; time stands still unless it is moved."""
@@ -156,6 +158,15 @@ def test_a_failed_save_is_said_at_the_next_step_and_training_goes_on(run):
     run.step(8)
     run.step(9)
     assert run.events() == [("save_failed", 4), ("save", 8)]
+
+
+def test_no_step_is_named_that_is_gone_with_its_run(run):
+    run.step(4)
+    run.step(5)
+    run.storage.in_a_run = False
+    run.storage.problem = "RUN/checkpoints is gone"
+    run.step(8)
+    assert "the run's directory is gone, and what it held" in run.said[-1]
 
 
 @pytest.mark.parametrize("how", ["writing fails", "nothing can be written"])

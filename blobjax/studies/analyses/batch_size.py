@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from blobjax.report import plots
-from blobjax.studies.analyses.fitted import fit_rows, value
+from blobjax.studies.analyses.fits import fit_rows, value
 from blobjax.studies.finding import Finding, Picture, verdict
 from blobjax.studies.results import Result
 

@@ -6,7 +6,7 @@ had not been trained for. Here the loss of held-out text is measured, by domain.
 
 from blobjax.report import plots
 from blobjax.scaling.multiplier import Worth
-from blobjax.studies.analyses.fitted import Point, fit, held_against, points
+from blobjax.studies.analyses.fits import Point, fit_points, held_against, points
 from blobjax.studies.analyses.reference import listed
 from blobjax.studies.finding import Finding, Picture, verdict
 from blobjax.studies.results import Result
@@ -99,7 +99,7 @@ def _fails(holds: bool) -> str:
 
 def _worth(baseline: list[Point], point: Point, domain: str) -> Worth:
     """What a run was worth in a domain, in the compute of runs of other data."""
-    law, _ = fit("power-flops", baseline, loss=f"eval/{domain}/cross_entropy")
+    law, _ = fit_points("power-flops", baseline, loss=f"eval/{domain}/cross_entropy")
     return held_against(law, point.flops, loss(point, domain))
 
 

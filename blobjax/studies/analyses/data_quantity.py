@@ -11,7 +11,7 @@ import numpy as np
 
 from blobjax.report import plots
 from blobjax.scaling.laws.law import budgets
-from blobjax.studies.analyses.fitted import Point, fit, held_against, points, value
+from blobjax.studies.analyses.fits import Point, fit_points, held_against, points, value
 from blobjax.studies.analyses.reference import SAME
 from blobjax.studies.finding import Finding, Picture, verdict
 from blobjax.studies.results import Result
@@ -31,8 +31,8 @@ def analyse(results: list[Result]) -> Finding:
         sizes.setdefault(point.result.label(SIZE), []).append(point)
     costs = {size: costs_at_the_longest(group) for size, group in sizes.items()}
     harmed = [point for group in sizes.values() for point in overfitted(group)]
-    law, why_not = fit(LAW, (point for group in sizes.values() for point in group if point not in harmed))
-    fresh = {size: fit("power-flops", (p for p in group if epochs(p) < 1.5))[0] for size, group in sizes.items()}
+    law, why_not = fit_points(LAW, (point for group in sizes.values() for point in group if point not in harmed))
+    fresh = {size: fit_points("power-flops", (p for p in group if epochs(p) < 1.5))[0] for size, group in sizes.items()}
     few = [cost for each in costs.values() for many, cost in each.items() if 1.5 < many <= HARMLESS * 1.1]
     claims = [bool(few) and max(few) < SAME, bool(costs) and all(_grows(each) for each in costs.values())]
     words = [*_of_costs(costs), f"Up to {HARMLESS} epochs cost {'less' if claims[0] else 'more'} than {SAME} nats."]

@@ -5,7 +5,7 @@ et al. 2024). Losses are of held-out text.
 """
 
 from blobjax.report import plots
-from blobjax.studies.analyses.fitted import Point, fit, held_against, points, value
+from blobjax.studies.analyses.fits import Point, fit_points, held_against, points, value
 from blobjax.studies.analyses.reference import SAME
 from blobjax.studies.finding import Finding, Picture, verdict
 from blobjax.studies.results import Result
@@ -25,7 +25,7 @@ def analyse(results: list[Result]) -> Finding:
     alone = list({(p.tokens, schedule(p)): p for p in sorted(others, key=lambda p: (p.tokens, -p.loss))}.values())
     pairs = [(own, branch) for own in alone for branch in branches if own.tokens == branch.tokens]
     gaps = {branch.result.cell.name: branch.loss - own.loss for own, branch in pairs}
-    law, why_not = fit("power-tokens", branches)
+    law, why_not = fit_points("power-tokens", branches)
     together, separate = price(branches, list(trunks.values()))
     claims = [gap < SAME for gap in gaps.values()]
     words = [
@@ -51,7 +51,7 @@ def analyse(results: list[Result]) -> Finding:
                 f"Fitted up to {last['up_to']:,.0f} tokens it foretells {last['predicted']:.3f} for the longest, which "
                 f"came to {last['measured']:.3f}" + ("." if claims[-1] else ": not as expected.")
             )
-    baseline, _ = fit("power-flops", branches)
+    baseline, _ = fit_points("power-flops", branches)
     return Finding(
         reproduced=verdict(*claims) if claims else None,
         words=tuple(words),

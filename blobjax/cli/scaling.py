@@ -50,7 +50,8 @@ def study_run(
     jobs: Annotated[int, typer.Option(min=0, help="Cells at once; 0: as many as suit the machine.")] = 0,
     directory: StudyDirectory = "",
     on: Annotated[
-        Literal["local", "slurm"], typer.Option(help="Cells are processes of this machine, or jobs of Slurm.")
+        Literal["local", "here", "slurm"],
+        typer.Option(help="Cells run in processes of this machine, in this very process, or as jobs of Slurm."),
     ] = "local",
     slurm: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="For sbatch: partition=gpu, time=120 (minutes).")
@@ -64,9 +65,9 @@ def study_run(
 
     if slurm and on != "slurm":
         raise BadInputError("--slurm is for --on slurm; give both")
-    raise typer.Exit(
-        command.study(name, overrides or [], directory, jobs, confirm, (slurm or []) if on == "slurm" else None)
-    )
+    if jobs > 1 and on == "here":
+        raise BadInputError(f"--jobs {jobs}: one process runs one cell at a time; leave out --jobs, or --on here")
+    raise typer.Exit(command.study(name, overrides or [], directory, jobs, confirm, on, slurm or []))
 
 
 @study.command("status")

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from rich.console import Console
@@ -21,7 +21,7 @@ from blobjax.config import BadInputError
 from blobjax.config.load import shipped_studies
 from blobjax.reliability.outcome import DONE
 from blobjax.reliability.run_directory import write_atomically
-from blobjax.studies import confirmation, runner
+from blobjax.studies import confirmation, here, runner
 from blobjax.studies.analyses import ANALYSES, PREDICTING
 from blobjax.studies.finding import Finding, Prediction
 from blobjax.studies.progress import Progress, table
@@ -39,7 +39,8 @@ def study(
     directory: str = "",
     jobs: int = 0,
     confirm: bool = False,
-    slurm: Sequence[str] | None = None,
+    on: Literal["local", "here", "slurm"] = "local",
+    slurm: Sequence[str] = (),
 ) -> int:
     """Runs what has not been run of a study, and writes its results.
 
@@ -49,7 +50,8 @@ def study(
       directory: where; default studies/NAME.
       jobs: cells at once; 0: as many as suit the machine.
       confirm: when all cells are done, also make the run that tests what they predict.
-      slurm: `name=value` for sbatch, where cells are jobs of a Slurm cluster; None: they are processes of this machine.
+      on: `local`: cells run in processes of this machine; `here`: in this one; `slurm`: as jobs of a Slurm cluster.
+      slurm: `name=value` for sbatch, where they are.
 
     Returns:
       The exit code: 0 all cells came to an end, 1 some failed, 75 interrupted, to be resumed.
@@ -65,7 +67,9 @@ def study(
         raise BadInputError(f"--confirm: {plan.name} predicts nothing that a run could test; those that do: {known}")
     console = PatientConsole()
     runner.check(plan)
-    submits = None if slurm is None else executor(plan.directory, slurm)
+    submits = executor(plan.directory, slurm) if on == "slurm" else None
+    if on == "here":
+        here.start(plan)
     with runner.locked(plan.directory) as lock, _terminated_as_interrupted():
         write_atomically(plan.directory / "study.yaml", _record(plan))
         cells = runner.unfinished(plan)
@@ -73,8 +77,10 @@ def study(
         known = f", {done} of them done before" if done else ""
 
         def run(part: Plan, cells: list[Cell], done: int) -> None:
-            with Progress(len(part.cells), done, console) as progress:
-                if submits is not None:
+            with Progress(len(part.cells), done, console, live=on != "here") as progress:
+                if on == "here":
+                    here.run(part, cells, progress)
+                elif submits is not None:
                     Jobs(part, cells, jobs, progress, submits).run()
                 else:
                     at_once = min(jobs or runner.default_jobs(), len(cells))
@@ -92,8 +98,13 @@ def study(
 
 
 def status(name: str, overrides: Sequence[str] = (), directory: str = "") -> None:
-    """Prints how the cells of a study stand."""
+    """Prints how the cells of a study stand.
+
+    Raises:
+      BadInputError: there is no such study, or its directory is something else.
+    """
     plan = load_study(name, overrides, Path(directory) if directory else None)
+    runner.check_directory(plan.directory)
     Console().print(table([read(cell) for cell in plan.cells], runner.in_use(plan.directory)))
 
 

@@ -22,16 +22,17 @@ class Progress:
     Args:
       total: cells of the study.
       done: of them, those that were done before.
+      live: whether a terminal gets a live line; not where cells draw their own.
     """
 
-    def __init__(self, total: int, done: int, console: Console):
+    def __init__(self, total: int, done: int, console: Console, live: bool = True):
         self._total = total
         self._done = done
         self._console = console
         self._running: dict[str, Cell] = {}
         self._lock = threading.Lock()
         self._live: rich_progress.Progress | None = None
-        if console.is_terminal:
+        if live and console.is_terminal:
             self._live = rich_progress.Progress(
                 rich_progress.TextColumn("[bold]{task.fields[cells]}"),
                 rich_progress.BarColumn(bar_width=24),

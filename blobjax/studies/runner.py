@@ -24,6 +24,8 @@ from blobjax.studies.study import Cell, Plan
 
 # What our own files that mean nothing to others begin with.
 _OURS = ".blobjax-"
+# What a process can be told of jax only once, before it starts: keys of `compute`.
+START = ("virtual_cpu_devices", "xla_flags", "compilation_cache")
 # Seconds to wait for the workers of a study that was just killed: they save what they are at.
 _PATIENCE = 20.0
 
@@ -173,7 +175,7 @@ class Crew:
 
     def _worker(self, number: int, config: Config) -> Worker:
         """The thread's worker, or a new one where jax must be started in another way."""
-        wanted = config.compute.model_dump(include={"virtual_cpu_devices", "xla_flags", "compilation_cache"})
+        wanted = start_of(config)
         worker = self._workers.get(number)
         if worker is not None and worker.compute != wanted:
             worker.end()
@@ -182,6 +184,11 @@ class Crew:
         if worker is None:
             worker = self._workers[number] = Worker(wanted, self._environment, self._lock)
         return worker
+
+
+def start_of(config: Config) -> dict[str, Any]:
+    """What a cell wants of jax that a process can be told only once."""
+    return config.compute.model_dump(include=set(START))
 
 
 def cores() -> int:
@@ -228,18 +235,26 @@ def note_failure(cell: Cell, error: str) -> None:
             events.write("stop", reason=error[:500])
 
 
+def check_directory(directory: Path) -> None:
+    """Refuses what is neither a study's directory nor empty.
+
+    Raises:
+      BadInputError: with what is there.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise BadInputError(f"study directory {directory} is a file; give another with --dir")
+    others = directory.is_dir() and [entry for entry in directory.iterdir() if not entry.name.startswith(_OURS)]
+    if others and not (directory / "study.yaml").is_file():
+        raise BadInputError(f"study directory {directory} is not empty and holds no study; give another with --dir")
+
+
 def check(plan: Plan) -> None:
     """Refuses a directory of something else, and cells that were run with another config.
 
     Raises:
       BadInputError: with what differs, and what to do.
     """
-    directory = plan.directory
-    if directory.exists() and not directory.is_dir():
-        raise BadInputError(f"study directory {directory} is a file; give another with --dir")
-    others = directory.is_dir() and [entry for entry in directory.iterdir() if not entry.name.startswith(_OURS)]
-    if others and not (directory / "study.yaml").is_file():
-        raise BadInputError(f"study directory {directory} is not empty and holds no study; give another with --dir")
+    check_directory(plan.directory)
     for cell in plan.cells:
         previous = RunDirectory(cell.config.logging.run_dir).previous_config()
         lines = config_diff(previous, cell.config) if previous is not None else []
@@ -247,7 +262,7 @@ def check(plan: Plan) -> None:
         if changed := [line for line in lines if not line.startswith(("compute.", "logging."))]:
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise BadInputError(
-                f"cell {cell.name} in {directory} was run with another config ({'; '.join(changed[:3])}{more}); "
+                f"cell {cell.name} in {plan.directory} was run with another config ({'; '.join(changed[:3])}{more}); "
                 "give --dir for another directory, or remove this one"
             )
 

@@ -43,7 +43,7 @@ def main() -> None:
         with (Path(directory) / "log.txt").open("a", encoding="utf-8") as log:
             for descriptor in (1, 2):
                 os.dup2(log.fileno(), descriptor)
-        answer = _run(Path(directory), configured)
+        answer = run(Path(directory), configured)
         configured = True
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
@@ -66,11 +66,20 @@ def run_one(directory: str, study: str) -> dict[str, Any]:
     with (Path(directory) / "log.txt").open("a", encoding="utf-8") as log:
         for descriptor in (1, 2):
             os.dup2(log.fileno(), descriptor)
-    return _run(Path(directory), configured=False)
+    return run(Path(directory), configured=False)
 
 
-def _run(directory: Path, configured: bool) -> dict[str, Any]:
-    """Does one run; `code` is what `blobjax train` would have exited with, `problems` its lines of bad input."""
+def run(directory: Path, configured: bool) -> dict[str, Any]:
+    """Does one run in this process.
+
+    Args:
+      directory: of the run, with its config.yaml.
+      configured: whether jax was started as the config wants it.
+
+    Returns:
+      `code`: what `blobjax train` would have exited with; `problems`: its lines of bad input; `error`: what it failed
+      for; `told`: the signal or limit that stopped it early.
+    """
     try:
         config = load(str(directory / "config.yaml"))
         if not configured:
@@ -78,7 +87,7 @@ def _run(directory: Path, configured: bool) -> dict[str, Any]:
         stopping = Stopping(config.reliability.grace.seconds or 0)
         stopping.listen()
         with contextlib.closing(stopping):
-            return {"code": _train(config, stopping)}
+            return {"code": _train(config, stopping), "told": stopping.reason}
     except BadInputError as error:
         print(error, file=sys.stderr)
         return {"code": 2, "problems": list(error.problems)}

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from blobjax.config import BadInputError
 from blobjax.reliability.run_directory import read_jsonl
+from blobjax.studies.command import status
 from blobjax.studies.study import Plan, load_study
 from tests.report.page import Page
 from tests.studies.small import BASE, write
@@ -168,6 +170,36 @@ def test_a_cell_waits_for_the_one_it_begins_from_and_fails_with_it(tmp_path):
     assert "4 cells, 3 of them done before" in again.stdout
 
 
+def test_in_its_own_process_it_comes_to_the_same(tmp_path, undisturbed):
+    path, directory = write(tmp_path, base=LONG, **SEEDS), tmp_path / "study"
+    here = [*command(path, directory), "--on", "here"]
+    process = subprocess.Popen(here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    first = directory / "cells" / "0"
+    until_step(first, 50, process)
+    # Nobody else runs it.
+    assert int((first / ".blobjax-lock").read_text()) == process.pid
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=100)
+    assert process.returncode == 75, errors
+    assert "run the same command to go on" in output
+    done = subprocess.run(here, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    # What a cell prints is seen.
+    assert "step 600/600" in done.stdout
+    assert "2/2  1: finished" in done.stdout
+    assert not list((directory / "cells").glob("*/log.txt"))
+    assert cells(directory) == cells(undisturbed)
+
+
+def test_in_one_process_jax_is_started_in_one_way(tmp_path):
+    path = write(tmp_path, grid={"devices": {"key": "compute.virtual_cpu_devices", "values": [1, 2]}})
+    done = run(path, tmp_path / "study", "--on", "here")
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert "1 and 2 start jax in different ways" in line
+    assert not (tmp_path / "study").exists()
+
+
 def test_what_a_study_leaves_behind(undisturbed):
     summary = json.loads((undisturbed / "summary.json").read_text())
     assert summary["reproduced"] is None
@@ -219,6 +251,10 @@ def test_a_directory_of_something_else_is_refused(tmp_path):
     done = run(write(tmp_path), tmp_path / "there")
     assert done.returncode == 2
     assert "is not empty and holds no study" in done.stderr
+    with pytest.raises(BadInputError, match="holds no study"):
+        status(write(tmp_path), [], str(tmp_path / "there"))
+    with pytest.raises(BadInputError, match="is a file"):
+        status(write(tmp_path), [], str(tmp_path / "there" / "file"))
 
 
 def test_without_matplotlib_nothing_runs(tmp_path):

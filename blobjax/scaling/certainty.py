@@ -35,8 +35,14 @@ def share(level: float, count: int, free: int) -> float:
 
 def interval(draws: np.ndarray, within: float) -> tuple[float, float]:
     """The percentiles between which a share `within` of the draws lies."""
-    low, high = np.percentile(draws, [50 * (1 - within), 50 * (1 + within)])
-    return float(low), float(high)
+    ((low,), (high,)) = band(draws[:, None], within)
+    return low, high
+
+
+def band(draws: np.ndarray, within: float) -> tuple[list[float], list[float]]:
+    """The same of each column of draws [R, N]: the lower ends, and the upper ones."""
+    low, high = np.percentile(draws, [50 * (1 - within), 50 * (1 + within)], axis=0)
+    return low.tolist(), high.tolist()
 
 
 def weak(value: float, low: float, high: float) -> bool:

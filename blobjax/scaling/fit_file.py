@@ -205,6 +205,16 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
+def values(content: dict[str, Any]) -> np.ndarray:
+    """The law's parameters, in its order; [P]."""
+    return np.array([entry["value"] for entry in content["parameters"].values()])
+
+
+def draws(content: dict[str, Any]) -> np.ndarray:
+    """The same of its resamples; [R, P], R is 0 where none were drawn."""
+    return np.array(content["bootstrap"]["draws"], float).reshape(-1, len(content["parameters"]))
+
+
 def _damage(content: dict[str, Any]) -> str:
     """What a fit file lacks of what is read from it; empty for a whole one."""
     law = LAWS[content["law"]]

@@ -14,6 +14,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 from blobjax.config import BadInputError
+from blobjax.scaling import fit_file
 from blobjax.scaling.laws import LAWS, Law
 
 # Of the logarithm of a budget: far finer than any interval.
@@ -59,7 +60,7 @@ def worth(baseline: dict[str, Any], flops: float, loss: float) -> Worth:
         raise BadInputError(f"{law.name} has no loss for flops alone; fit power-flops or a chinchilla law")
     if not (0 < flops < np.inf and 0 < loss < np.inf):
         raise BadInputError(f"flops {flops:g} and loss {loss:g} must be positive numbers")
-    values = np.array([entry["value"] for entry in baseline["parameters"].values()])
+    values = fit_file.values(baseline)
     budgets = _budgets(law, baseline)
     first, last = float(budgets.min()), float(budgets.max())
     best, worst = _loss(law, values, last), _loss(law, values, first)
@@ -104,7 +105,7 @@ def _interval(
     law: Law, baseline: dict[str, Any], loss: float, first: float, last: float
 ) -> tuple[float | None, float | None]:
     """Between which budgets the resamples' laws have this loss; open where they have it beyond what was measured."""
-    draws = np.array(baseline["bootstrap"]["draws"]).reshape(-1, len(law.names))
+    draws = fit_file.draws(baseline)
     if not len(draws):
         return None, None
     found = []

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from blobjax.config import BadInputError
-from blobjax.scaling import certainty
+from blobjax.scaling import certainty, fit_file
 from blobjax.scaling.laws import LAWS, Law
 
 # So many times the largest point is far enough to be told.
@@ -34,8 +34,7 @@ def predict(content: dict[str, Any], given: dict[str, float]) -> dict[str, Any]:
     wrong += [f"--law {law.name} uses no '{name}'; it takes {', '.join(known)}" for name in given if name not in known]
     if wrong:
         raise BadInputError(*wrong)
-    values = np.array([entry["value"] for entry in content["parameters"].values()])
-    draws = np.array(content["bootstrap"]["draws"]).reshape(-1, len(values))
+    values, draws = fit_file.values(content), fit_file.draws(content)
     at = _completed(given)
     result: dict[str, Any] = {"law": law.name}
     searched = law.optimum is not None and "flops" in given and not {"params", "tokens", "overtraining"} & given.keys()

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from blobjax.compute.flops import flops_per_token
 from blobjax.report.plots import smooth, to_png
 from blobjax.studies.analyses import (
     bf16_rounding,
@@ -204,6 +205,28 @@ def test_in_context_compares_late_with_early(two_early, two_late, reproduced):
     assert finding.numbers["nine_tenths_of_the_fall_by"]["1 layer"] == 2
     assert finding.reproduced == reproduced
     assert drawn(finding)
+
+
+def test_what_context_is_worth_is_how_much_longer_one_would_have_to_train():
+    """Losses after a law of which the late one at any length is the early one at a third more compute."""
+    runs = []
+    for steps in (400, 60, 250, 100, 160):
+        flops = 1e9 * steps
+        early, late = (1.0 + 500 * (flops * more) ** -0.25 for more in (1.0, 4 / 3))
+        cell = in_contexts(2, (early, early), (late, late))
+        tokens = flops / flops_per_token(cell.cell.config.model, cell.cell.config.data.seq_len)
+        cell.metrics[-1] |= {"step": steps, "tokens": tokens}
+        runs.append(cell)
+    finding = in_context.analyse(runs)
+    assert finding.laws["2-layers-after-2"]["parameters"]["alpha"]["value"] == pytest.approx(0.25, rel=0.01)
+    found = {name.split(" steps")[0]: worth for name, worth in finding.worth.items()}
+    assert list(found) == [f"2 layers, {steps}" for steps in (60, 100, 160, 250, 400)]
+    for steps in (60, 100, 160, 250):
+        assert found[f"2 layers, {steps}"].multiplier == pytest.approx(4 / 3, rel=1e-3)
+    # As good would only be a run longer than all there are.
+    assert "more than 1 times" in found["2 layers, 400"].refused
+    # The curves are those of the longest.
+    assert finding.numbers["loss_at_2"]["2 layers"] == pytest.approx(1.5 + 500 * 4e11**-0.25)
 
 
 def test_in_context_needs_evaluations_by_position():

@@ -191,6 +191,14 @@ def test_the_critical_batch_comes_from_steps_and_from_noise(batches):
         assert noise[name] == pytest.approx(2 * expected, rel=0.02)
     assert finding.numbers["learning_rate"] == {"batch 4": 1e-3, "batch 16": 2e-3, "batch 64": 4e-3}
     assert "of-the-loss" in finding.laws
+    # At the lowest loss L all came to, B_crit is 10 (4 - L): a batch of B wastes what is beyond.
+    lowest = min(float(name.removesuffix(" nats")) for name in critical)
+    at = 10 * (4 - lowest)
+    for size in (4, 16, 64):
+        worth = finding.worth[f"batch {size} against 4"]
+        assert worth.multiplier == pytest.approx((4 + at) / (size + at), rel=0.02)
+        assert worth.low <= worth.multiplier <= worth.high
+        assert worth.loss == lowest
     assert drawn(finding)
 
 

@@ -40,6 +40,8 @@ def test_the_smaller_rungs_predict_the_largest_and_all_of_them_the_next():
     found = {name: entry["value"] for name, entry in finding.laws["power-flops"]["parameters"].items()}
     assert list(found.values()) == pytest.approx(TRUTH.tolist(), rel=0.01)
     assert "an error of" in finding.words[-1]
+    # On the law a rung is worth what it took; at the ends rounding decides on which side of the last budget it is.
+    assert [finding.worth[size].multiplier for size in SIZES[1:-1]] == pytest.approx([1, 1, 1], rel=0.01)
     assert finding.prediction.settings == {"size": "400k"}
     size = finding.prediction.settings["size"]
     expected = finding.prediction.expected["power-flops"]["value"]

@@ -9,7 +9,10 @@ import math
 
 import numpy as np
 
+from blobjax.compute.flops import flops_per_token
 from blobjax.report import plots
+from blobjax.scaling import certainty, fit_file
+from blobjax.scaling.multiplier import Worth
 from blobjax.studies.analyses.fits import fit_rows, value
 from blobjax.studies.finding import Finding, Picture, verdict
 from blobjax.studies.results import Result
@@ -94,6 +97,7 @@ def analyse(results: list[Result]) -> Finding:
         },
         pictures=(_trade(best, laws), _critical(critical, noise)),
         laws=laws | ({"of-the-loss": of_loss} if of_loss else {}),
+        worth=_worth(laws[f"loss-{last:.2f}"], results[0], last, best[last]) if last in critical else {},
     )
 
 
@@ -140,6 +144,29 @@ def noise_at(results: list[Result], loss: float) -> float:
         if len(steps) > 1 and steps[0] <= at <= steps[-1] and all(v > 0 for v in values):
             found.append(float(np.interp(at, steps, np.log(values))))
     return float(np.exp(np.mean(found))) if found else math.nan
+
+
+def _worth(law: dict, run: Result, loss: float, best: dict[int, tuple[float, float]]) -> dict[str, Worth]:
+    """What each batch was worth in the compute of the smallest one, for one loss.
+
+    Args:
+      law: the hyperbola of that loss.
+      run: any of the runs, which differ in batch, rate and length only.
+      best: batch to its fewest steps to the loss, and the rate.
+    """
+    smallest = min(best)
+    config = run.cell.config
+    per_sequence = flops_per_token(config.model, config.data.seq_len) * config.data.seq_len
+    # Of the law and not as measured: one run's steps are between two evaluations.
+    S_min, B_crit = np.concatenate([[fit_file.values(law)], fit_file.draws(law)]).T
+    baseline, *resampled = S_min * (smallest + B_crit) * per_sequence
+    low, high = certainty.interval(np.array(resampled), law["bootstrap"]["share"])
+    found = {}
+    for batch, (steps, _) in best.items():
+        flops = steps * batch * per_sequence
+        name = f"batch {batch} against {smallest}"
+        found[name] = Worth(flops, loss, baseline, baseline / flops, low / flops, high / flops)
+    return found
 
 
 def _trade(best: dict[float, dict[int, tuple[float, float]]], laws: dict) -> Picture:

@@ -2,12 +2,16 @@
 
 The score is that of Olsson et al. 2022, the loss late in the context less the loss early in it, with ranges in place of
 single tokens: the second eighth of the context against its second half. More negative is better.
+
+What the later context is worth in compute comes from runs of several lengths: how much longer the same model would have
+had to be trained for the loss early in the context to be what it is late in it.
 """
 
 import itertools
 import math
 
 from blobjax.report import plots
+from blobjax.studies.analyses import fits
 from blobjax.studies.finding import Finding, Picture, verdict
 from blobjax.studies.results import Result
 
@@ -50,7 +54,8 @@ def scores(result: Result) -> tuple[list[int], list[float]]:
 
 def analyse(results: list[Result]) -> Finding:
     """Loss by position of each model, and how the score grew."""
-    usable = [result for result in results if result.status == "finished" and domains(result)]
+    runs = by_model(results)
+    usable = [each[-1].result for each in runs.values()]
     if not usable:
         return Finding(None, ("No cell finished with an evaluation by position.",), {}, ())
     curves = {_label(result): by_position(result) for result in usable}
@@ -93,6 +98,16 @@ def analyse(results: list[Result]) -> Finding:
             )
             + ("." if claims[-1] else ": not in all.")
         )
+    laws, worth = {}, {}
+    for name, each in runs.items():
+        law, why_not = fits.fit_rows("power-flops", [{"flops": p.flops, "loss": _at(p, early)} for p in each])
+        if law is None:
+            words.append(f"What context is worth in compute is not known for {name}: {why_not}.")
+            continue
+        laws[f"{name}-after-{early}".replace(" ", "-")] = law
+        for point in each:
+            row = f"{name}, {point.row['steps']} steps: after {late} tokens and more against after {early} and more"
+            worth[row] = fits.held_against(law, point.flops, _at(point, late))
     return Finding(
         reproduced=verdict(*claims),
         words=tuple(words),
@@ -105,7 +120,22 @@ def analyse(results: list[Result]) -> Finding:
             },
         },
         pictures=(_by_position(curves), _growth(grown)),
+        laws=laws,
+        worth=worth,
     )
+
+
+def by_model(results: list[Result]) -> dict[str, list[fits.Point]]:
+    """Each model's runs that finished with evaluations by position, the longest last."""
+    models: dict[str, list[fits.Point]] = {}
+    for point in sorted(fits.points([each for each in results if domains(each)]), key=lambda p: p.row["steps"]):
+        models.setdefault(_label(point.result), []).append(point)
+    return dict(sorted(models.items(), key=lambda each: each[1][-1].result.cell.config.model.n_layers))
+
+
+def _at(point: fits.Point, first: int) -> float:
+    """Loss of the range of positions that begins there; nats per token."""
+    return by_position(point.result)[first]
 
 
 def _label(result: Result) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from blobjax.config import BadInputError
 from blobjax.report import plots
-from blobjax.scaling import prediction, text
+from blobjax.scaling import certainty, fit_file, prediction, text
 from blobjax.scaling.laws import LAWS
 from blobjax.scaling.laws.isoflop import parabolas
 from blobjax.scaling.laws.law import budgets
@@ -138,8 +138,7 @@ def _growth(content: dict[str, Any], x: dict[str, np.ndarray]) -> Picture:
     """Best size, best number of tokens and loss against the budget, with the fitted laws and their intervals."""
     law = LAWS[PARABOLAS]
     best = content["details"]["budgets"]
-    values = np.array([entry["value"] for entry in content["parameters"].values()])
-    draws = np.array(content["bootstrap"]["draws"]).reshape(-1, len(values))
+    values, draws = fit_file.values(content), fit_file.draws(content)
     spread = _spread(x)
     last = best["flops"][-1]
     C = np.geomspace(best["flops"][0] / 1.3, last**2 / best["flops"][-2] * 1.3, 60)
@@ -148,10 +147,8 @@ def _growth(content: dict[str, Any], x: dict[str, np.ndarray]) -> Picture:
     for n, (name, title) in enumerate(named):
         axes = charts[n]
         if len(draws):
-            share = content["bootstrap"]["share"]
             curves = np.stack([_curve(law, draw, C, name) for draw in draws])
-            low, high = np.percentile(curves, [50 * (1 - share), 50 * (1 + share)], axis=0)
-            plots.band(axes, C.tolist(), low.tolist(), high.tolist(), n)
+            plots.band(axes, C.tolist(), *certainty.band(curves, content["bootstrap"]["share"]), n)
         axes.plot(C, _curve(law, values, C, name), color=plots.colour(n))
         measured = np.array(best[name])
         ends = np.array([spread[name].get(round(float(np.log(at)), 6), (m, m)) for at, m in

@@ -10,7 +10,7 @@ from blobjax.config import BadInputError
 from blobjax.config.ladder import dial, parse
 from blobjax.config.schema import Model
 from blobjax.report import plots
-from blobjax.scaling import prediction
+from blobjax.scaling import certainty, fit_file, prediction
 from blobjax.scaling.laws import LAWS
 from blobjax.studies.analyses import fits
 from blobjax.studies.finding import Finding, Picture, Prediction, verdict
@@ -53,6 +53,8 @@ def analyse(results: list[Result]) -> Finding:
         numbers=numbers,
         pictures=(_picture(content, rows),),
         laws={LAW: content},
+        # Against the law through all of them: how far a rung is off, in compute.
+        worth={each.cell.name: fits.held_against(content, row["flops"], row[fits.LOSS]) for each, row in rows},
         prediction=_next(content, rows),
     )
 
@@ -86,15 +88,13 @@ def _rounded(size: float) -> str:
 def _picture(content: dict[str, Any], rows: fits.Ends) -> Picture:
     """Loss against compute, with the law, its interval, and what the other rungs say of the largest."""
     law = LAWS[LAW]
-    values = np.array([entry["value"] for entry in content["parameters"].values()])
-    draws = np.array(content["bootstrap"]["draws"]).reshape(-1, len(values))
+    values, draws = fit_file.values(content), fit_file.draws(content)
     flops = [row["flops"] for _, row in rows]
     C = np.geomspace(flops[0] / 1.3, flops[-1] ** 2 / flops[-2] * 1.3, 80)
     figure, (axes,) = plots.charts()
     if len(draws):
-        share = content["bootstrap"]["share"]
-        low, high = np.percentile(law.predict(draws, {"flops": C}), [50 * (1 - share), 50 * (1 + share)], axis=0)
-        plots.band(axes, C.tolist(), low.tolist(), high.tolist(), 0)
+        curves = law.predict(draws, {"flops": C})
+        plots.band(axes, C.tolist(), *certainty.band(curves, content["bootstrap"]["share"]), 0)
     axes.plot(C, law.predict(values, {"flops": C}), color=plots.colour(0), label="fitted to all rungs")
     bar = content["objective"]["rms_residual"]
     losses = np.array([row[fits.LOSS] for _, row in rows])

@@ -123,12 +123,6 @@ def band(axes: "Axes", xs: Sequence[float], low: Sequence[float], high: Sequence
     axes.fill_between(xs, low, high, color=_COLOURS[n % len(_COLOURS)], alpha=0.18, linewidth=0)
 
 
-def error_bars(axes: "Axes", line: Line, errors: Sequence[float], n: int = 0) -> None:
-    """Error bars of the n-th line's points, as far up as down."""
-    colour = _COLOURS[n % len(_COLOURS)]
-    axes.errorbar(*line, yerr=errors, fmt="none", ecolor=colour, elinewidth=1.2, capsize=3)
-
-
 def bars(axes: "Axes", groups: Mapping[str, Mapping[str, float]], y: str, *, log_y: bool = False) -> None:
     """Bars in groups: label of the group to label of the bar to its height; one that is not finite is left out."""
     names = list(dict.fromkeys(name for group in groups.values() for name in group))

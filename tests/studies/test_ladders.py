@@ -61,6 +61,7 @@ def test_repetition_is_told_at_equal_tokens_and_the_law_that_made_the_cells_come
     R_D = quantity.laws["data-constrained"]["parameters"]["R_D"]
     assert R_D["value"] == pytest.approx(12, rel=0.02)
     assert quantity.laws["data-constrained"]["points"]["count"] == 3 * 12 - 1
+    assert {"fresh-16", "fresh-32", "fresh-64"} <= set(quantity.laws)
     assert drawn(quantity)
 
 
@@ -110,6 +111,9 @@ def test_breadth_is_judged_in_the_domain_that_nobody_trained_on():
     assert finding.numbers["loss_in_jargon"]["broad"] == pytest.approx(1.2 + 1.1 * 300 * 8e5**-0.5)
     assert "jargon (trained on by none)" in " ".join(finding.words)
     assert finding.worth["broad, in bible against bible"].multiplier == pytest.approx(0.7, rel=0.02)
+    baselines = ("shakespeare-in-shakespeare", "bible-in-bible", "broad-in-jargon")
+    assert set(baselines) <= set(finding.laws)
+    assert finding.laws["broad-in-jargon"]["parameters"]["alpha"]["value"] == pytest.approx(0.5, rel=0.02)
     narrow = finding.worth["bible, in jargon against broad"]
     # 1.6 + 300 D^-1/2 = 1.2 + 330 d^-1/2
     at = 8e5

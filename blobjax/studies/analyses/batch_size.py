@@ -13,6 +13,7 @@ from blobjax.compute.flops import flops_per_token
 from blobjax.report import plots
 from blobjax.scaling import certainty, fit_file
 from blobjax.scaling.multiplier import Worth
+from blobjax.studies.analyses import law_plots
 from blobjax.studies.analyses.fits import fit_rows, value
 from blobjax.studies.finding import Finding, Picture, verdict
 from blobjax.studies.results import Result
@@ -177,14 +178,15 @@ def _trade(best: dict[float, dict[int, tuple[float, float]]], laws: dict) -> Pic
     for n, (loss, each) in enumerate(best.items()):
         if law := laws.get(f"loss-{loss:.2f}"):
             fine = np.geomspace(min(each), max(each), 60)
-            S_min, B_crit = (law["parameters"][name]["value"] for name in ("S_min", "B_crit"))
-            left.plot(fine, S_min * (1 + B_crit / fine), color=plots.colour(n), linewidth=1)
+            law_plots.curve(left, law, {"batch_size": fine}, fine.tolist(), n)
+            law_plots.error_bars(left, law, lines[f"{loss:.2f} nats"], n)
     spent = {name: (xs, [x * y for x, y in zip(xs, ys, strict=True)]) for name, (xs, ys) in lines.items()}
     plots.draw(
         right, spent, "batch, sequences", "sequences to the loss", log_x=True, log_y=True, ticks=ticks, legend=False
     )
     caption = (
-        "Left, steps to a loss, each at its best learning rate; thin, the fitted hyperbola. Right, what they cost."
+        "Left, steps to a loss, each at its best learning rate; thin, the fitted hyperbola with its interval, and as "
+        "error bars the root mean square distance from it. Right, what they cost."
     )
     return Picture("steps_and_examples", caption, figure)
 

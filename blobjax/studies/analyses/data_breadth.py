@@ -4,14 +4,22 @@ GPT-1 (Radford et al. 2018) learned from books; GPT-2 (Radford et al. 2019) from
 had not been trained for. Here the loss of held-out text is measured, by domain.
 """
 
+from typing import Any
+
+import numpy as np
+
 from blobjax.report import plots
 from blobjax.scaling.multiplier import Worth
+from blobjax.studies.analyses import law_plots
 from blobjax.studies.analyses.fits import Point, fit_points, held_against, points
 from blobjax.studies.analyses.reference import listed
 from blobjax.studies.finding import Finding, Picture, verdict
 from blobjax.studies.results import Result
 
 TRAINING = "training"
+
+Laws = dict[tuple[str, str], dict[str, Any]]
+"""(what was trained on, where it was evaluated) to a fitted law of the loss there, by compute."""
 
 
 def analyse(results: list[Result]) -> Finding:
@@ -31,6 +39,10 @@ def analyse(results: list[Result]) -> Finding:
         for domain, each in losses.items()
     ]
     claims: list[bool] = []
+    # Of what is held against something: each in what it was trained on alone, and all in what none was trained on.
+    asked = [*narrow.items(), *((name, domain) for name in runs for domain in unseen)]
+    laws = {(name, domain): law for name, domain in asked
+            if (law := fit_points("power-flops", runs[name], loss=_column(domain))[0])}  # fmt: skip
     values: dict[str, Worth] = {}
     for name, own in narrow.items():
         claims.append(losses[own][name] == min(losses[own].values()))
@@ -45,11 +57,11 @@ def analyse(results: list[Result]) -> Finding:
             f"{leads[0]:+.3f} at the shortest length" + _fails(all(claims[-2:]))
         )
         values |= {
-            f"{name}, in {domain} against {broad}": _worth(runs[broad], runs[name][-1], domain) for name in narrow
+            f"{name}, in {domain} against {broad}": _worth(laws, broad, runs[name][-1], domain) for name in narrow
         }
     if broad:
         values |= {
-            f"{broad}, in {own} against {name}": _worth(runs[name], runs[broad][-1], own)
+            f"{broad}, in {own} against {name}": _worth(laws, name, runs[broad][-1], own)
             for name, own in narrow.items()
         }
         shares, gained = shares_of(runs[broad][-1]), []
@@ -67,7 +79,8 @@ def analyse(results: list[Result]) -> Finding:
         reproduced=verdict(*claims) if claims else None,
         words=tuple(words),
         numbers={f"loss_in_{domain}": each for domain, each in losses.items()},
-        pictures=(_curves(runs, (unseen or seen)[0]), _by_domain(losses)),
+        pictures=(_curves(runs, (unseen or seen)[0], laws), _by_domain(losses)),
+        laws={f"{name}-in-{domain}": law for (name, domain), law in laws.items()},
         worth=values,
     )
 
@@ -90,26 +103,38 @@ def domains(runs: dict[str, list[Point]]) -> list[str]:
 
 def loss(point: Point, domain: str) -> float:
     """Of held-out text of a domain, nats per token."""
-    return float(point.row[f"eval/{domain}/cross_entropy"])
+    return float(point.row[_column(domain)])
+
+
+def _column(domain: str) -> str:
+    return f"eval/{domain}/cross_entropy"
 
 
 def _fails(holds: bool) -> str:
     return "." if holds else ": not as expected."
 
 
-def _worth(baseline: list[Point], point: Point, domain: str) -> Worth:
+def _worth(laws: Laws, baseline: str, point: Point, domain: str) -> Worth:
     """What a run was worth in a domain, in the compute of runs of other data."""
-    law, _ = fit_points("power-flops", baseline, loss=f"eval/{domain}/cross_entropy")
-    return held_against(law, point.flops, loss(point, domain))
+    return held_against(laws.get((baseline, domain)), point.flops, loss(point, domain))
 
 
-def _curves(runs: dict[str, list[Point]], domain: str) -> Picture:
+def _curves(runs: dict[str, list[Point]], domain: str, laws: Laws) -> Picture:
     figure, (axes,) = plots.charts()
     lines = {name: ([p.tokens / 1e3 for p in group], [loss(p, domain) for p in group]) for name, group in runs.items()}
     ticks = sorted({round(x) for xs, _ in lines.values() for x in xs})
     x, y = "thousand tokens trained on", "held-out loss, nats per token"
-    plots.draw(axes, lines, x, y, log_x=True, ticks=ticks, title=f"in {domain}")
-    return Picture("unseen_domain", f"Loss in {domain} by what was trained on, and for how long.", figure)
+    plots.draw(axes, lines, x, y, log_x=True, log_y=True, ticks=ticks, title=f"in {domain}")
+    for n, (name, group) in enumerate(runs.items()):
+        if law := laws.get((name, domain)):
+            tokens = np.geomspace(group[0].tokens, group[-1].tokens, 60)
+            law_plots.curve(axes, law, {"flops": tokens * group[0].flops / group[0].tokens}, (tokens / 1e3).tolist(), n)
+            law_plots.error_bars(axes, law, lines[name], n)
+    caption = (
+        f"Loss in {domain} by what was trained on, and for how long; thin, fitted power laws with their intervals, and "
+        "as error bars the root mean square distance from them."
+    )
+    return Picture("unseen_domain", caption, figure)
 
 
 def _by_domain(losses: dict[str, dict[str, float]]) -> Picture:

@@ -6,11 +6,13 @@ the law, which knows repetitions that bring nothing and none that do harm.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 from blobjax.report import plots
 from blobjax.scaling.laws.law import budgets
+from blobjax.studies.analyses import law_plots
 from blobjax.studies.analyses.fits import Point, fit_points, held_against, points, value
 from blobjax.studies.analyses.reference import SAME
 from blobjax.studies.finding import Finding, Picture, verdict
@@ -64,8 +66,8 @@ def analyse(results: list[Result]) -> Finding:
             f"cost_at_{longest(group):,.0f}_tokens, size {size}": {f"{e:.3g} epochs": c for e, c in costs[size].items()}
             for size, group in sizes.items()
         },
-        pictures=(_by_epochs(sizes), _by_tokens(sizes)),
-        laws={"data-constrained": law} if law else {},
+        pictures=(_by_epochs(sizes, law), _by_tokens(sizes, fresh)),
+        laws=({LAW: law} if law else {}) | {f"fresh-{size}": each for size, each in fresh.items() if each},
         worth={
             f"{epochs(point):.3g} epochs of {point.row['unique_tokens']:,.0f} tokens, size {size}": held_against(
                 fresh[size], point.flops, point.loss
@@ -127,7 +129,7 @@ def _of_costs(costs: dict[str, dict[float, float]]) -> list[str]:
     ]
 
 
-def _by_epochs(sizes: dict[str, list[Point]]) -> Picture:
+def _by_epochs(sizes: dict[str, list[Point]], law: dict[str, Any] | None) -> Picture:
     figure, (axes,) = plots.charts()
     ends = {size: at_the_longest(group) for size, group in sizes.items()}
     lines = {f"size {size}": ([epochs(p) for p in found], [p.loss for p in found]) for size, found in ends.items()}
@@ -136,10 +138,16 @@ def _by_epochs(sizes: dict[str, list[Point]]) -> Picture:
     y = "held-out loss, nats per token"
     title = f"{tokens:,.0f} tokens in all"
     plots.draw(axes, lines, "epochs of the unique data", y, log_x=True, log_y=True, ticks=ticks, title=title)
-    return Picture("loss_by_epochs", "The same tokens in all, of ever less unique data, repeated.", figure)
+    for n, line in enumerate(lines.values()):
+        law_plots.error_bars(axes, law, line, n)
+    caption = (
+        "The same tokens in all, of ever less unique data, repeated. Error bars: the root mean square distance of all "
+        "points from the data-constrained law."
+    )
+    return Picture("loss_by_epochs", caption, figure)
 
 
-def _by_tokens(sizes: dict[str, list[Point]]) -> Picture:
+def _by_tokens(sizes: dict[str, list[Point]], fresh: dict[str, dict[str, Any] | None]) -> Picture:
     # The size in the middle stands for all.
     size, group = list(sizes.items())[len(sizes) // 2]
     lines: dict[str, list[Point]] = {"seen once": []}
@@ -153,5 +161,13 @@ def _by_tokens(sizes: dict[str, list[Point]]) -> Picture:
     ticks = sorted({round(x) for xs, _ in drawn.values() for x in xs})
     x, y = "thousand tokens trained on", "held-out loss, nats per token"
     plots.draw(axes, drawn, x, y, log_x=True, log_y=True, ticks=ticks, title=f"size {size}")
-    caption = "What repeating some unique data brings, beside as many tokens that are seen once."
+    if (law := fresh[size]) and (once := lines["seen once"]):
+        tokens = np.geomspace(once[0].tokens, once[-1].tokens, 60)
+        flops = tokens * once[0].flops / once[0].tokens
+        law_plots.curve(axes, law, {"flops": flops}, (tokens / 1e3).tolist(), 0)
+        law_plots.error_bars(axes, law, drawn["seen once"], 0)
+    caption = (
+        "What repeating some unique data brings, beside as many tokens that are seen once; of these also the power law "
+        "(thin) with its interval, and as error bars their root mean square distance from it."
+    )
     return Picture("loss_by_tokens", caption, figure)

@@ -10,8 +10,10 @@ had to be trained for the loss early in the context to be what it is late in it.
 import itertools
 import math
 
+import numpy as np
+
 from blobjax.report import plots
-from blobjax.studies.analyses import fits
+from blobjax.studies.analyses import fits, law_plots
 from blobjax.studies.finding import Finding, Picture, verdict
 from blobjax.studies.results import Result
 
@@ -104,7 +106,7 @@ def analyse(results: list[Result]) -> Finding:
         if law is None:
             words.append(f"What context is worth in compute is not known for {name}: {why_not}.")
             continue
-        laws[f"{name}-after-{early}".replace(" ", "-")] = law
+        laws[name] = law
         for point in each:
             row = f"{name}, {point.row['steps']} steps: after {late} tokens and more against after {early} and more"
             worth[row] = fits.held_against(law, point.flops, _at(point, late))
@@ -119,8 +121,8 @@ def analyse(results: list[Result]) -> Finding:
                 for first in curves[_label(usable[0])]
             },
         },
-        pictures=(_by_position(curves), _growth(grown)),
-        laws=laws,
+        pictures=(_by_position(curves), _growth(grown), *([_by_compute(runs, laws, early, late)] if laws else [])),
+        laws={f"{name}-after-{early}".replace(" ", "-"): law for name, law in laws.items()},
         worth=worth,
     )
 
@@ -168,6 +170,24 @@ def _middle(first: int, curve: dict[int, float]) -> float:
     following = [start for start in curve if start > first]
     last = following[0] if following else 2 * first
     return math.sqrt((first + 1) * max(last, first + 1))
+
+
+def _by_compute(runs: dict[str, list[fits.Point]], laws: dict[str, dict], early: int, late: int) -> Picture:
+    figure, charts = plots.charts(len(laws), share_y=True)
+    for axes, (name, law) in zip(charts, laws.items(), strict=True):
+        flops = [point.flops for point in runs[name]]
+        lines = {f"after {at} tokens and more": (flops, [_at(p, at) for p in runs[name]]) for at in (early, late)}
+        y = "held-out loss, nats per token"
+        ticks = plots.decade_ticks(flops[0], flops[-1])
+        plots.draw(axes, lines, "FLOPs of the run", y, log_x=True, log_y=True, ticks=ticks, title=name)
+        fine = np.geomspace(flops[0], flops[-1], 60)
+        law_plots.curve(axes, law, {"flops": fine}, fine.tolist(), 0)
+        law_plots.error_bars(axes, law, next(iter(lines.values())), 0)
+    caption = (
+        "Loss early and late in the context of runs of several lengths. How far the late loss lies to the left of the "
+        "early one is what the context between is worth in compute; thin, the early one's law with its interval."
+    )
+    return Picture("by-compute", caption, figure)
 
 
 def _growth(grown: dict[str, tuple[list[int], list[float]]]) -> Picture:

@@ -10,9 +10,8 @@ from blobjax.config import BadInputError
 from blobjax.config.ladder import dial, parse
 from blobjax.config.schema import Model
 from blobjax.report import plots
-from blobjax.scaling import certainty, fit_file, prediction
-from blobjax.scaling.laws import LAWS
-from blobjax.studies.analyses import fits
+from blobjax.scaling import prediction
+from blobjax.studies.analyses import fits, law_plots
 from blobjax.studies.finding import Finding, Picture, Prediction, verdict
 from blobjax.studies.results import Result
 from blobjax.studies.study import SIZE
@@ -87,18 +86,13 @@ def _rounded(size: float) -> str:
 
 def _picture(content: dict[str, Any], rows: fits.Ends) -> Picture:
     """Loss against compute, with the law, its interval, and what the other rungs say of the largest."""
-    law = LAWS[LAW]
-    values, draws = fit_file.values(content), fit_file.draws(content)
     flops = [row["flops"] for _, row in rows]
     C = np.geomspace(flops[0] / 1.3, flops[-1] ** 2 / flops[-2] * 1.3, 80)
     figure, (axes,) = plots.charts()
-    if len(draws):
-        curves = law.predict(draws, {"flops": C})
-        plots.band(axes, C.tolist(), *certainty.band(curves, content["bootstrap"]["share"]), 0)
-    axes.plot(C, law.predict(values, {"flops": C}), color=plots.colour(0), label="fitted to all rungs")
-    bar = content["objective"]["rms_residual"]
-    losses = np.array([row[fits.LOSS] for _, row in rows])
-    axes.errorbar(flops, losses, yerr=bar * losses, fmt="o", color="black", capsize=3, label="rungs")
+    law_plots.curve(axes, content, {"flops": C}, C.tolist(), 0, label="fitted to all rungs")
+    losses = [row[fits.LOSS] for _, row in rows]
+    axes.plot(flops, losses, "o", color=plots.colour(0), label="rungs")
+    law_plots.error_bars(axes, content, (flops, losses), 0)
     for (result, row), loss in zip(rows, losses, strict=True):
         axes.annotate(result.cell.name, (row["flops"], loss), textcoords="offset points", xytext=(6, 6), fontsize=10)
     if content["future"]:

@@ -4,7 +4,12 @@ A branch costs only what is trained after the checkpoint it begins from; a run o
 et al. 2024). Losses are of held-out text.
 """
 
+from typing import Any
+
+import numpy as np
+
 from blobjax.report import plots
+from blobjax.studies.analyses import law_plots
 from blobjax.studies.analyses.fits import Point, fit_points, held_against, points, value
 from blobjax.studies.analyses.reference import SAME
 from blobjax.studies.finding import Finding, Picture, verdict
@@ -61,7 +66,7 @@ def analyse(results: list[Result]) -> Finding:
             "loss_of_branch": {f"{p.tokens:,.0f} tokens": p.loss for p in branches},
             "branch_above_own_run": gaps,
         },
-        pictures=(_curves(branches, list(trunks.values()), alone),),
+        pictures=(_curves(branches, list(trunks.values()), alone, law),),
         laws={"branches": law} if law else {},
         worth={p.result.cell.name: held_against(baseline, p.flops, p.loss) for p in alone},
     )
@@ -83,7 +88,7 @@ def schedule(point: Point) -> str:
     return point.result.cell.config.optimizer.schedule
 
 
-def _curves(branches: list[Point], trunks: list[Point], alone: list[Point]) -> Picture:
+def _curves(branches: list[Point], trunks: list[Point], alone: list[Point], law: dict[str, Any] | None) -> Picture:
     lines = {trunk.result.cell.name: _evaluations(trunk) for trunk in trunks}
     ticks = [round(point.tokens / 1e3) for point in branches]
     for name, those in [("branches", branches), *((schedule(own), [own]) for own in alone)]:
@@ -92,7 +97,15 @@ def _curves(branches: list[Point], trunks: list[Point], alone: list[Point]) -> P
         ys += [point.loss for point in those]
     figure, (axes,) = plots.charts()
     plots.draw(axes, lines, "thousand tokens trained on", "held-out loss, nats per token", log_x=True, ticks=ticks)
-    caption = "The trunk at its constant learning rate, its decayed branches, and runs of their own."
+    if law:
+        n = list(lines).index("branches")
+        tokens = np.geomspace(branches[0].tokens, branches[-1].tokens, 60)
+        law_plots.curve(axes, law, {"tokens": tokens}, (tokens / 1e3).tolist(), n)
+        law_plots.error_bars(axes, law, lines["branches"], n)
+    caption = (
+        "The trunk at its constant learning rate, its decayed branches, and runs of their own. Thin, the branches' law "
+        "with its interval; error bars: their root mean square distance from it."
+    )
     return Picture("loss_by_length", caption, figure)
 
 

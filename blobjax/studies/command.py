@@ -22,7 +22,7 @@ from blobjax.config.load import shipped_studies
 from blobjax.reliability.outcome import DONE
 from blobjax.reliability.run_directory import write_atomically
 from blobjax.studies import confirmation, here, runner
-from blobjax.studies.analyses import ANALYSES, PREDICTING
+from blobjax.studies.analyses import ANALYSES, found, lacking
 from blobjax.studies.finding import Finding, Prediction
 from blobjax.studies.progress import Progress, table
 from blobjax.studies.results import Result, jsonable, read, write_cells
@@ -62,8 +62,10 @@ def study(
     if find_spec("matplotlib") is None:
         raise BadInputError("a study draws plots, and matplotlib is not installed; pip install 'blobjax[plot]'")
     plan = load_study(name, overrides, Path(directory) if directory else None)
-    if confirm and plan.study.analysis not in PREDICTING:
-        known = ", ".join(sorted(PREDICTING))
+    if problems := lacking(plan.study.analysis, {name: axis.values for name, axis in plan.study.grid.items()}):
+        raise BadInputError(*(f"{plan.name}: {line}" for line in problems))
+    if confirm and not ANALYSES[plan.study.analysis].predicts:
+        known = ", ".join(name for name, analysis in ANALYSES.items() if analysis.predicts)
         raise BadInputError(f"--confirm: {plan.name} predicts nothing that a run could test; those that do: {known}")
     console = PatientConsole()
     runner.check(plan)
@@ -164,7 +166,7 @@ def conclude(plan: Plan, console: Console, confirm: Run | None = None) -> int:
         names = ", ".join(f"{result.cell.name} ({result.reason})" for result in open_cells)
         console.print(f"not at their end: {names}; run the same command to go on", highlight=False, soft_wrap=True)
         return RESUMABLE
-    finding = ANALYSES[plan.study.analysis](results)
+    finding = found(plan.study.analysis, results)
     if confirm is not None:
         _confirm(plan, finding.prediction, confirm, console)
     tested = confirmation.look(plan, finding)

@@ -68,6 +68,14 @@ class Finding:
     prediction: Prediction | None = None
 
 
-def verdict(*claims: bool) -> Verdict:
-    """True where all claims hold, False where none does, else partly."""
-    return True if all(claims) else "partly" if any(claims) else False
+def verdict(*claims: bool | None) -> Verdict:
+    """True where all claims hold, False where all that could be tested failed, else partly.
+
+    Args:
+      claims: what the paper found; None where these cells cannot tell, so that a part of a study is no reproduction of
+        the whole. Without one that could be tested there is no verdict.
+    """
+    tested = [claim for claim in claims if claim is not None]
+    if not tested:
+        return None
+    return True if all(claims) else "partly" if any(tested) else False

@@ -55,9 +55,9 @@ def run(plan: Plan, cells: list[Cell], progress: Progress) -> None:
             answer = worker.run(Path(cell.config.logging.run_dir), configured=True)
             if answer["code"] == 2:
                 raise BadInputError(*(f"cell {cell.name}: {line}" for line in answer["problems"]))
-            if answer.get("told") in ("SIGINT", "SIGTERM"):
-                raise KeyboardInterrupt
             if "error" in answer:
                 runner.note_failure(cell, answer["error"])
+            if answer["told"] in ("SIGINT", "SIGTERM"):
+                raise KeyboardInterrupt
         progress.end(read(cell))
         order.ended(cell)

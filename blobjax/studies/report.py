@@ -10,7 +10,7 @@ from blobjax.reliability.outcome import DONE
 from blobjax.report import command, plots
 from blobjax.report.prices import Prices
 from blobjax.studies import confirmation
-from blobjax.studies.analyses import ANALYSES
+from blobjax.studies.analyses import found
 from blobjax.studies.command import summarise
 from blobjax.studies.finding import Finding
 from blobjax.studies.page import page
@@ -37,7 +37,7 @@ def report(directory: Path, out: str, prices: Prices) -> Path:
         words = f"Not finished: {ended} of {len(results)} cells are at their end, and nothing is concluded from a part."
         finding, tested = Finding(None, (words,), {}, ()), None
     else:
-        finding = ANALYSES[plan.study.analysis](results)
+        finding = found(plan.study.analysis, results)
         tested = confirmation.look(plan, finding)
         finding = confirmation.weighed(finding, tested)
     # The command is known of a study that has written its summary: study.yaml holds overrides as applied.

@@ -78,16 +78,28 @@ def run(directory: Path, configured: bool) -> dict[str, Any]:
 
     Returns:
       `code`: what `blobjax train` would have exited with; `problems`: its lines of bad input; `error`: what it failed
-      for; `told`: the signal or limit that stopped it early.
+      for; `told`: the signal or limit that it was told to stop by, or nothing.
     """
     try:
         config = load(str(directory / "config.yaml"))
         if not configured:
             runtime.configure(config.compute)
-        stopping = Stopping(config.reliability.grace.seconds or 0)
-        stopping.listen()
-        with contextlib.closing(stopping):
-            return {"code": _train(config, stopping), "told": stopping.reason}
+    except BadInputError as error:
+        print(error, file=sys.stderr)
+        return {"code": 2, "problems": list(error.problems), "told": ""}
+    stopping = Stopping(config.reliability.grace.seconds or 0)
+    stopping.listen()
+    with contextlib.closing(stopping):
+        return _train(config, stopping) | {"told": stopping.reason}
+
+
+def _train(config: Config, stopping: Stopping) -> dict[str, Any]:
+    import jax
+
+    from blobjax.training.trainer import train
+
+    try:
+        return {"code": train(config, stopping=stopping)}
     except BadInputError as error:
         print(error, file=sys.stderr)
         return {"code": 2, "problems": list(error.problems)}
@@ -97,17 +109,9 @@ def run(directory: Path, configured: bool) -> dict[str, Any]:
     except Exception as error:
         traceback.print_exc()
         return {"code": 1, "error": f"{type(error).__name__}: {error}"}
-
-
-def _train(config: Config, stopping: Stopping) -> int:
-    import jax
-
-    from blobjax.training.trainer import train
-
-    code = train(config, stopping=stopping)
-    # A cell's programs are of no use to the next one, and there may be hundreds.
-    jax.clear_caches()
-    return code
+    finally:
+        # A cell's programs are of no use to the next one, and there may be hundreds.
+        jax.clear_caches()
 
 
 if __name__ == "__main__":

@@ -39,7 +39,10 @@ def test_lr_sensitivity_by_hand():
     assert finding.numbers["sensitivity"] == {"neither": 2.25, "qk_norm": 0.5}
     assert finding.numbers["largest_attention_logit"] == {"neither": 2e4, "qk_norm": 20.0}
     assert finding.numbers["best_learning_rate"] == {"neither": 0.01, "qk_norm": 0.01}
-    assert finding.reproduced is True
+    # The z-loss was not tried.
+    assert finding.reproduced == "partly"
+    tried = [rated({"conditioning": "z_loss", "learning_rate": "1"}, 1.0, [6.0] + [2.0] * 9)]
+    assert lr_sensitivity.analyse([*cells, *tried]).reproduced is True
     assert drawn(finding)
     worse = [cell for cell in cells if cell.label("conditioning") == "neither"][:2]
     assert "did not reproduce" in " ".join(lr_sensitivity.analyse([*worse, *cells[4:]]).words)
@@ -227,6 +230,17 @@ def test_what_context_is_worth_is_how_much_longer_one_would_have_to_train():
     assert "more than 1 times" in found["2 layers, 400"].refused
     # The curves are those of the longest.
     assert finding.numbers["loss_at_2"]["2 layers"] == pytest.approx(1.5 + 500 * 4e11**-0.25)
+
+
+def test_in_context_of_one_layer_is_no_reproduction():
+    one = in_contexts(1, (2.6, 2.2), (2.5, 2.1))
+    finding = in_context.analyse([one])
+    assert finding.reproduced == "partly"
+    few = in_contexts(1, (2.6, 2.2), (2.5, 2.1))
+    for line in few.metrics:
+        for name in [name for name in line if name.endswith(("at/4", "at/8", "at/0"))]:
+            del line[name]
+    assert "three ranges" in in_context.analyse([few]).words[0]
 
 
 def test_in_context_needs_evaluations_by_position():

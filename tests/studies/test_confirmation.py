@@ -9,7 +9,7 @@ from blobjax.config import BadInputError, load
 from blobjax.reliability.run_directory import read_jsonl
 from blobjax.scaling.multiplier import Worth
 from blobjax.studies import command
-from blobjax.studies.analyses import ANALYSES
+from blobjax.studies.analyses import ANALYSES, Analysis
 from blobjax.studies.finding import Finding, Prediction
 from tests.report.page import Page
 from tests.studies.small import write
@@ -31,8 +31,7 @@ def confirmed(tmp_path_factory):
     path = write(folder, grid={"seed": {"key": "seed", "values": [0]}})
     more = ["evaluation.every=100%", "duration={length: 20 steps, global_batch_size: 4, warmup: 2 steps}"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ANALYSES, "final-loss", predicts)
-        patch.setattr(command, "PREDICTING", frozenset({"final-loss"}))
+        patch.setitem(ANALYSES, "final-loss", Analysis(predicts, predicts=True))
         assert command.study(path, more, str(folder / "study"), 1) == 0
         before = json.loads((folder / "study" / "summary.json").read_text())
         codes = [command.study(path, more, str(folder / "study"), 1, confirm=True) for _ in range(2)]

@@ -1,6 +1,7 @@
 """Data quantity, breadth, training length and batch size: cells made up from known laws give those laws back."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -81,6 +82,12 @@ def test_what_repeated_data_was_worth_is_held_against_fresh_data(quantity):
     assert often.multiplier == pytest.approx((1 + 12 * (1 - math.exp(-15 / 12))) / 16, rel=0.02)
 
 
+def test_without_repetition_nothing_is_known_of_what_it_costs():
+    assert data_quantity.analyse([]).reproduced is None
+    once = data_quantity.analyse([repeated(16, UNIQUE * share, 1, 0.0) for share in (1, 4, 8, 16)])
+    assert once.reproduced is None
+
+
 # Data breadth.
 LOSSES = {
     "shakespeare": {"shakespeare": 1.0, "bible": 1.4, "jargon": 1.5},
@@ -130,6 +137,21 @@ def test_breadth_is_judged_in_the_domain_that_nobody_trained_on():
     assert finding.worth["broad, in bible against bible"].refused == "the baseline's law was not fitted"
 
 
+def test_what_is_compared_had_as_many_tokens():
+    names, lengths = ("shakespeare", "bible", "broad"), (1e5, 2e5, 4e5, 8e5)
+    whole = [trained_on(name, tokens) for name in names for tokens in lengths]
+    of_all = data_breadth.analyse(whole[:3] + whole[4:7] + whole[8:11])
+    # The broad run alone came to the end of the longest.
+    finding = data_breadth.analyse(whole[:3] + whole[4:7] + whole[8:])
+    assert finding.numbers == of_all.numbers
+    assert finding.words[0].startswith("After 400,000 tokens")
+    assert finding.reproduced == of_all.reproduced
+    assert data_breadth.analyse([whole[0], whole[5], whole[8]]).reproduced is None
+    # Without a broad run nothing is known of breadth.
+    assert data_breadth.analyse(whole[:8]).reproduced == "partly"
+    assert data_breadth.analyse([]).reproduced is None
+
+
 # Training length.
 def length(name: str, steps: int, loss: float, began: int | None = None, **optimizer):
     duration = {"start_from": "trunk@80%"} if began else {}
@@ -155,6 +177,10 @@ def test_the_price_of_trunk_and_branches_and_the_law_through_them():
     assert drawn(finding)
     cells[-1] = length("cosine_400", 400, curve[400] - 0.2, schedule="cosine")
     assert training_length.analyse(cells).reproduced is False
+    # A trunk that diverged at its end, and one without branches.
+    ends = [cell if cell.cell.name != "trunk" else replace(cell, status="diverged") for cell in cells]
+    assert training_length.analyse(ends).words == ("No branch finished whose trunk did.",)
+    assert training_length.analyse(cells[:1]).reproduced is None
 
 
 # Batch size.
@@ -180,7 +206,7 @@ def batches():
     return [
         batch(size, rate, 1.0 if rate == best else 1.5, noise=2.0 if (size, rate) == (64, best) else 0)
         for size, best in rates.items()
-        for rate in rates.values()
+        for rate in (5e-4, *rates.values(), 8e-3)
     ]
 
 
@@ -204,6 +230,35 @@ def test_the_critical_batch_comes_from_steps_and_from_noise(batches):
         assert worth.low <= worth.multiplier <= worth.high
         assert worth.loss == lowest
     assert drawn(finding)
+
+
+def test_a_best_rate_at_the_edge_of_those_tried_says_nothing_of_how_it_grows(batches):
+    finding = batch_size.analyse([cell for cell in batches if cell.label("learning_rate") != "0.0005"])
+    assert finding.reproduced == "partly"
+    assert any("0.001 at batch 4 (the edge of what was tried)" in words for words in finding.words)
+    assert "how it grows with the batch is not known" in finding.words[-1]
+
+
+def test_a_batch_without_a_loss_is_named_and_one_that_is_there_at_once_tells_no_steps(batches):
+    lost = batch(128, 1e-3, 1.0)
+    for line in lost.metrics:
+        line["eval/bible/cross_entropy"] = math.nan
+    finding = batch_size.analyse([*batches, lost])
+    assert any("No run with a batch of 128 has a held-out loss" in words for words in finding.words)
+    assert len(finding.numbers["critical_batch"]) == batch_size.TARGETS
+    quick = batch(128, 1e-3, 1.0)
+    del quick.metrics[:-1]
+    finding = batch_size.analyse([*batches, quick])
+    assert finding.numbers["critical_batch"] == {}
+    assert any("with a batch of 128 the loss was there at the first" in words for words in finding.words)
+
+
+def test_the_loss_of_a_mixture_is_that_of_all_its_domains():
+    result = made_up(
+        {"batch": "4"}, [6.0], config={"data": {"mixture": {"bible": 3.0, "jargon": 1.0, "shakespeare": 0}}}
+    )
+    result.metrics.append({"step": 9, "eval/bible/cross_entropy": 2.0, "eval/jargon/cross_entropy": 4.0})
+    assert fits.evaluations(result) == ([9], [2.5])
 
 
 def test_a_noise_scale_far_from_the_critical_batch_is_not_as_expected(batches):

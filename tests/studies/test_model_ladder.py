@@ -9,7 +9,7 @@ from blobjax.compute.flops import flops_per_token, param_count
 from blobjax.config import load
 from blobjax.report.plots import to_png
 from blobjax.scaling.laws import LAWS
-from blobjax.studies.analyses import fits, model_ladder
+from blobjax.studies.analyses import fits, found, model_ladder
 from blobjax.studies.study import load_study, one_more
 from tests.studies.small import made_up, write
 
@@ -56,6 +56,14 @@ def test_a_largest_rung_that_is_not_as_predicted_counts_against():
     few = model_ladder.analyse([rung(size) for size in SIZES[:3]])
     assert (few.reproduced, few.laws) == (None, {})
     assert "could not be fitted" in few.words[-1]
+
+
+def test_a_rung_that_came_to_no_end_is_named_and_the_rest_is_no_reproduction():
+    rungs = [*(rung(size) for size in SIZES), replace(rung("400k"), status="diverged")]
+    finding = found("model-ladder", rungs)
+    assert model_ladder.analyse(rungs[:5]).reproduced is True
+    assert finding.reproduced == "partly"
+    assert finding.words[-1] == "Without an end to be compared, and so missing from all of this: 400k (diverged)."
 
 
 def test_an_axis_of_sizes_is_the_dial_for_each_cell(tmp_path):

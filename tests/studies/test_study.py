@@ -5,7 +5,8 @@ import pytest
 from blobjax.config import BadInputError
 from blobjax.config.load import find, shipped, shipped_studies
 from blobjax.studies.analyses import ANALYSES
-from blobjax.studies.command import _record
+from blobjax.studies.command import _record, study
+from blobjax.studies.finding import verdict
 from blobjax.studies.study import Axis, label, load_study
 from tests.studies.small import BASE, write
 
@@ -141,6 +142,31 @@ def test_shipped_studies_resolve(name):
     plan = load_study(name, [])
     assert plan.study.analysis == name
     assert 2 <= len(plan.cells) <= 40
+
+
+@pytest.mark.parametrize(
+    ("analysis", "grid", "expected"),
+    [
+        ("in-context", {"layer": {"key": "model.n_layers", "values": [1, 2]}}, "needs an axis 'layers' in the grid"),
+        (
+            "bf16-rounding",
+            {"parameters": {"nearest": {}}, "learning_rate": {"one": {}}},
+            "parameters 'float32', and the",
+        ),
+    ],
+)
+def test_what_an_analysis_needs_is_asked_before_anything_runs(tmp_path, analysis, grid, expected):
+    with pytest.raises(BadInputError, match=expected) as caught:
+        study(write(tmp_path, grid=grid, analysis=analysis), [], str(tmp_path / "study"))
+    assert len(caught.value.problems) == 1
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_verdict_is_of_all_claims():
+    assert verdict(True, True) is True
+    assert verdict(True, None) == verdict(True, False) == "partly"
+    assert verdict(False, None) is False
+    assert verdict(None) is verdict() is None
 
 
 def test_every_analysis_has_its_study_and_every_study_its_analysis():

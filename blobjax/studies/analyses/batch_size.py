@@ -14,7 +14,7 @@ from blobjax.report import plots
 from blobjax.scaling import certainty, fit_file
 from blobjax.scaling.multiplier import Worth
 from blobjax.studies.analyses import law_plots
-from blobjax.studies.analyses.fits import fit_rows, value
+from blobjax.studies.analyses.fits import evaluations, fit_rows, value
 from blobjax.studies.finding import Finding, Picture, verdict
 from blobjax.studies.results import Result
 
@@ -32,11 +32,20 @@ def analyse(results: list[Result]) -> Finding:
     """Steps and tokens to several losses by batch size, the hyperbola of each loss, and the noise scale beside it."""
     batches: dict[int, list[Result]] = {}
     for result in sorted(results, key=lambda result: result.cell.config.duration.global_batch_size):
-        if held_out(result)[0]:
+        # Constant rates: what a run came to on the way to a bad end counts as well.
+        if np.isfinite(held_out(result)[1]).any():
             batches.setdefault(result.cell.config.duration.global_batch_size, []).append(result)
-    targets = common_targets(batches)
-    best = {loss: {batch: fastest(group, loss) for batch, group in batches.items()} for loss in targets}
     laws, critical, refused = {}, {}, []
+    if without := sorted({each.cell.config.duration.global_batch_size for each in results} - batches.keys()):
+        refused.append(f"No run with a batch of {', '.join(map(str, without))} has a held-out loss.")
+    targets = []
+    for loss in common_targets(batches):
+        if early := [batch for batch, group in batches.items() if at_once(group, loss)]:
+            refused.append(f"No critical batch at {loss:.2f} nats: with a batch of {', '.join(map(str, early))} the "
+                           "loss was there at the first evaluation.")  # fmt: skip
+        else:
+            targets.append(loss)
+    best = {loss: {batch: fastest(group, loss) for batch, group in batches.items()} for loss in targets}
     for loss in targets:
         rows = [{"batch_size": batch, "steps": steps} for batch, (steps, _) in best[loss].items()]
         law, why_not = fit_rows("critical-batch", rows)
@@ -51,7 +60,7 @@ def analyse(results: list[Result]) -> Finding:
         + (f", noise scale {noise[loss]:.3g}." if math.isfinite(noise[loss]) else ".")
         for loss, entry in critical.items()
     ] + refused
-    claims = []
+    claims: list[bool | None] = []
     if len(critical) > 1:
         high, low = max(critical), min(critical)
         growth = critical[low]["value"] / critical[high]["value"]
@@ -60,6 +69,8 @@ def analyse(results: list[Result]) -> Finding:
             f"From {high:.2f} down to {low:.2f} nats the critical batch "
             + (f"grows {growth:.2f}-fold." if claims[-1] else f"becomes {growth:.2f} of what it was: not as expected.")
         )
+    else:
+        claims.append(None)
     both = {loss: noise[loss] / entry["value"] for loss, entry in critical.items() if math.isfinite(noise[loss])}
     if both:
         apart = max(both.values(), key=lambda ratio: abs(math.log(ratio)))
@@ -68,27 +79,39 @@ def analyse(results: list[Result]) -> Finding:
             f"The noise scale is {min(both.values()):.2f} to {max(both.values()):.2f} times the critical batch of steps"
             + ("." if claims[-1] else f", more than a factor of {FACTOR:g} apart: not as expected.")
         )
+    else:
+        claims.append(None)
     last = min(targets, default=math.nan)
     rates = {batch: rate for batch, (_, rate) in best[last].items()} if targets else {}
-    if last in critical:
-        # The rule is for batches up to the critical one; the first beyond it still counts.
-        under = [batch for batch in rates if batch <= critical[last]["value"]]
-        ruled = list(rates)[: len(under) + 1]
+    if rates:
+        edge = at_the_edge(batches, rates)
+        words.append(
+            f"The learning rate that comes first to {last:.2f} nats is "
+            + ", ".join(f"{rate:g} at batch {batch}" + " (the edge of what was tried)" * (batch in edge)
+                        for batch, rate in rates.items())
+            + "."
+        )  # fmt: skip
+        # The rule is for batches up to the critical one; the first beyond it still counts. Of a rate at the edge of
+        # those that were tried nobody knows whether it is the best.
+        under = [batch for batch in rates if last in critical and batch <= critical[last]["value"]]
+        ruled = [batch for batch in list(rates)[: len(under) + 1] if batch not in edge]
         if len(ruled) > 2:
             slope = float(np.polyfit(np.log(ruled), np.log([rates[batch] for batch in ruled]), 1)[0])
             claims.append(ABOUT_HALF[0] < slope < ABOUT_HALF[1])
-            found = ", ".join(f"{rate:g} at batch {batch}" for batch, rate in rates.items())
             words.append(
-                f"The learning rate that comes first to {last:.2f} nats is {found}: up to batch {ruled[-1]} it grows "
-                f"as the batch to the power {slope:.2f}"
+                f"From batch {ruled[0]} to {ruled[-1]} it grows as the batch to the power {slope:.2f}"
                 + (", about the square root." if claims[-1] else ", not its square root.")
             )
+        else:
+            claims.append(None)
+            words.append("Fewer than three batches up to the critical one have their best rate within what was tried: "
+                         "how it grows with the batch is not known.")  # fmt: skip
     rows = [{"loss": loss, "critical_batch": entry["value"]} for loss, entry in critical.items()]
     of_loss, why_not = fit_rows("critical-batch-loss", rows)
     if of_loss is None:
         words.append(f"How the critical batch follows the loss cannot be fitted: {why_not}.")
     return Finding(
-        reproduced=verdict(*claims) if claims else None,
+        reproduced=verdict(*claims),
         words=tuple(words),
         numbers={
             "critical_batch": {f"{loss:.2f} nats": entry["value"] for loss, entry in critical.items()},
@@ -104,9 +127,7 @@ def analyse(results: list[Result]) -> Finding:
 
 def held_out(result: Result) -> tuple[list[int], list[float]]:
     """Steps, and held-out loss as it has come down by then: of noise around it only the lowest so far counts."""
-    mixture = result.cell.config.data.mixture
-    (domain,) = [name for name, weight in mixture.items() if weight][:1]
-    steps, values = result.series(f"eval/{domain}/cross_entropy")
+    steps, values = evaluations(result)
     lowest = np.minimum.accumulate(np.nan_to_num(values, nan=np.inf)) if values else values
     return steps, list(lowest)
 
@@ -126,6 +147,18 @@ def steps_to(result: Result, loss: float) -> float:
 def fastest(group: list[Result], loss: float) -> tuple[float, float]:
     """The fewest steps to a loss, and the learning rate that took them."""
     return min((steps_to(result, loss), result.cell.config.optimizer.learning_rate) for result in group)
+
+
+def at_once(group: list[Result], loss: float) -> bool:
+    """Whether the first evaluation of the fastest run was at this loss already: when it came to it is not known."""
+    run = min(group, key=lambda result: steps_to(result, loss))
+    return held_out(run)[1][0] <= loss
+
+
+def at_the_edge(batches: dict[int, list[Result]], rates: dict[int, float]) -> set[int]:
+    """The batches whose best learning rate is the lowest or the highest that was tried with them."""
+    tried = {batch: [run.cell.config.optimizer.learning_rate for run in group] for batch, group in batches.items()}
+    return {batch for batch, rate in rates.items() if rate in (min(tried[batch]), max(tried[batch]))}
 
 
 def common_targets(batches: dict[int, list[Result]]) -> list[float]:

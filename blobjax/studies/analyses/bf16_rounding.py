@@ -24,7 +24,7 @@ def analyse(results: list[Result]) -> Finding:
     smallest, cells = next(iter(by_rate.items()))
     losses = {name: result.final_loss for name, result in cells.items()}
     words = [f"At the smallest learning rate, {smallest}, the final losses are: {listed(losses)} nats per token."]
-    claims = []
+    claims: list[bool | None] = [] if NEAREST in cells else [None]
     for name, result in cells.items():
         if name == NEAREST:
             claims.append(gap(result, cells[REFERENCE]) > SAME)

@@ -32,13 +32,18 @@ def analyse(results: list[Result]) -> Finding:
     broad = max(others, key=lambda name: len(trained(runs[name][0])), default="")
     seen = sorted({domain for group in runs.values() for domain in trained(group[0])})
     unseen = [domain for domain in domains(runs) if domain not in seen]
-    losses = {domain: {name: loss(group[-1], domain) for name, group in runs.items()} for domain in domains(runs)}
+    # What is compared had as many tokens; of a length that not all came to the end of nothing is known.
+    lengths = set.intersection(*({p.tokens for p in group} for group in runs.values())) if runs else set()
+    even = {name: [p for p in group if p.tokens in lengths] for name, group in runs.items()}
+    if not lengths:
+        return Finding(None, ("There is no length to whose end each kind of training came.",), {}, ())
+    losses = {domain: {name: loss(group[-1], domain) for name, group in even.items()} for domain in domains(runs)}
     words = [
-        f"After {max(group[-1].tokens for group in runs.values()):,.0f} tokens, {domain}"
+        f"After {max(lengths):,.0f} tokens, {domain}"
         f"{' (trained on by none)' if domain in unseen else ''}: {listed(each)} nats per token."
         for domain, each in losses.items()
     ]
-    claims: list[bool] = []
+    claims: list[bool | None] = [] if broad and narrow and unseen else [None]
     # Of what is held against something: each in what it was trained on alone, and all in what none was trained on.
     asked = [*narrow.items(), *((name, domain) for name in runs for domain in unseen)]
     laws = {(name, domain): law for name, domain in asked
@@ -49,22 +54,22 @@ def analyse(results: list[Result]) -> Finding:
         if not claims[-1]:
             words.append(f"In {own} the run trained on it alone is not the best: not as expected.")
     for domain in unseen if broad and narrow else ():
-        leads = [min(loss(runs[name][i], domain) for name in narrow) - loss(runs[broad][i], domain)
-                 for i in range(min(map(len, runs.values())))]  # fmt: skip
-        claims += [leads[-1] > 0, leads[-1] > leads[0]]
+        leads = [min(loss(even[name][i], domain) for name in narrow) - loss(even[broad][i], domain)
+                 for i in range(len(lengths))]  # fmt: skip
+        claims += [leads[-1] > 0, leads[-1] > leads[0] if len(leads) > 1 else None]
         words.append(
             f"In {domain} the broad run is {leads[-1]:.3f} nats ahead of the best narrow one at the end and "
-            f"{leads[0]:+.3f} at the shortest length" + _fails(all(claims[-2:]))
+            f"{leads[0]:+.3f} at the shortest length" + _fails(False not in claims[-2:])
         )
         values |= {
-            f"{name}, in {domain} against {broad}": _worth(laws, broad, runs[name][-1], domain) for name in narrow
+            f"{name}, in {domain} against {broad}": _worth(laws, broad, even[name][-1], domain) for name in narrow
         }
     if broad:
         values |= {
-            f"{broad}, in {own} against {name}": _worth(laws, name, runs[broad][-1], own)
+            f"{broad}, in {own} against {name}": _worth(laws, name, even[broad][-1], own)
             for name, own in narrow.items()
         }
-        shares, gained = shares_of(runs[broad][-1]), []
+        shares, gained = shares_of(even[broad][-1]), []
         for name, own in narrow.items():
             found = values[f"{broad}, in {own} against {name}"].multiplier
             if found is not None:
@@ -76,7 +81,7 @@ def analyse(results: list[Result]) -> Finding:
                 )
         claims += gained
     return Finding(
-        reproduced=verdict(*claims) if claims else None,
+        reproduced=verdict(*claims),
         words=tuple(words),
         numbers={f"loss_in_{domain}": each for domain, each in losses.items()},
         pictures=(_curves(runs, (unseen or seen)[0], laws), _by_domain(losses)),

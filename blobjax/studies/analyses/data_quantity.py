@@ -31,17 +31,23 @@ def analyse(results: list[Result]) -> Finding:
     sizes: dict[str, list[Point]] = {}
     for point in points(results):
         sizes.setdefault(point.result.label(SIZE), []).append(point)
+    if not sizes:
+        return Finding(None, ("No cell finished.",), {}, ())
     costs = {size: costs_at_the_longest(group) for size, group in sizes.items()}
     harmed = [point for group in sizes.values() for point in overfitted(group)]
     law, why_not = fit_points(LAW, (point for group in sizes.values() for point in group if point not in harmed))
     fresh = {size: fit_points("power-flops", (p for p in group if epochs(p) < 1.5))[0] for size, group in sizes.items()}
     few = [cost for each in costs.values() for many, cost in each.items() if 1.5 < many <= HARMLESS * 1.1]
-    claims = [bool(few) and max(few) < SAME, bool(costs) and all(_grows(each) for each in costs.values())]
-    words = [*_of_costs(costs), f"Up to {HARMLESS} epochs cost {'less' if claims[0] else 'more'} than {SAME} nats."]
+    repeated = [each for each in costs.values() if len(each) > 1]
+    claims = [max(few) < SAME if few else None, all(map(_grows, repeated)) if repeated else None]
+    words = _of_costs(costs)
+    if few:
+        words.append(f"Up to {HARMLESS} epochs cost {'less' if claims[0] else 'more'} than {SAME} nats.")
     if harmed:
         names = ", ".join(f"{p.result.cell.name} ({p.loss:.3f})" for p in harmed)
         words.append(f"With more epochs of the same data the loss rose, which is overfitting, no saturation: {names}.")
     if law is None:
+        claims.append(None)
         words.append(f"The data-constrained law cannot be fitted: {why_not}.")
     else:
         R_D, R_N = law["parameters"]["R_D"], law["parameters"]["R_N"]

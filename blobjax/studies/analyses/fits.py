@@ -106,6 +106,17 @@ def held_against(baseline: dict[str, Any] | None, flops: float, loss: float) -> 
     return worth(baseline, flops, loss) if baseline else Worth(flops, loss, refused="the baseline's law was not fitted")
 
 
+def evaluations(result: Result) -> tuple[list[int], list[float]]:
+    """Steps, and the held-out loss at each: the mean over the domains by their weights in the mixture."""
+    mixture = {name: weight for name, weight in result.cell.config.data.mixture.items() if weight}
+    series = {name: result.series(f"eval/{name}/cross_entropy") for name in mixture}
+    steps = next(iter(series.values()))[0]
+    whole = sum(mixture.values())
+    return steps, [
+        sum(weight * series[name][1][i] for name, weight in mixture.items()) / whole for i in range(len(steps))
+    ]
+
+
 def with_interval(entry: dict[str, Any], form: str = ".2f") -> str:
     """`0.50 (0.45 to 0.54)`, of a parameter of a fit."""
     span = f" ({entry['low']:{form}} to {entry['high']:{form}})" if entry["low"] is not None else ""

@@ -21,7 +21,7 @@ def analyse(results: list[Result]) -> Finding:
     flushed = reference.flow_of("grad_flush_fraction")
     losses = {name: result.final_loss for name, result in cells.items()}
     words = [f"Final losses: {listed(losses)} nats per token."]
-    claims = []
+    claims: list[bool | None] = [] if RAW in cells else [None]
     for name, result in cells.items():
         if name == RAW:
             claims.append(gap(result, reference) > SAME)

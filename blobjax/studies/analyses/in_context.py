@@ -59,7 +59,8 @@ def analyse(results: list[Result]) -> Finding:
     runs = by_model(results)
     usable = [each[-1].result for each in runs.values()]
     if not usable:
-        return Finding(None, ("No cell finished with an evaluation by position.",), {}, ())
+        none = "No cell finished with an evaluation by position in three ranges of its context or more."
+        return Finding(None, (none,), {}, ())
     curves = {_label(result): by_position(result) for result in usable}
     grown = {_label(result): scores(result) for result in usable}
     final = {name: values[-1] for name, (_, values) in grown.items()}
@@ -79,10 +80,12 @@ def analyse(results: list[Result]) -> Finding:
         + ", ".join(f"{first} tokens ({name})" for name, first in used.items())
         + "."
     )
-    claims = [falls]
+    claims: list[bool | None] = [falls]
     one = next((result for result in usable if result.cell.config.model.n_layers == 1), None)
     deeper = [result for result in usable if result.cell.config.model.n_layers > 1]
-    if one and deeper:
+    if not (one and deeper):
+        claims.append(None)
+    else:
         claims.append(all(final[_label(result)] < final[_label(one)] for result in deeper))
         words.append(
             "Every model of more than one layer gains more from the longer context than that of one layer."
@@ -92,13 +95,14 @@ def analyse(results: list[Result]) -> Finding:
     if deeper:
         # The first evaluation is made when most has been learned of which byte follows which.
         deep = {_label(result): grown[_label(result)][1] for result in deeper}
-        claims.append(all(values[-1] < values[0] for values in deep.values()))
+        claims.append(None if any(len(values) < 2 for values in deep.values())
+                      else all(values[-1] < values[0] for values in deep.values()))  # fmt: skip
         words.append(
             "In models of more than one layer the gain has grown since the first evaluation: "
             + ", ".join(
                 f"{grown[_label(r)][1][0]:+.3f} to {grown[_label(r)][1][-1]:+.3f} ({_label(r)})" for r in deeper
             )
-            + ("." if claims[-1] else ": not in all.")
+            + (": not in all." if claims[-1] is False else ".")
         )
     laws, worth = {}, {}
     for name, each in runs.items():
@@ -128,9 +132,11 @@ def analyse(results: list[Result]) -> Finding:
 
 
 def by_model(results: list[Result]) -> dict[str, list[fits.Point]]:
-    """Each model's runs that finished with evaluations by position, the longest last."""
+    """Each model's runs that finished with evaluations by position, the longest last; all over the longest context."""
     models: dict[str, list[fits.Point]] = {}
-    for point in sorted(fits.points([each for each in results if domains(each)]), key=lambda p: p.row["steps"]):
+    ranges = max((list(by_position(each)) for each in results), key=len, default=[])
+    usable = [each for each in results if len(ranges) > 2 and list(by_position(each)) == ranges]
+    for point in sorted(fits.points(usable), key=lambda p: p.row["steps"]):
         models.setdefault(_label(point.result), []).append(point)
     return dict(sorted(models.items(), key=lambda each: each[1][-1].result.cell.config.model.n_layers))
 

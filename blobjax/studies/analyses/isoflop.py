@@ -139,7 +139,7 @@ def _growth(content: dict[str, Any], x: dict[str, np.ndarray]) -> Picture:
     law = LAWS[PARABOLAS]
     best = content["details"]["budgets"]
     values, draws = fit_file.values(content), fit_file.draws(content)
-    spread = _spread(x)
+    spread = _spread(x, content["bootstrap"]["share"])
     last = best["flops"][-1]
     C = np.geomspace(best["flops"][0] / 1.3, last**2 / best["flops"][-2] * 1.3, 60)
     figure, charts = plots.charts(3)
@@ -171,8 +171,8 @@ def _curve(law: Any, values: np.ndarray, C: np.ndarray, name: str) -> np.ndarray
     return np.array([law.optimum(law, values, float(at), {})[("params", "tokens").index(name)] for at in C])
 
 
-def _spread(x: dict[str, np.ndarray]) -> dict[str, dict[float, tuple[float, float]]]:
-    """Quantity to (rounded log of the budget to its 5th and 95th percentile) over resampled losses."""
+def _spread(x: dict[str, np.ndarray], within: float) -> dict[str, dict[float, tuple[float, float]]]:
+    """Quantity to (rounded log of the budget to where a share of the resampled losses' values lies)."""
     law, rng = LAWS[PARABOLAS], np.random.default_rng(0)
     assert law.resample is not None
     found: dict[str, dict[float, list[float]]] = {name: {} for name in ("params", "tokens", "loss")}
@@ -182,5 +182,6 @@ def _spread(x: dict[str, np.ndarray]) -> dict[str, dict[float, tuple[float, floa
             for name, each in found.items():
                 each.setdefault(round(float(np.log(C)), 6), []).append(float(columns[name][i]))
     return {
-        name: {C: tuple(np.percentile(those, [5, 95])) for C, those in each.items()} for name, each in found.items()
+        name: {C: certainty.interval(np.array(those), within) for C, those in each.items()}
+        for name, each in found.items()
     }

@@ -38,7 +38,7 @@ def analyse(results: list[Result]) -> Finding:
     best = {name: min(group, key=lambda result: result.capped_loss) for name, group in groups.items()}
     logits = {name: max(result.flow_of("attention_logit_max") for result in group) for name, group in groups.items()}
     words = ["Sensitivity: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()) + " nats."]
-    claims = []
+    claims: list[bool | None] = [] if {PLAIN, QK_NORM, Z_LOSS} <= found.keys() else [None]
     for name, what in ((QK_NORM, "QK-norm"), (Z_LOSS, "The z-loss")):
         if name in found and PLAIN in found:
             claims.append(found[name] < found[PLAIN])
@@ -60,7 +60,7 @@ def analyse(results: list[Result]) -> Finding:
         + "."
     )
     return Finding(
-        reproduced=verdict(*claims) if claims else None,
+        reproduced=verdict(*claims),
         words=tuple(words),
         numbers={
             "sensitivity": found,

@@ -28,18 +28,23 @@ def analyse(results: list[Result]) -> Finding:
     numbers: dict[str, Any] = {name: {each.cell.name: row[name] for each, row in rows} for name in columns}
     losses = [row[fits.LOSS] for _, row in rows]
     falls = all(after < before for before, after in itertools.pairwise(losses))
-    words = ["Each rung has a lower loss than the one below it." if falls else "The loss does not fall at every rung."]
+    words = []
+    if len(rows) > 1:
+        words.append("Each rung has a lower loss than the one below it." if falls else
+                     "The loss does not fall at every rung.")  # fmt: skip
     try:
         content = fits.fit(LAW, rows)
     except BadInputError as error:
         return Finding(None, (*words, f"{LAW} could not be fitted: {'; '.join(error.problems)}."), numbers, ())
-    claims = [falls]
+    claims: list[bool | None] = [falls]
     floor, alpha = content["parameters"]["E"], fits.with_interval(content["parameters"]["alpha"])
     stays = f"Above what stays, {fits.with_interval(floor, '.3f')} nats, the"
     if floor["value"] < 1e-3:
         stays = "These rungs show no loss that stays (E is fitted as zero, so the curve is a straight line here). The"
     words.append(f"{stays} loss falls as the compute to the power of minus {alpha}.")
-    if content["future"]:
+    if not content["future"]:
+        claims.append(None)
+    else:
         last = content["future"][-1]
         claims.append(abs(last["error"]) < PREDICTED)
         words.append(

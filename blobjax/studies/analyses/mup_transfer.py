@@ -47,7 +47,8 @@ def analyse(results: list[Result]) -> Finding:
         for kind, group in kinds.items()
     }
     penalties = {kind: _penalty(group) for kind, group in kinds.items()}
-    words, claims = [], []
+    words = []
+    claims: list[bool | None] = [] if {STANDARD, MUP} <= kinds.keys() else [None]
     if MUP in kinds:
         claims += [spreads[MUP] < MUP_SPREAD, penalties[MUP] < TRANSFERRED]
         words.append(
@@ -83,7 +84,7 @@ def analyse(results: list[Result]) -> Finding:
     )
 
 
-def _fails(holds: bool) -> str:
+def _fails(holds: bool | None) -> str:
     return "." if holds else ": not as expected."
 
 

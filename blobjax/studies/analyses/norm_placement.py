@@ -43,7 +43,8 @@ def analyse(results: list[Result]) -> Finding:
         f"{len(failed)} of {len(results)} cells did not train (no finite loss, or over {BEHIND} nats behind the best)"
         + (f": {', '.join(failed)}." if failed else ".")
     ]
-    claims = []
+    whole = {PRE, POST} <= deep.keys() and len(deep[POST]) > 1
+    claims: list[bool | None] = [] if whole else [None]
     if PRE in deep:
         claims.append(all(trained(result, best) for result in results if result.label(PLACEMENT) == PRE))
         always = "trains at every depth, with and without warm-up" if claims[-1] else "does not always train"
@@ -73,7 +74,7 @@ def analyse(results: list[Result]) -> Finding:
     if NONE in largest:
         words.append(f"Without norms the residual stream once reached an RMS of {largest[NONE]:,.3g}.")
     return Finding(
-        reproduced=verdict(*claims) if claims else None,
+        reproduced=verdict(*claims),
         words=tuple(words),
         numbers={
             f"{name}, {deepest} blocks": values

@@ -23,7 +23,7 @@ def analyse(results: list[Result]) -> Finding:
     ratios = {name: result.by_block("weight_sqnr_db") for name, result in cells.items()}
     noise = {name: sum(values) / len(values) for name, values in ratios.items() if values}
     words = [f"Loss above float32's: {listed(gaps, '+.3f')} nats per token."]
-    claims = []
+    claims: list[bool | None] = [] if {*EIGHT_BITS, *LADDER} <= gaps.keys() else [None]
     for name in EIGHT_BITS:
         if name in gaps:
             claims.append(abs(gaps[name]) < SAME)
@@ -37,7 +37,7 @@ def analyse(results: list[Result]) -> Finding:
             claims.append(noise[steps[-1]] < noise[steps[0]])
             words.append("Signal to noise of the weights: " + listed({n: noise[n] for n in steps}, ".1f") + " dB.")
     return Finding(
-        reproduced=verdict(*claims) if claims else None,
+        reproduced=verdict(*claims),
         words=tuple(words),
         numbers={
             "final_loss": {name: result.final_loss for name, result in cells.items()},

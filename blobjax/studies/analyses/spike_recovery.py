@@ -27,7 +27,9 @@ def analyse(results: list[Result]) -> Finding:
     undisturbed = faults[NO_FAULT][NO_GUARD].final_loss
     faulty = {fault: cells for fault, cells in faults.items() if fault != NO_FAULT}
     words = [f"Without a fault and a guard the run ends at {undisturbed:.3f} nats per token."]
-    claims = []
+    # Whether a NaN ends a run without a guard, and whether guards get over it.
+    whole = {NO_GUARD, ROLLBACK} <= faulty.get(NAN, {}).keys()
+    claims: list[bool | None] = [] if whole else [None]
     for fault, cells in faulty.items():
         words.append(
             f"{fault}: {listed({name: result.final_loss for name, result in cells.items()})} nats; steps lost: "
@@ -53,7 +55,7 @@ def analyse(results: list[Result]) -> Finding:
         | {
             f"steps_lost_{fault}": {name: steps_lost(r) for name, r in cells.items()} for fault, cells in faults.items()
         },
-        pictures=(_curves(faulty),),
+        pictures=(_curves(faulty),) if faulty else (),
     )
 
 

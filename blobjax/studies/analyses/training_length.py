@@ -10,7 +10,7 @@ import numpy as np
 
 from blobjax.report import plots
 from blobjax.studies.analyses import law_plots
-from blobjax.studies.analyses.fits import Point, fit_points, held_against, points, value
+from blobjax.studies.analyses.fits import Point, evaluations, fit_points, held_against, points, value
 from blobjax.studies.analyses.reference import SAME
 from blobjax.studies.finding import Finding, Picture, verdict
 from blobjax.studies.results import Result
@@ -22,9 +22,12 @@ FORETOLD = 0.01
 def analyse(results: list[Result]) -> Finding:
     """Branches against runs of their own, the law through the branches, and the price of both."""
     found = sorted(points(results), key=lambda point: point.tokens)
-    branches = [point for point in found if point.result.cell.after]
-    trunks = {name: next(p for p in found if p.result.cell.name == name)
-              for name in dict.fromkeys(p.result.cell.after for p in branches)}  # fmt: skip
+    ended = {point.result.cell.name: point for point in found}
+    # A trunk that diverged at its end may have branches from before; there is no price to tell then.
+    branches = [point for point in found if point.result.cell.after in ended]
+    trunks = {name: ended[name] for name in dict.fromkeys(p.result.cell.after for p in branches)}
+    if not branches:
+        return Finding(None, ("No branch finished whose trunk did.",), {}, ())
     # Of several runs from the start, of one length and schedule, the best.
     others = [point for point in found if point not in branches and point not in trunks.values()]
     alone = list({(p.tokens, schedule(p)): p for p in sorted(others, key=lambda p: (p.tokens, -p.loss))}.values())
@@ -32,7 +35,7 @@ def analyse(results: list[Result]) -> Finding:
     gaps = {branch.result.cell.name: branch.loss - own.loss for own, branch in pairs}
     law, why_not = fit_points("power-tokens", branches)
     together, separate = price(branches, list(trunks.values()))
-    claims = [gap < SAME for gap in gaps.values()]
+    claims: list[bool | None] = [gap < SAME for gap in gaps.values()] or [None]
     words = [
         f"{branch.result.cell.name} ends at {branch.loss:.3f}, {own.result.cell.name}, the best of "
         f"{sum(p.tokens == own.tokens and schedule(p) == schedule(own) for p in others)} runs from the start with a "
@@ -45,6 +48,7 @@ def analyse(results: list[Result]) -> Finding:
         f"{separate:.3g}, {separate / together:.2f} times as much."
     )
     if law is None:
+        claims.append(None)
         words.append(f"No power law of the tokens can be fitted to the branches: {why_not}.")
     else:
         words.append(f"The branches' law is E + A D^-alpha with alpha = {value(law['parameters']['alpha'])} and "
@@ -58,7 +62,7 @@ def analyse(results: list[Result]) -> Finding:
             )
     baseline, _ = fit_points("power-flops", branches)
     return Finding(
-        reproduced=verdict(*claims) if claims else None,
+        reproduced=verdict(*claims),
         words=tuple(words),
         numbers={
             "flops_of_trunk_and_branches": together,
@@ -89,7 +93,10 @@ def schedule(point: Point) -> str:
 
 
 def _curves(branches: list[Point], trunks: list[Point], alone: list[Point], law: dict[str, Any] | None) -> Picture:
-    lines = {trunk.result.cell.name: _evaluations(trunk) for trunk in trunks}
+    lines: dict[str, tuple[list[float], list[float]]] = {}
+    for trunk in trunks:
+        steps, losses = evaluations(trunk.result)
+        lines[trunk.result.cell.name] = [step * trunk.tokens / 1e3 / trunk.row["steps"] for step in steps], losses
     ticks = [round(point.tokens / 1e3) for point in branches]
     for name, those in [("branches", branches), *((schedule(own), [own]) for own in alone)]:
         xs, ys = lines.setdefault(name, ([], []))
@@ -107,15 +114,3 @@ def _curves(branches: list[Point], trunks: list[Point], alone: list[Point], law:
         "with its interval; error bars: their root mean square distance from it."
     )
     return Picture("loss_by_length", caption, figure)
-
-
-def _evaluations(trunk: Point) -> tuple[list[float], list[float]]:
-    """Thousand tokens and held-out loss all along a run, domains weighted as in the mixture."""
-    mixture = {name: weight for name, weight in trunk.result.cell.config.data.mixture.items() if weight}
-    per_step = trunk.tokens / 1e3 / trunk.row["steps"]
-    steps: list[int] = []
-    sums: list[float] = []
-    for name, weight in mixture.items():
-        steps, values = trunk.result.series(f"eval/{name}/cross_entropy")
-        sums = [a + weight * b for a, b in zip(sums or [0.0] * len(values), values, strict=True)]
-    return [step * per_step for step in steps], [each / sum(mixture.values()) for each in sums]

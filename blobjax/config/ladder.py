@@ -66,7 +66,7 @@ def shape(params: float) -> Shape:
     # (Olsson et al. 2022).
     n_layers = max(round((params / (12 * ASPECT**2)) ** (1 / 3)), 2)
     width = math.sqrt(params / (12 * n_layers))
-    # Heads of 64 to 128 features where there is room (Brown et al. 2020, table 2.1), and else four that are smaller.
+    # Heads of 64 to 128 features where there is room for four of them (Brown et al. 2020, table 2.1), and else smaller.
     d_head = next((d for d in (128, 64, 32, 16) if width >= 4 * d), 8)
     n_heads = max(round(width / d_head), 2)
     return Shape(n_layers, n_heads * d_head, n_heads)

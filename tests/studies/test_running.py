@@ -9,10 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from blobjax.config import BadInputError
 from blobjax.reliability.run_directory import read_jsonl
+from blobjax.studies import here, worker
 from blobjax.studies.command import status
+from blobjax.studies.progress import Progress
 from blobjax.studies.study import Plan, load_study
 from tests.report.page import Page
 from tests.studies.small import BASE, write
@@ -189,6 +192,21 @@ def test_in_its_own_process_it_comes_to_the_same(tmp_path, undisturbed):
     assert "2/2  1: finished" in done.stdout
     assert not list((directory / "cells").glob("*/log.txt"))
     assert cells(directory) == cells(undisturbed)
+
+
+def test_told_to_stop_it_begins_no_other_cell_however_the_first_one_ends(tmp_path, monkeypatch):
+    plan = load_study(write(tmp_path, **SEEDS), [], tmp_path / "study")
+    begun = []
+
+    def fails(directory: Path, configured: bool) -> dict:
+        begun.append(directory.name)
+        return {"code": 1, "error": "OSError: disk full", "told": "SIGINT"}
+
+    monkeypatch.setattr(worker, "run", fails)
+    with Progress(2, 0, Console(quiet=True), live=False) as progress, pytest.raises(KeyboardInterrupt):
+        here.run(plan, list(plan.cells), progress)
+    assert begun == ["0"]
+    assert "disk full" in list(read_jsonl(tmp_path / "study" / "cells" / "0" / "events.jsonl"))[-1]["reason"]
 
 
 def test_in_one_process_jax_is_started_in_one_way(tmp_path):

@@ -6,19 +6,19 @@ compiler says of those decides. Context parallelism is not searched: it costs at
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import yaml
 from jax.sharding import Mesh
 
 from blobjax.compute.flops import flops_per_token, forward_flops_per_token, param_count
 from blobjax.compute.mesh import make_mesh
+from blobjax.compute.sharding import lay_over
 from blobjax.conditioning.precision import policy
-from blobjax.config import BadInputError, Config, schema
-from blobjax.config.load import parse_override
+from blobjax.config import BadInputError, Config, dump, schema
 from blobjax.scaling.plan.collectives import Collective
 from blobjax.scaling.plan.compile import TooLargeError, compile_step
 from blobjax.scaling.plan.estimate import Assumptions, Plan, make_plan
@@ -72,26 +72,22 @@ class Weighed:
 
 @dataclass(frozen=True)
 class Found:
-    """The best layout, compiled, and the way there in words."""
+    """The best layout, compiled, the config with it, and the way there in words."""
 
     layout: Layout
+    config: Config
     plan: Plan
     report: str
 
-    def as_yaml(self, name: str, overrides: Sequence[str]) -> str:
-        """A config that trains with it: what was asked for, and the layout on top."""
-        content: dict[str, Any] = {"include": name}
-        for override in overrides:
-            key, value, _ = parse_override(override)
-            node = content
-            *sections, last = key.split(".")
-            for section in sections:
-                node = node.setdefault(section, {})
-            node[last] = value
-        content["compute"] = content.get("compute", {}) | self.layout.compute
-        first, last_ = self.plan.step_seconds or (0.0, 0.0)
-        heading = f"# For {self.plan.machine.name}: {first:.3g} to {last_:.3g} s a step expected.\n"
-        return heading + yaml.safe_dump(content, sort_keys=False)
+    def as_yaml(self) -> str:
+        """The whole config that trains with it, resolved: what stands in it depends on no other file."""
+        first, last = self.plan.step_seconds or (0.0, 0.0)
+        heading = f"# For {self.plan.machine.name}: {first:.3g} to {last:.3g} s a step expected.\n"
+        return heading + dump(self.config)
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan's keys, the keys of the config that the search set, and what was said on the way."""
+        return self.plan.as_json() | {"layout": self.layout.compute, "search": self.report.splitlines()}
 
 
 def find_layout(config: Config, machine: Machine, assumed: Assumptions, compiles: int) -> Found:
@@ -106,11 +102,24 @@ def find_layout(config: Config, machine: Machine, assumed: Assumptions, compiles
     if machine.chip is None:
         raise BadInputError(f"--search weighs layouts by the chip's peaks, and none is known for {machine.name}")
     meshes: dict[tuple[int, ...], Mesh | None] = {}
-    weighed = [weigh(layout, config, machine, assumed, meshes) for layout in candidates(config, machine)]
-    known = [each for each in weighed if each is not None]
+    known: list[Weighed] = []
+    refused: Counter[str] = Counter()
+    for layout in candidates(config, machine):
+        try:
+            each = weigh(layout, config, machine, assumed, meshes)
+        except BadInputError as error:
+            refused["; ".join(error.problems)] += 1
+            continue
+        if each is not None:
+            known.append(each)
     capacity = machine.chip.hbm_bytes / machine.chip.devices
     fitting = sorted((each for each in known if each.bytes < _SLACK * capacity), key=lambda each: _score(each.times))
     lines = [f"{len(known)} layouts weighed, {len(fitting)} of them may fit"]
+    if refused:
+        example = refused.most_common(1)[0][0]
+        lines.append(
+            f"{refused.total()} layouts passed over, with which this config does not train, such as: {example}"
+        )
     plans: list[tuple[Layout, Plan]] = []
     compiled = 0
     # By how much the compiler's bytes exceed the arithmetic's, at each remat policy: learnt on the way.
@@ -144,7 +153,7 @@ def find_layout(config: Config, machine: Machine, assumed: Assumptions, compiles
             *lines,
         )
     layout, plan = min(plans, key=lambda pair: _score(pair[1].roofline))
-    return Found(layout, plan, "\n".join(lines))
+    return Found(layout, layout.applied(config), plan, "\n".join(lines))
 
 
 def _score(times: Roofline | None) -> float:
@@ -181,6 +190,9 @@ def weigh(
 
     Args:
       meshes: of earlier layouts, by their sizes; making one takes longer than all of the rest.
+
+    Raises:
+      BadInputError: the config does not train so, such as a smaller batch that does not divide.
     """
     chip, model = machine.chip, config.model
     assert chip is not None
@@ -193,6 +205,7 @@ def weigh(
     mesh = meshes[sizes]
     if mesh is None:
         return None
+    lay_over(mesh, layout.applied(config))
     precision = policy(config.conditioning)
     wide, narrow = np.dtype(precision.params).itemsize, np.dtype(precision.compute).itemsize
     params = param_count(model, config.conditioning, embeddings=True)

@@ -44,6 +44,10 @@ def test_a_plan_for_cpus_as_json():
         ),
         (["laptop", "--on", "cpu:3"], "duration.global_batch_size 8 does not divide over 3 devices"),
         (["laptop", "--on", "cpu:8", "--search"], "--search weighs layouts by the chip's peaks"),
+        (["laptop", "--on", "cpu:8", "--search", "--out", "/no/such/f.yaml"], "there is no directory /no/such"),
+        (["laptop", "--on", "cpu:8", "--search", "--out", "/tmp"], "--out /tmp is a directory"),
+        (["laptop", "--on", "cpu:8", "--out", "f.yaml"], "--out is for --search"),
+        (["laptop", "--on", "cpu:8", "--compiles", "3"], "--compiles is for --search"),
         pytest.param(
             ["laptop", "--on", "v5e:4x4"],
             "pip install 'blobjax[plan-tpu]'",

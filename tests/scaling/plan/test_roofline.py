@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +11,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh
 
 from blobjax.compute.accelerators import find
+from blobjax.compute.runtime import GPU_MEMORY_FRACTION
 from blobjax.config import BadInputError
 from blobjax.scaling.plan.collectives import Collective
 from blobjax.scaling.plan.compile import Memory, Step
@@ -189,7 +190,7 @@ def small_step(machine: Machine, mesh) -> Step:
         length=100,
         tokens=1000,
         tokens_in_all=100_000,
-        memory=Memory(1, 2, 4, 3, 5, 1, machine.chip.hbm_bytes if machine.chip else None),
+        memory=Memory(4, 1, 2, 8, 3, 1, machine.chip.hbm_bytes if machine.chip else None),
         collectives=(gather,),
         model_flops=256 * 197e12,
         hardware_flops=256 * 394e12,
@@ -203,6 +204,21 @@ def plan():
     machine = torus("TPU v5 lite", 16, 16)
     assumed = Assumptions(FULL, watts=1000, host_overhead=1.5, pue=1.2, price=2.0, grid=500)
     return make_plan(small_step(machine, fake_mesh(machine.devices, all=256)), machine, assumed)
+
+
+@pytest.mark.parametrize(
+    ("machine", "part"),
+    [(torus("TPU v5 lite", 2, 2), 0.95), (hosts("NVIDIA H100 80GB HBM3", 1, 4), GPU_MEMORY_FRACTION)],
+    ids=["TPU", "GPU"],
+)
+def test_what_fits_is_what_the_runtime_gives(machine, part):
+    """Of a GPU what jax takes (`runtime.configure` sees to it), not what the vendor counts."""
+    step = small_step(machine, fake_mesh(machine.devices, all=4))
+    for temporaries, fits in ((part - 0.01, True), (part + 0.01, False)):
+        memory = replace(step.memory, temporaries=int(temporaries * machine.chip.hbm_bytes))
+        plan = make_plan(replace(step, memory=memory), machine, Assumptions())
+        assert plan.fits is fits
+        assert plan.as_json()["memory_bytes"]["usable"] == part * machine.chip.hbm_bytes
 
 
 def test_the_longest_is_the_bound(plan):
@@ -248,6 +264,7 @@ def test_a_plan_as_text_says_what_it_assumes(plan):
         "fits",
         "bound        compute",
         "MFU",
+        "\n    activations 3 B",
         "estimate: 1000 W x 256 chips x 1.5 for hosts x PUE 1.2",
         "a note",
     ):

@@ -28,7 +28,8 @@ def test_a_plan_for_cpus_as_json():
     said = json.loads(done.stdout)
     assert (said["chips"], said["mesh"]["fsdp"], said["steps"], said["tokens"]) == (16, 16, 12, 12 * 16 * 32)
     memory = said["memory_bytes"]
-    assert memory["total"] == sum(memory[name] for name in ("arguments", "activations", "temporaries", "outputs"))
+    assert memory["total"] == sum(memory[name] for name in ("arguments", "temporaries", "outputs"))
+    assert 0 < memory["activations"] <= memory["temporaries"]
     assert said["step_seconds"] is said["cost"] is None
     assert {each["kind"] for each in said["collectives"]} >= {"all-gather", "all-reduce"}
 

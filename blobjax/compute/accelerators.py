@@ -216,7 +216,7 @@ ACCELERATORS = (
         ("TPU v5 lite", "TPU v5e"),
         197e12,
         None,
-        16 * 2**30,
+        16 * 2**30,  # printed as 16 GB, but libtpu itself lets a program have 15.75 GiB, which is more
         819e9,
         400e9,
         f"{_TPU} v5e",

@@ -12,11 +12,12 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# The engines of launch/ for real: Slurm, Open MPI, Ray, SkyPilot, and pages in Chromium. Installs them, which takes some minutes;
-# without them `make test` skips these tests, and says so.
-test-engines: $(VENV)/.installed-test
+# The engines of launch/ for real: Slurm, Open MPI, Ray, SkyPilot, pages in Chromium, and the compilers of `blobjax plan`. Installs them,
+# which takes some minutes; without them `make test` skips these tests, and says so.
+test-engines: $(VENV)/.installed-test $(VENV)-plan/.installed
 	tests/engines/install.sh $(BIN)/python
 	$(BIN)/python -m pytest tests/engines tests/report
+	$(VENV)-plan/bin/python -m pytest tests/scaling/plan
 
 # Real faults done to real runs, all of them: 14 minutes on 2 cores. Some need root (a tmpfs), gcc or Linux, and say so.
 drills: $(VENV)/.installed-test
@@ -45,5 +46,11 @@ $(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet -e '.[test]'
 	touch $@
 
+# An environment of its own: beside the CUDA plugin and without a GPU, every jax that is told no platform writes a traceback to stderr.
+$(VENV)-plan/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-plan
+	$(VENV)-plan/bin/python -m pip install --quiet -e '.[test,plan-tpu,plan-gpu]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .jax_cache .mypy_cache .ruff_cache .pytest_cache build dist
+	rm -rf $(VENV) $(VENV)-plan .jax_cache .mypy_cache .ruff_cache .pytest_cache build dist

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from blobjax.cli.arguments import ConfigName, Overrides
+from blobjax.cli.arguments import ConfigName, Overrides, Size
 from blobjax.config.errors import BadInputError
 
 
@@ -81,6 +81,7 @@ def study_status(name: StudyName, overrides: StudyOverrides = None, directory: S
 def plan(
     config: ConfigName,
     overrides: Overrides = None,
+    size: Size = None,
     on: Annotated[
         str, typer.Option(metavar="CHIP:SIZES", help="v5p:4x4x8, v6e:16x16, h100:16x8 (hosts x GPUs of one) or cpu:8.")
     ] = "cpu:8",
@@ -92,7 +93,9 @@ def plan(
     pue: Annotated[float, typer.Option(help="Power of the building over that of its hosts.")] = 1.1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     search: Annotated[bool, typer.Option("--search", help="Find the fastest layout that fits; print YAML.")] = False,
-    compiles: Annotated[int, typer.Option(min=1, help="Layouts that fit to compile in a --search.")] = 3,
+    compiles: Annotated[
+        int | None, typer.Option(min=1, help="Layouts that fit to compile in a --search; 3 by default.")
+    ] = None,
     out: Annotated[str, typer.Option(help="Where --search also writes the YAML.")] = "",
 ) -> None:
     """Compile the train step for hardware that is not here: memory, collectives, time, energy, cost."""
@@ -100,9 +103,13 @@ def plan(
     from blobjax.scaling.plan.estimate import Assumptions
 
     assumed = Assumptions(watts=watts, host_overhead=host_overhead, pue=pue, price=price, grid=grid)
+    if not search and (out or compiles is not None):
+        raise BadInputError(f"{'--out' if out else '--compiles'} is for --search; give both, or neither")
     if search:
-        found, report = command.search(config, overrides or [], on, slices, assumed, compiles, out)
+        found, report = command.search(
+            config, overrides or [], on, slices, assumed, 3 if compiles is None else compiles, out, as_json, size
+        )
         typer.echo(report, err=True)
         typer.echo(found, nl=False)
     else:
-        typer.echo(command.plan(config, overrides or [], on, slices, assumed, as_json))
+        typer.echo(command.plan(config, overrides or [], on, slices, assumed, as_json, size))

@@ -216,7 +216,7 @@ ACCELERATORS = (
         ("TPU v5 lite", "TPU v5e"),
         197e12,
         None,
-        16e9,
+        16 * 2**30,  # printed as 16 GB, but libtpu itself lets a program have 15.75 GiB, which is more
         819e9,
         400e9,
         f"{_TPU} v5e",
@@ -269,8 +269,8 @@ ACCELERATORS = (
         7380e9,
         1200e9,
         f"{_TPU} TPU7x (Ironwood)",
-        watts=1085,
-        watts_source="Google 2025, Ironwood announcement: nearly 10 MW for a pod of 9,216 chips",
+        watts=None,  # of a pod Google says nearly 10 MW, hosts and network included
+        watts_source=_UNKNOWN,
         network_bandwidth=12.5e9,
         network_source=f"{_TPU} TPU7x (100 Gb/s a chip)",
         chips_per_host=4,

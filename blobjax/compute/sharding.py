@@ -128,8 +128,12 @@ def make_layout(config: Config, devices: Sequence[jax.Device] | None = None) -> 
       BadInputError: the mesh does not fit the devices, a rule names an unknown axis, or heads, batch or sequence
         do not divide.
     """
-    rules = _given_rules(config)
-    layout = Layout(make_mesh(config.compute.mesh, devices), (*rules, *DEFAULT_RULES))
+    return lay_over(make_mesh(config.compute.mesh, devices), config)
+
+
+def lay_over(mesh: jax.sharding.Mesh, config: Config) -> Layout:
+    """As `make_layout`, over a mesh that is already made."""
+    layout = Layout(mesh, (*_given_rules(config), *DEFAULT_RULES))
     # spec() would leave heads that do not divide whole on every device: correct, and a waste of the tensor
     # axis that nobody asks for. Fewer kv heads than devices are common (Llama 3 has 8), and cheap to keep
     # whole.

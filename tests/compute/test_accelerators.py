@@ -50,6 +50,10 @@ def test_rows_are_plausible_and_sourced(chip):
     assert 10e9 < chip.hbm_bytes < 300e9
     assert 1 < chip.hbm_bandwidth / chip.link_bandwidth < 10
     assert chip.source
+    # Memories of TPUs are powers of two, but for what v5p's runtime keeps of 96 GiB.
+    assert not chip.torus_dims or chip.hbm_bytes % 2**30 == 0
+    # A figure of a pod or a server says nothing of the chip alone; such are not turned into one.
+    assert chip.watts is None or "pod" not in chip.watts_source
 
 
 def test_no_kind_stands_twice():

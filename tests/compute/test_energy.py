@@ -1,6 +1,7 @@
 """Energy: counters that run over, GPUs that CUDA renames, and estimates that say that they are."""
 
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -62,13 +63,17 @@ def test_without_a_readable_counter_it_is_an_estimate_that_says_so(tmp_path, mon
 def test_an_accelerators_estimate_comes_from_the_table(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(energy.time, "monotonic", lambda: now[0])
-    found = energy.meter([device("TPU7x", "tpu")] * 4)  # two chips
+    found = energy.meter([device("TPU v4", "tpu")] * 2)
+    # A chip of two devices, as TPU7x is, whose power Google does not publish.
+    halves = replace(energy.accelerators.find("TPU7x"), watts=500)
+    monkeypatch.setattr(energy.accelerators, "find", lambda kind: halves)
+    of_halves = energy.meter([device("TPU7x", "tpu")] * 4)
     now[0] += 2
-    chip = energy.accelerators.find("TPU7x")
-    assert found.joules == 2 * chip.watts * 2
+    assert found.joules == 2 * 192 * 2
+    assert of_halves.joules == 2 * 500 * 2
 
 
-@pytest.mark.parametrize("kind", ["some other chip", "TPU v5p"])  # Google publishes no power of the v5p
+@pytest.mark.parametrize("kind", ["some other chip", "TPU v5p", "TPU7x"])  # Google publishes no power of these TPUs
 def test_where_no_power_is_known_there_is_no_figure(kind):
     assert energy.meter([device(kind, "tpu")]) is None
     assert energy.meter([device(kind, "tpu")], watts=200).source == "estimate: 200 W a device"

@@ -313,3 +313,25 @@ def test_configure_in_a_running_process_that_is_as_asked():
 def test_the_platform_is_told_without_starting_it(chosen, found):
     done = run("from blobjax.compute import runtime; print(runtime.platform())", JAX_PLATFORMS=chosen)
     assert done.stdout.strip() == found
+
+
+@pytest.mark.parametrize(
+    ("platforms", "given", "found"),
+    [
+        ("cuda", {}, 0.9),
+        ("cuda", {"XLA_CLIENT_MEM_FRACTION": "0.5"}, 0.5),
+        ("cuda", {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.4"}, 0.4),
+        ("cpu", {}, None),
+    ],
+)
+def test_how_much_of_a_gpu_jax_takes(platforms, given, found):
+    """Told by what jax would hand to the GPU's plugin, which needs no GPU."""
+    code = (
+        "from blobjax.compute import runtime\n"
+        "from blobjax.config import load\n"
+        "runtime.configure(load('laptop').compute)\n"
+        "from jaxlib import xla_client\n"
+        "print(xla_client.generate_pjrt_gpu_plugin_options().get('memory_fraction'))\n"
+    )
+    done = run(code, JAX_PLATFORMS=platforms, **given)
+    assert done.stdout.strip() == str(found), done.stderr

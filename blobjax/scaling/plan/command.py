@@ -1,6 +1,7 @@
 """`blobjax plan`: from a config and the name of a machine to what a run on it would be like."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,14 +20,18 @@ def plan(
     slices: int,
     assumed: Assumptions,
     as_json: bool = False,
+    size: str | None = None,
 ) -> str:
     """What to print of a plan.
+
+    Args:
+      size: such as `5M`, as of `train`.
 
     Raises:
       BadInputError: a wrong name or number, a missing compiler, or a step that does not fit at all.
     """
     assumed.check()
-    config = load(name, overrides)
+    config = load(name, overrides, size)
     machine = find_machine(on, slices)
     try:
         step = compile_step(config, machine)
@@ -40,23 +45,44 @@ def plan(
 
 
 def search(
-    name: str, overrides: Sequence[str], on: str, slices: int, assumed: Assumptions, compiles: int, out: str
+    name: str,
+    overrides: Sequence[str],
+    on: str,
+    slices: int,
+    assumed: Assumptions,
+    compiles: int,
+    out: str = "",
+    as_json: bool = False,
+    size: str | None = None,
 ) -> tuple[str, str]:
-    """The YAML of the fastest layout that fits, and what to say of the way there.
+    """What to print of the fastest layout that fits, its YAML or its plan as JSON; and what to say of the way there.
 
     Args:
       compiles: layouts that fit to compile, at most.
       out: a file to write the YAML to; empty: none.
+      size: such as `5M`, as of `train`.
 
     Raises:
-      BadInputError: as `plan`; or nothing fits.
+      BadInputError: as `plan`; nothing fits; or `out` cannot be written, which is known before the first compilation.
     """
     from blobjax.scaling.plan.search import find_layout
 
     assumed.check()
-    config = load(name, overrides)
+    if out:
+        _check_writable(Path(out))
+    config = load(name, overrides, size)
     found = find_layout(config, find_machine(on, slices), assumed, compiles)
-    text = found.as_yaml(name, overrides)
+    text = found.as_yaml()
     if out:
         write_atomically(Path(out), text)
-    return text, found.report
+    return json.dumps(found.as_json(), indent=2) + "\n" if as_json else text, found.report
+
+
+def _check_writable(path: Path) -> None:
+    folder = path.parent
+    if not folder.is_dir():
+        raise BadInputError(f"--out {path}: there is no directory {folder}; make it first")
+    if path.is_dir():
+        raise BadInputError(f"--out {path} is a directory; give a file in it")
+    if not os.access(folder, os.W_OK):
+        raise BadInputError(f"--out {path}: {folder} cannot be written to")

@@ -30,25 +30,25 @@ class Memory:
     """Bytes on one device.
 
     Attributes:
-      parameters, optimizer: as the state is sharded.
       arguments: all that the step is given, by the compiler: the state and a batch.
-      activations: what the forward pass keeps for the backward pass; part of the compiler's temporaries.
-      temporaries: the rest of those.
+      parameters, optimizer: of the arguments, as the state is sharded.
+      temporaries: all that it needs in between, by the compiler.
+      activations: of the temporaries, what the forward pass keeps for the backward pass.
       outputs: what the step returns and does not write over its arguments.
       capacity: the device's; None where it is not known.
     """
 
+    arguments: int
     parameters: int
     optimizer: int
-    arguments: int
-    activations: int
     temporaries: int
+    activations: int
     outputs: int
     capacity: float | None
 
     @property
     def total(self) -> int:
-        return self.arguments + self.activations + self.temporaries + self.outputs
+        return self.arguments + self.temporaries + self.outputs
 
 
 @dataclass(frozen=True)
@@ -125,13 +125,12 @@ def compile_step(config: Config, machine: Machine) -> Step:
             raise
     module = hlo.parse(compiled.as_text())
     said = compiled.memory_analysis()
-    activations = min(kept_for_backward(module), said.temp_size_in_bytes)
     memory = Memory(
+        arguments=said.argument_size_in_bytes,
         parameters=bytes_on_device(program.state.params),
         optimizer=bytes_on_device(program.state.opt_state),
-        arguments=said.argument_size_in_bytes,
-        activations=activations,
-        temporaries=said.temp_size_in_bytes - activations,
+        temporaries=said.temp_size_in_bytes,
+        activations=min(kept_for_backward(module), said.temp_size_in_bytes),
         outputs=max(said.output_size_in_bytes - said.alias_size_in_bytes, 0),
         capacity=machine.chip.hbm_bytes / machine.chip.devices if machine.chip else None,
     )
@@ -202,6 +201,8 @@ def _notes(module: hlo.Module, config: Config, machine: Machine, attention: str)
         notes.append("products of float32 are slower than the bfloat16 peak that times are reckoned with")
     if machine.torus and machine.slices > 1 and machine.chip is not None and machine.chip.network_bandwidth is None:
         notes.append("the network between slices is not published for this chip; no time is reckoned for it")
+    if config.compute.remat == "offload":
+        notes.append("activations go to the host's memory and back; no time is reckoned for it")
     if attention == "cudnn":
         notes.append("what cuDNN's attention needs to work in is not among the temporaries")
     return tuple(notes)

@@ -3,13 +3,14 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from blobjax.compute.runtime import GPU_MEMORY_FRACTION
 from blobjax.config import BadInputError
 from blobjax.scaling.plan.compile import Step
 from blobjax.scaling.plan.hardware import Machine
 from blobjax.scaling.plan.roofline import Efficiencies, Roofline, link_seconds, roofline
 
 _DAY = 86400
-# What is left of a device's memory beside the program: a runtime takes some, and fragments more.
+# What a program can have of a TPU's memory: the runtime takes some (libtpu's own limit on v5e is 98%), fragments more.
 _USABLE = 0.95
 
 
@@ -66,8 +67,16 @@ class Plan:
 
     @property
     def fits(self) -> bool | None:
-        capacity = self.step.memory.capacity
-        return None if capacity is None else self.step.memory.total <= _USABLE * capacity
+        usable = self.usable
+        return None if usable is None else self.step.memory.total <= usable
+
+    @property
+    def usable(self) -> float | None:
+        """Bytes of a device's memory that a program can have: on a GPU what jax takes of it (compute/runtime.py)."""
+        capacity, chip = self.step.memory.capacity, self.machine.chip
+        if capacity is None or chip is None:
+            return None
+        return capacity * (_USABLE if chip.torus_dims else GPU_MEMORY_FRACTION)
 
     @property
     def step_seconds(self) -> Range | None:
@@ -130,7 +139,7 @@ class Plan:
             "steps": step.length,
             "tokens_per_step": step.tokens,
             "tokens": step.tokens_in_all,
-            "memory_bytes": asdict(memory) | {"total": memory.total},
+            "memory_bytes": asdict(memory) | {"total": memory.total, "usable": self.usable},
             "fits": self.fits,
             "collectives": [
                 {

@@ -18,8 +18,8 @@ from blobjax.compute.accelerators import Accelerator
 from blobjax.config import BadInputError
 from blobjax.config.closest import suggest
 
-_TPUS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2, "tpu7x": 3}
-"""Dims of a slice's topology."""
+_TPUS = {"v4": "TPU v4", "v5e": "TPU v5e", "v5p": "TPU v5p", "v6e": "TPU v6e", "tpu7x": "TPU7x"}
+"""What jax calls them: the key into the accelerator table."""
 
 
 @dataclass(frozen=True)
@@ -100,16 +100,24 @@ def find_machine(name: str, slices: int = 1) -> Machine:
     if not colon or not re.fullmatch(r"[1-9]\d{0,5}(x[1-9]\d{0,5})*", sizes_text):
         raise BadInputError(f"--on '{name}' is not of the form CHIP:SIZES, such as {_FORMS}")
     sizes = tuple(int(size) for size in sizes_text.split("x"))
-    dims = {**_TPUS, **dict.fromkeys(_GPUS, 2), "cpu": 1}[chip]
+    row = accelerators.find(_TPUS.get(chip) or (_GPUS[chip].kind if chip in _GPUS else ""))
+    dims = 1 if row is None else row.torus_dims or 2
     if len(sizes) != dims:
         raise BadInputError(f"--on '{name}': {chip} takes {dims} sizes, not {len(sizes)}; such as {_FORMS}")
     if math.prod(sizes) * slices > 2**17:
         raise BadInputError(f"--on '{name}': {math.prod(sizes) * slices:,} chips are more than any machine has")
     if slices > 1 and chip not in _TPUS:
         raise BadInputError(f"--slices {slices}: only TPUs have slices; give {chip} the number of hosts in --on")
-    if chip == "cpu":
+    if row is None:
         return _cpu(name, sizes[0])
-    return _tpu(name, chip, sizes, slices) if chip in _TPUS else _gpu(name, chip, sizes)
+    if chip in _TPUS:
+        return _tpu(name, chip, sizes, slices)
+    if sizes[1] > row.chips_per_host:
+        raise BadInputError(
+            f"--on '{name}': a host of {chip} has {row.chips_per_host} GPUs, not {sizes[1]}; give hosts x GPUs of one, "
+            f"such as {chip}:{-(-math.prod(sizes) // row.chips_per_host)}x{row.chips_per_host}"
+        )
+    return _gpu(name, _GPUS[chip], row, sizes)
 
 
 def _cpu(name: str, count: int) -> Machine:
@@ -165,16 +173,13 @@ def _tpu(name: str, chip: str, sizes: tuple[int, ...], slices: int) -> Machine:
     return replace(machine, chip=accelerators.find(machine.devices[0].device_kind))
 
 
-def _gpu(name: str, chip: str, sizes: tuple[int, ...]) -> Machine:
+def _gpu(name: str, gpu: _Gpu, row: Accelerator, sizes: tuple[int, ...]) -> Machine:
     if find_spec("jax_plugins") is None or not any(find_spec(f"jax_plugins.xla_cuda{version}") for version in (12, 13)):
         raise BadInputError(
             f"--on {name} needs the CUDA compiler, which is not installed (it needs no GPU); "
             "pip install 'blobjax[plan-gpu]'"
         )
     _compile_on_cpu()
-    gpu = _GPUS[chip]
-    row = accelerators.find(gpu.kind)
-    assert row is not None  # a test holds it
     hosts, local = sizes
     from jax.experimental import topologies
 

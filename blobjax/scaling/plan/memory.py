@@ -6,6 +6,7 @@ follows from shapes and shardings; which of its temporaries are activations kept
 
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ _NO_TRAFFIC = frozenset(
         "conditional",
         "call",
         "after-all",
+        "async-update",
         "opt-barrier",
         "partition-id",
         "replica-id",
@@ -126,9 +128,23 @@ def _traffic(module: Module, name: str) -> float:
             total += max((_traffic(module, branch) for branch in called.get("branches", [])), default=0)
         elif instruction.opcode == "call":
             total += sum(_traffic(module, each) for each in called.get("to_apply", []) + called.get("calls", []))
+        elif instruction.opcode == "async-start":
+            total += sum(_traffic(module, each) for each in called["calls"])
+        elif instruction.opcode.endswith("-start"):
+            total += _of_instruction(module, computation, _finished(computation, instruction))
         elif instruction.opcode not in _NO_TRAFFIC and not instruction.opcode.endswith("-done"):
             total += _of_instruction(module, computation, instruction)
     return total
+
+
+def _finished(computation: Computation, start: Instruction) -> Instruction:
+    """What an instruction that runs beside others does, as if it ran alone: `X-start` is an X, and has the shape of its
+    `X-done`; its own is a tuple that also names its operands."""
+    last = start
+    for each in computation.instructions:
+        if last.name in each.operands and each.opcode.endswith(("-update", "-done")):
+            last = each
+    return replace(start, opcode=start.opcode.removesuffix("-start"), shape=last.shape)
 
 
 def _of_instruction(module: Module, computation: Computation, instruction: Instruction) -> float:
@@ -141,8 +157,6 @@ def _of_instruction(module: Module, computation: Computation, instruction: Instr
         return 2 * _in_memory(instruction.shape)
     if opcode == "dynamic-update-slice":
         return 2 * size(instruction.operands[1])
-    if opcode.endswith("-start"):
-        return 2 * sum(size(name) for name in instruction.operands)
     fused = module.computations.get(instruction.called.get("calls", [""])[0])
     if opcode != "fusion" or fused is None:
         return _in_memory(instruction.shape) + sum(size(name) for name in instruction.operands)

@@ -29,19 +29,21 @@ def render(plan: Plan) -> str:
         "",
         "memory of one device",
         *(
-            f"  {name:<12} {quantity(size, 'B')}"
+            f"  {name:<13} {quantity(size, 'B')}"
             for name, size in (
-                ("parameters", memory.parameters),
-                ("optimizer", memory.optimizer),
-                ("activations", memory.activations),
+                ("arguments", memory.arguments),
+                ("  parameters", memory.parameters),
+                ("  optimizer", memory.optimizer),
                 ("temporaries", memory.temporaries),
+                ("  activations", memory.activations),
+                ("outputs", memory.outputs),
                 ("total", memory.total),
             )
         ),
     ]
     if memory.capacity is not None:
         verdict = "fits" if plan.fits else "DOES NOT FIT"
-        lines.append(f"  {'of':<12} {quantity(memory.capacity, 'B')}: {memory.total / memory.capacity:.0%}, {verdict}")
+        lines.append(f"  {'of':<13} {quantity(memory.capacity, 'B')}: {memory.total / memory.capacity:.0%}, {verdict}")
     lines += ["", *_collectives(plan), "", *_work(plan), *_time(plan), *_notes(plan)]
     return "\n".join(lines)
 

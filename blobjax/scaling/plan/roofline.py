@@ -5,14 +5,18 @@ takes at least the longest of the three (all else hidden behind it) and at most 
 assumed efficiencies are right. They are assumptions: no run has been measured on hardware that is not there.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
-import numpy as np
+import jax
 from jax.sharding import Mesh
 
 from blobjax.scaling.plan.collectives import Collective
 from blobjax.scaling.plan.hardware import Machine
+
+Groups: TypeAlias = Sequence[Sequence[jax.Device]]
 
 
 @dataclass(frozen=True)
@@ -84,25 +88,23 @@ def link_seconds(collective: Collective, machine: Machine, mesh: Mesh) -> float:
     """
     chip = machine.chip
     assert chip is not None
-    devices = [mesh.devices.flat[position] for position in max(collective.groups, key=len)]
-    islands = {_island(device, machine) for device in devices}
-    within = len(devices) // len(islands)
-    # sent = whole · (n-1)/n, whatever the kind's factor, which `whole` keeps.
-    n = len(devices)
-    whole = collective.sent if collective.kind == "collective-permute" else collective.sent * n / (n - 1)
-    inside = chip.link_bandwidth / 2 / chip.devices
-    if machine.torus:
-        inside *= _torus_share([d for d in devices if _island(d, machine) == _island(devices[0], machine)], machine)
-        if collective.kind == "collective-permute":
-            inside /= 2  # to one neighbour only
-    if len(islands) == 1:
-        return collective.sent / inside
+    groups = [[mesh.devices.flat[position] for position in group] for group in collective.groups]
+    devices = max(groups, key=len)
+    n, islands = len(devices), len({_island(device, machine) for device in devices})
+    within = n // islands
     between = chip.network_bandwidth / chip.devices if chip.network_bandwidth else float("inf")
     if collective.kind == "collective-permute":
-        return whole / between
+        # On a torus to one neighbour only.
+        inside = _inside(groups, devices, machine) / (2 if machine.torus else 1)
+        return collective.sent / (inside if islands == 1 else between)
+    # sent = whole · (n-1)/n, whatever the kind's factor, which `whole` keeps.
+    whole = collective.sent * n / (n - 1)
+    if collective.kind.endswith("all-to-all"):
+        # Nothing that leaves an island is the same for two devices of it, so all of it crosses.
+        return max(_exchange(whole, groups, devices, machine), whole * (n - within) / n / between)
     return max(
-        whole * (within - 1) / within / inside,
-        whole / within * (len(islands) - 1) / len(islands) / between,
+        whole * (within - 1) / within / _inside(groups, devices, machine),
+        whole / within * (islands - 1) / islands / between,
     )
 
 
@@ -111,18 +113,90 @@ def _island(device, machine: Machine) -> int:
     return getattr(device, "slice_index", 0) if machine.torus else device.process_index
 
 
-def _torus_share(devices: Sequence, machine: Machine) -> float:
-    """Part of a chip's ICI that a group of one slice can use: links along the dims it spans, and of those in which the
-    torus is not closed one half, since traffic must turn around at the ends.
+def _inside(groups: Groups, devices: Sequence, machine: Machine) -> float:
+    """Bytes/s that a device of a group sends within its island, all of the group's links taken together."""
+    chip = machine.chip
+    assert chip is not None
+    shares = _torus_shares(groups, devices, machine)
+    if not shares:  # a switch, or two cores of one chip
+        return chip.link_bandwidth / 2 / chip.devices
+    return chip.link_bandwidth / 2 / len(machine.torus) * sum(share.links for share in shares)
 
-    v4, v5p and TPU7x close a dim that is a multiple of 4, v5e and v6e one of 16 (Google Cloud TPU documentation).
+
+def _exchange(whole: float, groups: Groups, devices: Sequence, machine: Machine) -> float:
+    """Seconds of the part of an all-to-all that stays within an island, of `whole` bytes on each device.
+
+    Over a switch each byte is sent once. Along a ring of k chips a byte goes k/4 links far on average, in the shorter
+    direction; along a row that is not closed k/4 of what a chip holds crosses the middle each way, over half the links.
+    Each dim has its own links, so the slowest counts (Austin et al. 2025, section 3).
     """
-    coordinates = np.array([device.coords for device in devices])
-    spanned = [dim for dim in range(len(machine.torus)) if len(set(coordinates[:, dim])) > 1]
-    if not spanned:  # two cores of one chip
-        return 1.0
-    closed_at = 4 if len(machine.torus) == 3 else 16
-    closed = [
-        machine.torus[dim] % closed_at == 0 and len(set(coordinates[:, dim])) == machine.torus[dim] for dim in spanned
-    ]
-    return sum(1.0 if each else 0.5 for each in closed) / len(machine.torus)
+    chip = machine.chip
+    assert chip is not None
+    here = [device for device in devices if _island(device, machine) == _island(devices[0], machine)]
+    stays = whole / len(devices)  # for each device of the island
+    shares = _torus_shares(groups, devices, machine)
+    if not shares:
+        return stays * (len(here) - 1) / (chip.link_bandwidth / 2 / chip.devices)
+    of_chip = stays * len(here) * len(here) / len({tuple(device.coords) for device in here})
+    return max(
+        of_chip * (share.chips**2 // 4) / share.chips / (chip.link_bandwidth / 2 / len(machine.torus) * share.links)
+        for share in shares
+    )
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What a group has of one dim of a torus.
+
+    Attributes:
+      chips: places of it along the dim.
+      links: part of the dim's links, both directions together, that is the group's.
+    """
+
+    chips: int
+    links: float
+
+
+def _torus_shares(groups: Groups, devices: Sequence, machine: Machine) -> list[_Share]:
+    """For each dim of a slice that a group spans, what it has of it; nothing where there is no torus.
+
+    Where the dim is closed a group goes around it, and shares it with the others that do so on the same ring: where a
+    mesh axis takes every fourth chip, four groups move their bytes at the same time. Where it is not closed, traffic
+    must turn around at the ends, so that one half is left, shared by the groups that lie over the busiest link. A
+    group may also leave a closed dim open, if it is alone on its part.
+    """
+    if not machine.torus:
+        return []
+    island = _island(devices[0], machine)
+    closed = closed_dims(machine.torus)
+    shares = []
+    for dim in range(len(machine.torus)):
+        chips = len({device.coords[dim] for device in devices if _island(device, machine) == island})
+        if chips == 1:
+            continue
+        rows: dict[tuple, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+        for number, group in enumerate(groups):
+            for device in group:
+                if _island(device, machine) == island:
+                    place = tuple(device.coords)
+                    rows[place[:dim] + place[dim + 1 :]][number].add(place[dim])
+        worst = 1.0
+        for row in rows.values():
+            spans = [(min(places), max(places)) for places in row.values() if len(places) > 1]
+            if spans:
+                over = max(sum(first <= link < last for first, last in spans) for link in range(machine.torus[dim]))
+                worst = min(worst, max(closed[dim] / len(spans), 0.5 / over))
+        shares.append(_Share(chips, worst))
+    return shares
+
+
+def closed_dims(torus: Sequence[int]) -> list[bool]:
+    """Which dims of a slice have links from the last chip back to the first.
+
+    v4, v5p and TPU7x are made of cubes of 4 x 4 x 4, whose faces alone are joined by optical switches: all dims where
+    each is a multiple of 4, otherwise none (Google Cloud TPU documentation of v4 and v5p). v5e and v6e: a dim of 16,
+    which is the pod's own (Austin et al. 2025, section 2).
+    """
+    if len(torus) == 3:
+        return [all(size % 4 == 0 for size in torus)] * 3
+    return [size == 16 for size in torus]

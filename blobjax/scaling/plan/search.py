@@ -6,19 +6,19 @@ compiler says of those decides. Context parallelism is not searched: it costs at
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import yaml
 from jax.sharding import Mesh
 
 from blobjax.compute.flops import flops_per_token, forward_flops_per_token, param_count
 from blobjax.compute.mesh import make_mesh
+from blobjax.compute.sharding import lay_over
 from blobjax.conditioning.precision import policy
-from blobjax.config import BadInputError, Config, schema
-from blobjax.config.load import parse_override
+from blobjax.config import BadInputError, Config, dump, schema
 from blobjax.scaling.plan.collectives import Collective
 from blobjax.scaling.plan.compile import TooLargeError, compile_step
 from blobjax.scaling.plan.estimate import Assumptions, Plan, make_plan
@@ -71,27 +71,31 @@ class Weighed:
 
 
 @dataclass(frozen=True)
+class Laid:
+    """A mesh, and for each of its axes the seconds that its links take for a byte that each device sends along it."""
+
+    mesh: Mesh
+    pace: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Found:
-    """The best layout, compiled, and the way there in words."""
+    """The best layout, compiled, the config with it, and the way there in words."""
 
     layout: Layout
+    config: Config
     plan: Plan
     report: str
 
-    def as_yaml(self, name: str, overrides: Sequence[str]) -> str:
-        """A config that trains with it: what was asked for, and the layout on top."""
-        content: dict[str, Any] = {"include": name}
-        for override in overrides:
-            key, value, _ = parse_override(override)
-            node = content
-            *sections, last = key.split(".")
-            for section in sections:
-                node = node.setdefault(section, {})
-            node[last] = value
-        content["compute"] = content.get("compute", {}) | self.layout.compute
-        first, last_ = self.plan.step_seconds or (0.0, 0.0)
-        heading = f"# For {self.plan.machine.name}: {first:.3g} to {last_:.3g} s a step expected.\n"
-        return heading + yaml.safe_dump(content, sort_keys=False)
+    def as_yaml(self) -> str:
+        """The whole config that trains with it, resolved: what stands in it depends on no other file."""
+        first, last = self.plan.step_seconds or (0.0, 0.0)
+        heading = f"# For {self.plan.machine.name}: {first:.3g} to {last:.3g} s a step expected.\n"
+        return heading + dump(self.config)
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan's keys, the keys of the config that the search set, and what was said on the way."""
+        return self.plan.as_json() | {"layout": self.layout.compute, "search": self.report.splitlines()}
 
 
 def find_layout(config: Config, machine: Machine, assumed: Assumptions, compiles: int) -> Found:
@@ -105,12 +109,25 @@ def find_layout(config: Config, machine: Machine, assumed: Assumptions, compiles
     """
     if machine.chip is None:
         raise BadInputError(f"--search weighs layouts by the chip's peaks, and none is known for {machine.name}")
-    meshes: dict[tuple[int, ...], Mesh | None] = {}
-    weighed = [weigh(layout, config, machine, assumed, meshes) for layout in candidates(config, machine)]
-    known = [each for each in weighed if each is not None]
+    meshes: dict[tuple[int, ...], Laid | None] = {}
+    known: list[Weighed] = []
+    refused: Counter[str] = Counter()
+    for layout in candidates(config, machine):
+        try:
+            each = weigh(layout, config, machine, assumed, meshes)
+        except BadInputError as error:
+            refused["; ".join(error.problems)] += 1
+            continue
+        if each is not None:
+            known.append(each)
     capacity = machine.chip.hbm_bytes / machine.chip.devices
     fitting = sorted((each for each in known if each.bytes < _SLACK * capacity), key=lambda each: _score(each.times))
     lines = [f"{len(known)} layouts weighed, {len(fitting)} of them may fit"]
+    if refused:
+        example = refused.most_common(1)[0][0]
+        lines.append(
+            f"{refused.total()} layouts passed over, with which this config does not train, such as: {example}"
+        )
     plans: list[tuple[Layout, Plan]] = []
     compiled = 0
     # By how much the compiler's bytes exceed the arithmetic's, at each remat policy: learnt on the way.
@@ -144,7 +161,7 @@ def find_layout(config: Config, machine: Machine, assumed: Assumptions, compiles
             *lines,
         )
     layout, plan = min(plans, key=lambda pair: _score(pair[1].roofline))
-    return Found(layout, plan, "\n".join(lines))
+    return Found(layout, layout.applied(config), plan, "\n".join(lines))
 
 
 def _score(times: Roofline | None) -> float:
@@ -175,24 +192,30 @@ def weigh(
     config: Config,
     machine: Machine,
     assumed: Assumptions,
-    meshes: dict[tuple[int, ...], Mesh | None],
+    meshes: dict[tuple[int, ...], Laid | None],
 ) -> Weighed | None:
     """Bytes and times of a layout by arithmetic; None where the machine cannot be laid out so.
 
     Args:
-      meshes: of earlier layouts, by their sizes; making one takes longer than all of the rest.
+      meshes: of earlier layouts, by their sizes; these take longer than all of the rest.
+
+    Raises:
+      BadInputError: the config does not train so, such as a smaller batch that does not divide.
     """
     chip, model = machine.chip, config.model
     assert chip is not None
     sizes = (layout.replica, layout.data, layout.fsdp, layout.tensor)
     if sizes not in meshes:
         try:
-            meshes[sizes] = make_mesh(schema.Mesh(**layout.compute["mesh"]), machine.devices)
+            mesh = make_mesh(schema.Mesh(**layout.compute["mesh"]), machine.devices)
+            meshes[sizes] = Laid(mesh, {axis: _pace(mesh, axis, machine) for axis in mesh.shape})
         except (BadInputError, NotImplementedError, ValueError):
             meshes[sizes] = None
-    mesh = meshes[sizes]
-    if mesh is None:
+    laid = meshes[sizes]
+    if laid is None:
         return None
+    mesh = laid.mesh
+    lay_over(mesh, layout.applied(config))
     precision = policy(config.conditioning)
     wide, narrow = np.dtype(precision.params).itemsize, np.dtype(precision.compute).itemsize
     params = param_count(model, config.conditioning, embeddings=True)
@@ -227,17 +250,16 @@ def weigh(
     gathers = 2 if layout.fsdp > 1 else 0
     stream = tokens * model.d_model * narrow * model.n_layers
     passes = 3 if layout.remat == "full" else 2
+    # Along which axis, bytes, and how often each of them is sent: an all-reduce sends twice what an all-gather does.
     wanted = [
-        ("all-gather", ("fsdp",), gathers * parts * weights, 1),
-        ("all-reduce", ("fsdp",), parts * weights, 2),
-        ("all-reduce", ("data",), parts * weights / layout.fsdp, 2),
-        ("all-reduce", ("replica",), parts * weights / layout.fsdp, 2),
-        ("all-reduce", ("tensor",), 2 * passes * parts * stream, 2),
+        ("fsdp", gathers * parts * weights, 1),
+        ("fsdp", parts * weights, 2),
+        ("data", parts * weights / layout.fsdp, 2),
+        ("replica", parts * weights / layout.fsdp, 2),
+        ("tensor", 2 * passes * parts * stream, 2),
     ]
     links = sum(
-        link_seconds(_along(mesh, kind, axes, total, factor), machine, mesh)
-        for kind, axes, total, factor in wanted
-        if mesh.shape[axes[0]] > 1
+        times * total * (mesh.shape[axis] - 1) / mesh.shape[axis] * laid.pace[axis] for axis, total, times in wanted
     )
     moved = params / shards * 3 * (wide + moments) + parts * (passes + 1) * weights
     moved += tokens * parts * model.n_layers * passes * 3 * (model.d_model * 4 + outputs / layout.tensor) * narrow
@@ -250,10 +272,11 @@ def weigh(
     return Weighed(layout, size, times)
 
 
-def _along(mesh: Mesh, kind: str, axes: tuple[str, ...], total: float, factor: int) -> Collective:
-    """A collective of `total` bytes along an axis."""
-    names = list(mesh.shape)
+def _pace(mesh: Mesh, axis: str, machine: Machine) -> float:
+    """Seconds that the links take for a byte that each device sends along an axis, in rings."""
+    n = mesh.shape[axis]
+    if n == 1:
+        return 0.0
     ids = np.arange(mesh.size).reshape(list(mesh.shape.values()))
-    n = mesh.shape[axes[0]]
-    row = np.moveaxis(ids, names.index(axes[0]), -1).reshape(-1, n)[0]
-    return Collective(kind, axes, 1, total, factor * total * (n - 1) / n, (tuple(int(each) for each in row),))
+    groups = np.moveaxis(ids, list(mesh.shape).index(axis), -1).reshape(-1, n)
+    return link_seconds(Collective("all-gather", (axis,), 1, 1, 1, tuple(map(tuple, groups.tolist()))), machine, mesh)

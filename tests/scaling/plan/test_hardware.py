@@ -7,8 +7,10 @@ import pytest
 from blobjax.compute.accelerators import find
 from blobjax.config import BadInputError
 from blobjax.scaling.plan import hardware
-from blobjax.scaling.plan.compile import TooLargeError, _needed, compile_step
+from blobjax.scaling.plan.compile import TooLargeError, _needed, _notes, compile_step, program_for
 from blobjax.scaling.plan.hardware import find_machine
+from blobjax.scaling.plan.hlo import Module
+from blobjax.training.stages import memory_bytes
 from tests.tiny import tiny
 
 needs_libtpu = pytest.mark.skipif(find_spec("libtpu") is None, reason="needs libtpu: pip install 'blobjax[plan-tpu]'")
@@ -34,6 +36,7 @@ TILES = (
         ("cpu:2x2", 1, "cpu takes 1 sizes, not 2"),
         ("h100:999999x999999", 1, "more than any machine has"),
         ("h100:2x8", 2, "--slices 2: only TPUs have slices"),
+        ("h100:1x16", 1, "a host of h100 has 8 GPUs, not 16"),
         ("cpu:4096", 1, "jax has started with"),
     ],
 )
@@ -56,8 +59,9 @@ def test_cpus():
     assert (machine.platform, machine.chips, machine.chip) == ("cpu", 4, None)
 
 
-def test_every_gpu_is_in_the_table():
+def test_every_chip_is_in_the_table():
     assert all(find(gpu.kind) for gpu in hardware._GPUS.values())
+    assert all(find(kind).torus_dims in (2, 3) for kind in hardware._TPUS.values())
 
 
 def test_epochs_are_refused():
@@ -84,6 +88,12 @@ def test_state_is_counted_as_it_is_sharded():
     whole, split = (
         compile_step(tiny(f"compute.mesh={mesh}"), find_machine("cpu:8")).memory for mesh in ("{data: 8}", "{fsdp: 8}")
     )
+    # The same words and numbers as in the `compile` event of a run.
+    program = program_for(tiny("compute.mesh={fsdp: 8}"), find_machine("cpu:8"))
+    said = memory_bytes(program.lower_train_step().compile())
+    assert said == {"arguments": split.arguments, "temporaries": split.temporaries}
+    assert 0 < split.activations < split.temporaries
+    assert split.total == split.arguments + split.temporaries + split.outputs
     # 28,864 parameters; fsdp splits all but the norms.
     assert whole.parameters == 4 * 28864
     assert split.parameters == 4 * ((28864 - 192) // 8 + 192)
@@ -91,6 +101,13 @@ def test_state_is_counted_as_it_is_sharded():
     for memory in (whole, split):
         assert memory.arguments == memory.parameters + memory.optimizer + batch + 4  # the step
         assert 0 <= memory.optimizer - 2 * memory.parameters < 64  # two moments and counts
+
+
+def test_what_is_not_reckoned_is_noted():
+    nothing, machine = Module({}, ""), find_machine("cpu:8")
+    assert _notes(nothing, tiny("compute.remat=full"), machine, "xla") == ()
+    (note,) = _notes(nothing, tiny("compute.remat=offload"), machine, "xla")
+    assert "no time is reckoned" in note
 
 
 @pytest.mark.parametrize(
@@ -118,7 +135,7 @@ def test_a_tpu_slice_that_is_not_here():
     assert (machine.platform, machine.chips, machine.chip.name) == ("tpu", 8, "TPU v5e")
     step = compile_step(tiny(*TILES, "compute={mesh: {fsdp: 8}, remat: full}"), machine)
     assert step.attention == "splash"
-    assert step.memory.capacity == 16e9
+    assert step.memory.capacity == 16 * 2**30
     assert 1.2 < step.hardware_flops / step.model_flops < 1.6
     # Scanned, and so counted layer by layer: forward and backward, of 128 x (4 x 128 + 3 x 256) bfloat16 weights.
     gathered = sum(each.payload for each in step.collectives if each.kind == "all-gather")

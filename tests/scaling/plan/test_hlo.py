@@ -149,3 +149,51 @@ ENTRY %main (w0: f32[2], s0: f32[3,2]) -> f32[3,2] {
 def test_kept_is_what_the_backward_pass_reads_of_what_the_forward_pass_made():
     """24 bytes, once: not what only the forward pass reads, and not the weights that the loop hands through."""
     assert kept_for_backward(parse(KEPT)) == 24
+
+
+ALONE = """HloModule jit_f, is_scheduled=true
+
+%sliced (w: f32[64]) -> f32[8] {
+  %w = f32[64]{0} parameter(0)
+  ROOT %part = f32[8]{0} slice(%w), slice={[0:8]}
+}
+
+ENTRY %main (x: f32[32], y: f32[64]) -> f32[8] {
+  %x = f32[32]{0} parameter(0)
+  %y = f32[64]{0} parameter(1)
+  INSTRUCTIONS
+}
+"""
+GATHERED = "%g = f32[512]{0} all-gather(%x), dimensions={0}"
+GATHERED_BESIDE = """%s = (f32[32]{0}, f32[512]{0}) all-gather-start(%x), dimensions={0}
+  %g = f32[512]{0} all-gather-done(%s)"""
+REDUCED = "%r = f32[32]{0} all-reduce(%x), to_apply=%sum"
+REDUCED_BESIDE = """%s = f32[32]{0} all-reduce-start(%x), to_apply=%sum
+  %r = f32[32]{0} all-reduce-done(%s)"""
+SLICED_ALONE = "%p = f32[8]{0} slice(%y), slice={[0:8]}"
+SLICED_BESIDE = """%s = ((f32[64]{0}), f32[8]{0}, s32[]) slice-start(%y), slice={[0:8]}
+  %p = f32[8]{0} slice-done(%s)"""
+SLICED_WRAPPED = """%s = ((f32[64]{0}), f32[8]{0}, s32[]) async-start(%y), calls=%sliced
+  %u = ((f32[64]{0}), f32[8]{0}, s32[]) async-update(%s)
+  %p = f32[8]{0} async-done(%u)"""
+COPIED = "%c = f32[64]{0:T(128)S(1)} copy(%y)"
+COPIED_BESIDE = """%s = (f32[64]{0:T(128)S(1)}, f32[64]{0}, u32[]{:S(2)}) copy-start(%y)
+  %c = f32[64]{0:T(128)S(1)} copy-done(%s)"""
+
+
+@pytest.mark.parametrize(
+    ("instructions", "moved"),
+    [
+        (GATHERED, 128 + 16 * 128),
+        (GATHERED_BESIDE, 128 + 16 * 128),
+        (REDUCED, 2 * 128),
+        (REDUCED_BESIDE, 2 * 128),
+        (SLICED_ALONE, 2 * 32),
+        (SLICED_BESIDE, 2 * 32),
+        (SLICED_WRAPPED, 2 * 32),
+        (COPIED, 256),  # into vector memory: read, and written to no device memory
+        (COPIED_BESIDE, 256),
+    ],
+)
+def test_what_runs_beside_others_moves_what_it_moves_alone(instructions, moved):
+    assert traffic(parse(ALONE.replace("INSTRUCTIONS", instructions))) == moved

@@ -1,18 +1,18 @@
 """The search, with eight CPU devices standing in for the GPUs of one host."""
 
+import json
 from dataclasses import replace
 
 import pytest
-import yaml
 
 from blobjax.compute.accelerators import find
 from blobjax.config import BadInputError, load
-from blobjax.scaling.plan import search
+from blobjax.scaling.plan import command, search
 from blobjax.scaling.plan.compile import TooLargeError
 from blobjax.scaling.plan.estimate import Assumptions
 from blobjax.scaling.plan.hardware import find_machine
 from blobjax.scaling.plan.search import Layout, candidates, find_layout, weigh
-from tests.tiny import tiny
+from tests.tiny import TINY, tiny
 
 ASSUMED = Assumptions()
 
@@ -51,18 +51,38 @@ def test_weights_follow_the_arithmetic(machine):
     assert parts.times.compute == small.times.compute
 
 
-def test_the_best_is_compiled_and_written_as_a_config(machine, tmp_path):
-    found = find_layout(tiny(), machine, ASSUMED, compiles=1)
+def test_the_best_is_compiled_and_written_as_a_config(machine, tmp_path, monkeypatch):
+    """What a merge of files would have made something else of: one weight of the mixture, and a section as a whole."""
+    overrides = [*TINY, "data.mixture.bible=0.5", "compute=null", "compute.loss_chunk_tokens=64"]
+    monkeypatch.setattr(command, "find_machine", lambda name, slices: machine)
+    out = tmp_path / "found.yaml"
+    text, report = command.search("laptop", overrides, "h100:1x8", 1, ASSUMED, 1, str(out), as_json=True)
+    assert "layouts weighed" in report
+    said, read = json.loads(text), load(str(out))
+    assert said["fits"] is True
+    layout = said["layout"]
+    assert read == load("laptop", [*overrides, *(f"compute.{key}={json.dumps(layout[key])}" for key in layout)])
+    assert read.compute.loss_chunk_tokens == 64
+    assert read.compute.mesh.data * read.compute.mesh.fsdp * read.compute.mesh.tensor == 8
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (("duration.batch_warmup=4 steps", "duration.batch_start=2"), "duration.batch_start 2 does not divide over"),
+        # Eight sequences over eight devices leave no parts to compare.
+        (
+            ("conditioning.noise_scale_every=4", "duration.global_batch_size=8"),
+            "conditioning.noise_scale_every compares parts of the batch",
+        ),
+    ],
+)
+def test_a_layout_that_the_config_does_not_train_with_is_passed_over(machine, overrides, reason):
+    config = tiny(*overrides)
+    found = find_layout(config, machine, ASSUMED, compiles=1)
+    assert reason in found.report
     assert found.plan.fits
-    text = found.as_yaml("laptop", ["model.n_layers=2", "data.seq_len=32", "duration.global_batch_size=16"])
-    content = yaml.safe_load(text)
-    assert content["model"] == {"n_layers": 2}
-    (tmp_path / "found.yaml").write_text(text)
-    config = load(str(tmp_path / "found.yaml"))
-    mesh = config.compute.mesh
-    assert (mesh.data, mesh.fsdp, mesh.tensor) == (found.layout.data, found.layout.fsdp, found.layout.tensor)
-    assert config.compute.remat == found.layout.remat
-    assert "layouts weighed" in found.report
+    assert found.layout.data * found.layout.fsdp < 8
 
 
 def test_what_the_compiler_refuses_is_passed_over(machine, monkeypatch):
@@ -93,3 +113,17 @@ def test_nothing_fits(machine, monkeypatch):
 def test_no_search_without_a_peak():
     with pytest.raises(BadInputError, match="none is known for cpu:8"):
         find_layout(tiny(), find_machine("cpu:8"), ASSUMED, 1)
+
+
+def test_a_size_is_planned_as_it_is_trained(machine, monkeypatch):
+    planned = []
+
+    def too_large(config, on):
+        planned.append(config)
+        raise TooLargeError("it takes 90GB of 80GB")
+
+    monkeypatch.setattr(command, "find_machine", lambda name, slices: machine)
+    monkeypatch.setattr(command, "compile_step", too_large)
+    with pytest.raises(BadInputError, match="does not fit"):
+        command.plan("laptop", ["data.seq_len=64"], "h100:1x8", 1, ASSUMED, size="5M")
+    assert planned == [load("laptop", ["data.seq_len=64"], "5M")]

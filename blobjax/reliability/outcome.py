@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from blobjax.reliability.ledger import read_ledger
 from blobjax.reliability.run_directory import RunDirectory, read_jsonl
 
 Status = Literal["finished", "diverged", "halted", "failed", "stopped", "waiting"]
@@ -87,17 +88,10 @@ class Outcome:
 
     @property
     def wall_seconds(self) -> float:
-        """Compiling and training, over all attempts."""
-        seconds, began = 0.0, None
-        for event in self.events:
-            match event["event"]:
-                case "start":
-                    began = event["time"]
-                case "compile":
-                    seconds += event["seconds"]
-                case "stop" if began is not None:
-                    seconds, began = seconds + event["time"] - began, None
-        return seconds
+        """Of all attempts while they were up, from each one's start to its last sign of life: starting and compiling are
+        in it, and time between attempts is not.
+        """
+        return sum(attempt.ended - attempt.began for attempt in read_ledger(self.events).attempts)
 
 
 def as_float(value: Any) -> float:

@@ -13,7 +13,7 @@ from blobjax.compute.flops import flops_per_token, param_count
 from blobjax.config import BadInputError, Config
 from blobjax.reliability import outcome
 from blobjax.reliability import status as run_status
-from blobjax.reliability.energy_log import measured, read_accounts
+from blobjax.reliability.energy_log import read_accounts, tokens_per_joule
 from blobjax.reliability.ledger import Attempt, Ledger, number, read_ledger
 from blobjax.reliability.outcome import Outcome, as_float
 from blobjax.reliability.run_directory import RunDirectory, read_jsonl
@@ -111,9 +111,7 @@ class Facts:
     @property
     def tokens_per_joule(self) -> float | None:
         """None where nothing is known, or counters and estimates would have to be added."""
-        drawn = {source: joules for source, joules in self.energy.items() if joules}
-        kinds = {measured(source) for source in drawn}
-        return self.tokens / sum(drawn.values()) if len(kinds) == 1 and self.tokens else None
+        return tokens_per_joule(self.energy, self.tokens)
 
     def series(self, name: str) -> tuple[list[float], list[float]]:
         """Tokens and values of a metric, over the run's whole history."""

@@ -88,8 +88,9 @@ class Outcome:
 
     @property
     def wall_seconds(self) -> float:
-        """Of all attempts while they were up, from each one's start to its last sign of life: starting and compiling are
-        in it, and time between attempts is not.
+        """Of all attempts while they were up, from each one's start to its last sign of life.
+
+        Starting and compiling are in it, and time between attempts is not.
         """
         return sum(attempt.ended - attempt.began for attempt in read_ledger(self.events).attempts)
 

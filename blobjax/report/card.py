@@ -7,8 +7,9 @@ from typing import NamedTuple
 from blobjax.config import Config
 from blobjax.reliability.energy_log import shown
 from blobjax.report.facts import Facts
-from blobjax.report.html import human, without_secrets
+from blobjax.report.html import human
 from blobjax.report.prices import Prices
+from blobjax.report.redaction import redacted
 
 
 class Ingredient(NamedTuple):
@@ -148,7 +149,7 @@ def html(facts: Facts, prices: Prices) -> str:
     """The card."""
     boxes = [
         f"<li><h3>{escape(name)}</h3><strong>{escape(figure)}</strong>"
-        + "".join(f"<p>{escape(without_secrets(line))}</p>" for line in more if line)
+        + "".join(f"<p>{escape(redacted(line))}</p>" for line in more if line)
         + "</li>"
         for name, figure, more in ingredients(facts, prices)
     ]

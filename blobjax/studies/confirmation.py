@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 from blobjax.report.html import paragraph, section, table
+from blobjax.report.redaction import redacted
 from blobjax.scaling import runs, text
 from blobjax.studies.finding import Finding, Prediction, Verdict
 from blobjax.studies.results import Result, read
@@ -111,7 +112,7 @@ def html(tested: Tested | None) -> list[str]:
         seen = f"{measured:.4f}" if known else escape(tested.result.status)
         rows.append([escape(law), f"{each['value']:.4f}", *spans, seen, error, held])
     head = ("law", "predicted loss", "interval of the law", "of a single run", "measured", "error", "")
-    settings = ", ".join(f"{key}={value}" for key, value in tested.prediction.settings.items())
+    settings = ", ".join(redacted(f"{key}={value}") for key, value in tested.prediction.settings.items())
     return [
         section(
             "Predicted, and tested",

@@ -25,7 +25,7 @@ def ingredients(facts: Facts, prices: Prices) -> list[Ingredient]:
     config = facts.config
     length = f"{facts.status['length']:,}" if facts.status["length"] else str(config.duration.length)
     return [
-        Ingredient("Raw compute", f"{human(facts.flops)} FLOPs", _compute(facts)),
+        Ingredient("Raw compute", f"{human(facts.flops)} FLOPs", [*_compute(facts), _own(facts, facts.own_flops)]),
         Ingredient(
             "Quantity of data",
             f"{human(facts.tokens)} tokens",
@@ -34,6 +34,7 @@ def ingredients(facts: Facts, prices: Prices) -> list[Ingredient]:
                 if (unique := facts.unique_tokens) is None
                 else f"{human(unique)} of them unique",
                 f"{config.duration.global_batch_size * config.data.seq_len:,} in a step",
+                _own(facts, facts.own_tokens),
             ],
         ),
         Ingredient("Breadth of data", _count(facts.effective_domains, "effective domain"), _breadth(facts)),
@@ -56,6 +57,10 @@ def ingredients(facts: Facts, prices: Prices) -> list[Ingredient]:
 
 def _count(amount: float, of: str) -> str:
     return f"{amount:.3g} {of}{'' if amount == 1 else 's'}"
+
+
+def _own(facts: Facts, amount: float) -> str:
+    return f"{human(amount)} of them in this run, which began from another" if facts.own_tokens < facts.tokens else ""
 
 
 def _compute(facts: Facts) -> list[str]:

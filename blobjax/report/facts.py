@@ -66,14 +66,29 @@ class Facts:
 
     @cached_property
     def tokens(self) -> float:
-        """Trained on, by what the run's state rests on."""
+        """Trained on, by what the run's state rests on; of a branch, in the run it began from too."""
         return max((number(line.get("tokens")) for line in self.outcome.metrics), default=0.0)
+
+    @cached_property
+    def own_tokens(self) -> float:
+        """Of these, what this run took: not those that were trained on in the run it began from."""
+        before = outcome.sequences_before(self.outcome.events) * self.config.data.seq_len
+        return max(self.tokens - before, 0.0)
 
     @property
     def flops(self) -> float:
-        """Model FLOPs of those tokens, forward and backward; not what was lost and computed again."""
+        """Model FLOPs of `tokens`, forward and backward; not what was lost and computed again."""
+        return self.tokens * self._flops_per_token
+
+    @property
+    def own_flops(self) -> float:
+        """The same of `own_tokens`."""
+        return self.own_tokens * self._flops_per_token
+
+    @property
+    def _flops_per_token(self) -> float:
         closed = flops_per_token(self.config.model, self.config.data.seq_len)
-        return self.tokens * number(self.start.get("flops_per_token"), closed)
+        return number(self.start.get("flops_per_token"), closed)
 
     @cached_property
     def epochs(self) -> dict[str, float]:
@@ -111,7 +126,7 @@ class Facts:
     @property
     def tokens_per_joule(self) -> float | None:
         """None where nothing is known, or counters and estimates would have to be added."""
-        return tokens_per_joule(self.energy, self.tokens)
+        return tokens_per_joule(self.energy, self.own_tokens)
 
     def series(self, name: str) -> tuple[list[float], list[float]]:
         """Tokens and values of a metric, over the run's whole history."""

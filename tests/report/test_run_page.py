@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from blobjax.config import BadInputError
+from blobjax.reliability.status import lines as status_lines
 from blobjax.report import command, facts, run_page
 from blobjax.report.html import human
 from blobjax.report.prices import Prices
@@ -148,6 +149,23 @@ def test_counters_and_estimates_are_never_added(tmp_path):
     assert facts.read(run).tokens_per_joule is None
     same = write(tmp_path / "same", [start(0), stop(9)], [line(100)], energy={0: {"nvml": 512.0}})
     assert facts.read(same).tokens_per_joule == TOKENS_PER_STEP * 100 / 512
+
+
+def test_of_a_branch_energy_is_held_against_what_it_trained_itself(tmp_path):
+    branch = {"event": "branch", "time": 1, "step": 80, "sequences": 80 * 16}
+    metrics = [line(step) for step in range(81, 101)]
+    # Killed before its first save: it began once more.
+    events = [start(0), branch, start(5), {**branch, "time": 6}, stop(9)]
+    run = write(tmp_path / "run", events, metrics, energy={0: {"nvml": 100.0}})
+    found = facts.read(run)
+    assert (found.tokens, found.own_tokens) == (100 * TOKENS_PER_STEP, 20 * TOKENS_PER_STEP)
+    assert found.tokens_per_joule == 20 * TOKENS_PER_STEP / 100
+    page = page_of(run)
+    assert "51.2k tokens" in page.text
+    assert "10.2k of them in this run, which began from another" in page.text
+    assert "10.2M of them in this run" in page.text
+    assert "102 tokens per joule" in page.text
+    assert "energy: 100 J (nvml); 102 tokens/J" in status_lines(found.status)
 
 
 def test_what_stands_in_an_event_is_text_and_no_html(tmp_path):

@@ -98,7 +98,7 @@ def _cells(plan: Plan, results: list[Result]) -> str:
                 f"{result.final_loss:.3f}",
                 f"{sum(held_out) / len(held_out):.3f}" if held_out else "",
                 f"{result.wall_seconds:.1f}",
-                "".join(f"<code>{escape(line)}</code>" for line in diff) or "the base itself, by all that is shown",
+                "".join(f"<code>{escape(line)}</code>" for line in diff) or "the base itself",
             ]
         )
     first = len(axes) + 1

@@ -1,5 +1,6 @@
 """The seven ingredients of the scaling hypothesis as a run had them, and what it drew from the wall."""
 
+import math
 from collections import Counter
 from html import escape
 from typing import NamedTuple
@@ -31,7 +32,7 @@ def ingredients(facts: Facts, prices: Prices) -> list[Ingredient]:
             f"{human(facts.tokens)} tokens",
             [
                 "unique tokens not known"
-                if (unique := facts.unique_tokens) is None
+                if math.isnan(unique := facts.unique_tokens)
                 else f"{human(unique)} of them unique",
                 f"{config.duration.global_batch_size * config.data.seq_len:,} in a step",
                 _own(facts, facts.own_tokens),

@@ -11,7 +11,7 @@ from typing import Any
 from blobjax.compute.accelerators import find
 from blobjax.compute.flops import flops_per_token, param_count
 from blobjax.config import BadInputError, Config
-from blobjax.reliability import outcome
+from blobjax.reliability import mixture, outcome
 from blobjax.reliability import status as run_status
 from blobjax.reliability.energy_log import read_accounts, tokens_per_joule
 from blobjax.reliability.ledger import Attempt, Ledger, number, read_ledger
@@ -93,18 +93,12 @@ class Facts:
     @cached_property
     def epochs(self) -> dict[str, float]:
         """Domain to how often its training text has been seen."""
-        found = {}
-        for line in self.outcome.metrics:
-            for name in line:
-                if name.startswith("data/") and name.endswith("/epochs"):
-                    found[name.split("/")[1]] = as_float(line[name])
-        return found
+        return mixture.epochs(self.outcome.metrics)
 
     @cached_property
     def shares(self) -> dict[str, float]:
         """Domain that is trained on to its share of the tokens."""
-        weights = {name: float(weight) for name, weight in self.config.data.mixture.items() if weight > 0}
-        return {name: weight / sum(weights.values()) for name, weight in weights.items()}
+        return mixture.shares(self.config)
 
     @property
     def effective_domains(self) -> float:
@@ -112,11 +106,9 @@ class Facts:
         return math.exp(-sum(share * math.log(share) for share in self.shares.values()))
 
     @property
-    def unique_tokens(self) -> float | None:
-        """Tokens seen at least once; None where that was not written down."""
-        if not self.tokens or not self.shares.keys() <= self.epochs.keys():
-            return None
-        return sum(self.tokens * share / max(self.epochs[name], 1.0) for name, share in self.shares.items())
+    def unique_tokens(self) -> float:
+        """Tokens seen at least once; NaN where that was not written down."""
+        return mixture.unique_tokens(self.config, self.tokens, self.epochs)
 
     @property
     def chip_hours(self) -> float:

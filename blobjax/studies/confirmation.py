@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
+from blobjax.reliability import mixture
 from blobjax.report.html import paragraph, section, table
 from blobjax.report.redaction import redacted
-from blobjax.scaling import runs, text
+from blobjax.scaling import text
 from blobjax.studies.finding import Finding, Prediction, Verdict
 from blobjax.studies.results import Result, read
 from blobjax.studies.study import Cell, Plan, one_more
@@ -54,7 +55,7 @@ def look(plan: Plan, finding: Finding) -> Tested | None:
         return None
     result = read(cell(plan, finding.prediction))
     finished = result.status == "finished"
-    measured = runs.held_out_loss(result.cell.config, result) if finished else math.nan
+    measured = mixture.held_out_loss(result.cell.config, result.held_out) if finished else math.nan
     return Tested(finding.prediction, result, measured)
 
 

@@ -9,9 +9,11 @@ from rich.console import Console
 from blobjax.report import redaction
 from blobjax.report.prices import Prices
 from blobjax.report.redaction import redacted
-from blobjax.studies import command, runner
+from blobjax.studies import command, confirmation, runner
 from blobjax.studies import report as study_report
 from blobjax.studies.finding import Finding, Prediction
+from blobjax.studies.page import page
+from blobjax.studies.results import read
 from blobjax.studies.study import load_study
 from tests.report.made_up import evaluation, leave, line, start, stop
 from tests.report.page import check
@@ -71,16 +73,7 @@ def test_a_command_stays_one():
     assert redaction.command("it's no command, token=abc") == "it's no command, token=…"
 
 
-def predicts(results) -> Finding:
-    settings = {"data.prepared_dir": f"/home/{SECRET}/x", "duration.length": "12 steps"}
-    expected = {"law": {"value": 2.0, "low": 1.0, "high": 3.0, "run_low": 1.0, "run_high": 3.0}}
-    words = (f"From https://me:{SECRET}@example.com/x?sig={SECRET}.",)
-    return Finding(
-        None, words, {"where": f"/home/{SECRET}/x"}, (), prediction=Prediction("next", "it", settings, expected)
-    )
-
-
-def test_a_study_keeps_them_in_its_summary_and_on_its_pages(tmp_path, monkeypatch):
+def test_a_study_keeps_them_in_its_summary_and_on_its_pages(tmp_path):
     grid = {
         "run": {
             "well": {"data.prepared_dir": f"/home/{SECRET}/prepared", "optimizer.learning_rate": 0.25},
@@ -95,25 +88,36 @@ def test_a_study_keeps_them_in_its_summary_and_on_its_pages(tmp_path, monkeypatc
         metrics = [line(step, 5 / step) for step in range(1, 31)]
         leave(Path(cell.config.logging.run_dir), [start(0), end], [*metrics, evaluation(30)])
     (plan.directory / "study.yaml").write_text(command._record(plan))
-    monkeypatch.setitem(command.ANALYSES, "final-loss", predicts)
     assert command.conclude(plan, Console(quiet=True)) == 1
-    # As an earlier version wrote it.
     summary = json.loads((plan.directory / "summary.json").read_text())
     assert summary["command"].startswith("blobjax study small.yaml")
     assert "compute.compilation_cache=…" in summary["overrides"]
     assert SECRET not in json.dumps(summary)
+    # As an earlier version wrote it.
     summary["command"] = f"blobjax study small.yaml data.prepared_dir=/home/{SECRET}"
     (plan.directory / "summary.json").write_text(json.dumps(summary))
     again = study_report.report(plan.directory, "", Prices())
-    for file in (plan.directory / "index.html", again):
+    for file, typed in ((plan.directory / "index.html", "compute.compilation_cache=…"), (again, "data.prepared_dir=…")):
         text = file.read_text()
         assert SECRET not in text, file
         shown = check(text).text
-        for words in (
-            "OSError: https://…@example.com/x?…",
-            "data.prepared_dir=…",
-            "optimizer.learning_rate: ",
-            "-> 0.25",
-        ):
+        for words in ("OSError: https://…@example.com/x?…", typed, "-> 0.25"):
             assert words in shown, words
         assert "logging" not in shown.replace("logging=…", "")
+
+
+def test_nor_does_what_was_found_and_predicted_give_them_away(tmp_path):
+    plan = load_study(write(tmp_path), [], tmp_path / "study")
+    results = [read(cell) for cell in plan.cells]
+    settings = {"data.prepared_dir": f"/home/{SECRET}/x", "data.sources.web.token": SECRET, "seed": 7}
+    expected = {"law": {"value": 2.0, "low": 1.0, "high": 3.0, "run_low": 1.0, "run_high": 3.0}}
+    words = (f"From https://me:{SECRET}@example.com/x?sig={SECRET}.",)
+    prediction = Prediction("n", "it", settings, expected)
+    finding = Finding(None, words, {"where": f"/home/{SECRET}/x"}, (), prediction=prediction)
+    tested = confirmation.Tested(finding.prediction, results[0], 2.0)
+    summary = command.summarise(plan, results, finding, tested)
+    assert SECRET not in json.dumps(summary)
+    assert summary["prediction"]["settings"] == {"data.prepared_dir": "…", "data.sources.web.token": "…", "seed": 7}
+    text = page(plan, results, summary, finding, tested, [])
+    assert SECRET not in text
+    assert "data.prepared_dir=…, data.sources.web.token=…, seed=7" in check(text).text

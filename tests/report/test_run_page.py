@@ -1,6 +1,7 @@
 """A run's page says what is known, whatever became of the run, and nothing that is nobody's business."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -183,7 +184,8 @@ def test_what_breadth_comes_to(tmp_path):
     found = facts.read(write(tmp_path / "run", [start(0)], [line(1)], source, weights))
     assert found.shares == {"shakespeare": 0.5, "bible": 0.25, "mathematics": 0.25}
     assert found.effective_domains == pytest.approx(2**1.5)
-    assert found.unique_tokens is None  # nothing is known of two of the domains
+    assert math.isnan(found.unique_tokens)  # nothing is known of two of the domains
+    assert "unique tokens not known" in page_of(found.directory.path).text
 
 
 def test_secrets_and_places_stay_where_they_are(tmp_path):

@@ -55,13 +55,9 @@ def meter(devices: Sequence[Any] | None = None, watts: float = 0) -> Meter | Non
     """
     devices = jax.local_devices() if devices is None else devices
     if devices[0].platform == "gpu":
-        counters = _nvml(devices)
-        if counters is not None:
-            return Meter("nvml", counters)
+        return _nvml(devices) or _estimate(devices, watts)
     if devices[0].platform == "cpu":
-        packages = _packages(_POWERCAP)
-        if packages:
-            return Meter("rapl", _Rapl(packages))
+        return _rapl(_POWERCAP) or _estimate(devices, watts)
     return _estimate(devices, watts)
 
 
@@ -87,8 +83,8 @@ def _cores() -> int:
     return min(cores, int(told)) if told.isdigit() and int(told) else cores
 
 
-def _nvml(devices: Sequence[Any]) -> Callable[[], float] | None:
-    """The sum of the GPUs' energy counters; None where a library, a driver or a counter is missing."""
+def _nvml(devices: Sequence[Any]) -> Meter | None:
+    """By the sum of the GPUs' energy counters; None where a library, a driver or a counter is missing."""
     try:
         import pynvml
 
@@ -98,10 +94,9 @@ def _nvml(devices: Sequence[Any]) -> Callable[[], float] | None:
         def read() -> float:
             return sum(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in handles) / 1e3  # from mJ
 
-        read()
+        return Meter("nvml", read)
     except Exception:  # ImportError, or whatever NVML makes of a driver or GPU that does not count
         return None
-    return read
 
 
 def _handle(pynvml: Any, number: int) -> Any:
@@ -115,16 +110,14 @@ def _handle(pynvml: Any, number: int) -> Any:
     return pynvml.nvmlDeviceGetHandleByUUID(name.encode())
 
 
-def _packages(powercap: Path) -> list[Path]:
-    """The processor packages whose counters this process may read; empty if one of them is out of reach."""
+def _rapl(powercap: Path) -> Meter | None:
+    """By the processor packages' counters; None where there are none, or one is out of this process's reach."""
     packages = [zone for zone in sorted(powercap.glob("intel-rapl:*")) if zone.name.count(":") == 1]
     try:
         packages = [zone for zone in packages if (zone / "name").read_text().startswith("package")]
-        for zone in packages:
-            (zone / "energy_uj").read_text()
-    except OSError:
-        return []
-    return packages
+        return Meter("rapl", _Rapl(packages)) if packages else None
+    except (OSError, ValueError):
+        return None
 
 
 class _Rapl:

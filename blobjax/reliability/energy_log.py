@@ -7,6 +7,7 @@ added. Accounts need no collective, and outlive whoever is killed, up to their l
 import contextlib
 import json
 import socket
+import sys
 import time
 import zlib
 from collections import Counter
@@ -53,17 +54,23 @@ def shown(joules: float) -> str:
     return f"{joules:.3g} J"
 
 
-def energy_line(accounts: dict[str, float], tokens: float) -> str:
-    """What a run drew, in a line: each source by itself, and tokens per joule where all of it has one.
+def tokens_per_joule(accounts: dict[str, float], tokens: float) -> float | None:
+    """What was made of the energy; None where nothing is known of it, or a counter and an estimate would be added.
 
     Args:
       accounts: source to joules.
-      tokens: trained on.
+      tokens: trained on with all of that energy: of a branch its own, not those of the run it began from.
     """
     drawn = {source: joules for source, joules in accounts.items() if joules}
+    return tokens / sum(drawn.values()) if tokens and len({measured(source) for source in drawn}) == 1 else None
+
+
+def energy_line(accounts: dict[str, float], tokens: float) -> str:
+    """What a run drew, in a line: each source by itself, and tokens per joule; the arguments are the same."""
+    drawn = {source: joules for source, joules in accounts.items() if joules}
     said = ", and ".join(f"{shown(joules)} ({source})" for source, joules in drawn.items()) or "0 J"
-    whole = tokens / next(iter(drawn.values())) if len(drawn) == 1 else 0.0
-    return f"energy: {said}" + (f"; {whole:,.{0 if whole >= 100 else 2}f} tokens/J" if whole else "")
+    rate = tokens_per_joule(accounts, tokens)
+    return f"energy: {said}" + (f"; {rate:,.{0 if rate >= 100 else 2}f} tokens/J" if rate else "")
 
 
 def meter_of_this_process(watts: float) -> "Meter | None":
@@ -100,6 +107,8 @@ class EnergyLog:
         self._before = _read(self._path)
         self._others: dict[str, float] = {}
         self._next = 0.0
+        self._joules = 0.0
+        self._failed = False
 
     def __enter__(self) -> "EnergyLog":
         self._flush()
@@ -109,14 +118,22 @@ class EnergyLog:
         self._flush()
 
     def _mine(self) -> dict[str, float]:
+        # A counter that fails is no reason to end a run, whatever it raises: NVML's errors are its own.
+        try:
+            self._joules = self._meter.joules
+        except Exception as error:
+            if not self._failed:
+                what = f"the energy counter ({self._meter.source}) cannot be read: {type(error).__name__}: {error}"
+                print(f"blobjax: {what}; what is drawn meanwhile may be missing", file=sys.stderr, flush=True)
+            self._failed = True
         source = self._meter.source
-        return {**self._before, source: self._before.get(source, 0.0) + self._meter.joules}
+        return {**self._before, source: self._before.get(source, 0.0) + self._joules}
 
     def _flush(self) -> None:
         began = time.monotonic()
-        # An account that cannot be written is no reason to end a run.
+        mine = self._mine()
+        # Nor is an account that cannot be written.
         with contextlib.suppress(OSError):
-            mine = self._mine()
             write_atomically(self._path, json.dumps(mine) + "\n")
             written = read_accounts(self._directory)
             self._others = {source: max(joules - mine.get(source, 0.0), 0.0) for source, joules in written.items()}
@@ -140,12 +157,15 @@ class EnergyLog:
         """What the run has drawn so far by the source this attempt has, on all processes, and what it made of it.
 
         Args:
-          tokens: trained on so far.
+          tokens: trained on so far with what was drawn.
 
         Returns:
-          `energy_joules`, `energy_source` and, where all of the run has that source, `tokens_per_joule`.
+          `energy_joules`, `energy_source` and, where that is known, `tokens_per_joule` of all that was drawn.
         """
         totals = self.totals()
-        joules = totals[self._meter.source]
-        found: dict[str, float | str] = {"energy_joules": joules, "energy_source": self._meter.source}
-        return found | ({"tokens_per_joule": tokens / joules} if joules and joules == sum(totals.values()) else {})
+        found: dict[str, float | str] = {
+            "energy_joules": totals[self._meter.source],
+            "energy_source": self._meter.source,
+        }
+        rate = tokens_per_joule(totals, tokens)
+        return found | ({"tokens_per_joule": rate} if rate is not None else {})

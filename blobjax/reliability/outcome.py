@@ -1,9 +1,11 @@
 """What came of a run, read from the files it wrote: status, losses, held-out results, probes, time."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from blobjax.reliability.ledger import number, read_ledger
 from blobjax.reliability.run_directory import RunDirectory, read_jsonl
 
 Status = Literal["finished", "diverged", "halted", "failed", "stopped", "waiting"]
@@ -87,17 +89,20 @@ class Outcome:
 
     @property
     def wall_seconds(self) -> float:
-        """Compiling and training, over all attempts."""
-        seconds, began = 0.0, None
-        for event in self.events:
-            match event["event"]:
-                case "start":
-                    began = event["time"]
-                case "compile":
-                    seconds += event["seconds"]
-                case "stop" if began is not None:
-                    seconds, began = seconds + event["time"] - began, None
-        return seconds
+        """Of all attempts while they were up, from each one's start to its last sign of life.
+
+        Starting and compiling are in it, and time between attempts is not.
+        """
+        return sum(attempt.ended - attempt.began for attempt in read_ledger(self.events).attempts)
+
+
+def sequences_before(events: Iterable[dict[str, Any]]) -> int:
+    """Sequences that another run had trained on where this one begins from it (`duration.start_from`); else 0.
+
+    They are among the tokens of this run's metrics, and took none of its time and energy.
+    """
+    begun = [event.get("sequences") for event in events if event.get("event") == "branch"]
+    return max(int(number(begun[-1])), 0) if begun else 0
 
 
 def as_float(value: Any) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 from blobjax.config import BadInputError
 from blobjax.reliability.energy_log import energy_line, read_accounts
 from blobjax.reliability.ledger import Attempt, number, read_ledger
+from blobjax.reliability.outcome import sequences_before
 from blobjax.reliability.run_directory import RunDirectory, read_jsonl, read_jsonl_backwards
 from blobjax.reliability.supervisor import named
 
@@ -33,7 +34,7 @@ def status(run: str) -> dict[str, Any]:
     """What there is to say of a run; the keys are those of `--json`.
 
     Raises:
-      BadInputError: there is no run.
+      BadInputError: there is no run, or it began from another and its config cannot be read.
     """
     directory = RunDirectory(run)
     if not directory.config.is_file():
@@ -51,6 +52,7 @@ def status(run: str) -> dict[str, Any]:
     times = [number(event.get("time"), -1.0) for event in events[-1:]]
     last = ledger.attempts[-1] if ledger.attempts else None
     counted = Counter(event["event"] for event in events)
+    tokens = int(number(newest.get("tokens")))
     return {
         "run": str(directory.path),
         "state": _state(last, running),
@@ -72,10 +74,17 @@ def status(run: str) -> dict[str, Any]:
         "attempts": [_attempt(*each, running) for each in zip_longest(ledger.attempts, ledger.attempts[1:])],
         "events": {name: counted[name] for name in _COUNTED if counted[name]},
         "energy_joules": read_accounts(directory.energy),
-        "tokens": int(number(newest.get("tokens"))),
+        "tokens": tokens,
+        # Of a run that began from another, what it was trained on itself: the energy is of these.
+        "own_tokens": max(tokens - _tokens_before(directory, events), 0),
         "straggler": next((_straggler(e) for e in reversed(events) if e["event"] == "stragglers"), None),
         "notes": ledger.notes,
     }
+
+
+def _tokens_before(directory: RunDirectory, events: list[dict[str, Any]]) -> int:
+    sequences = sequences_before(events)
+    return sequences * directory.resolved_config().data.seq_len if sequences else 0
 
 
 def _state(last: Attempt | None, running: bool) -> str:
@@ -180,7 +189,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     if found["events"]:
         said += ["", "events: " + ", ".join(f"{name} × {count}" for name, count in found["events"].items())]
     if found["energy_joules"]:
-        said += ["", energy_line(found["energy_joules"], found["tokens"])]
+        said += ["", energy_line(found["energy_joules"], found["own_tokens"])]
     if found["straggler"] and found["straggler"]["lag_seconds"] > 0:
         slow = found["straggler"]
         who = f"process {slow['slowest']} ({slow['host']})"

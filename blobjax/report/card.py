@@ -1,5 +1,6 @@
 """The seven ingredients of the scaling hypothesis as a run had them, and what it drew from the wall."""
 
+import math
 from collections import Counter
 from html import escape
 from typing import NamedTuple
@@ -7,8 +8,9 @@ from typing import NamedTuple
 from blobjax.config import Config
 from blobjax.reliability.energy_log import shown
 from blobjax.report.facts import Facts
-from blobjax.report.html import human, without_secrets
+from blobjax.report.html import human
 from blobjax.report.prices import Prices
+from blobjax.report.redaction import redacted
 
 
 class Ingredient(NamedTuple):
@@ -24,15 +26,16 @@ def ingredients(facts: Facts, prices: Prices) -> list[Ingredient]:
     config = facts.config
     length = f"{facts.status['length']:,}" if facts.status["length"] else str(config.duration.length)
     return [
-        Ingredient("Raw compute", f"{human(facts.flops)} FLOPs", _compute(facts)),
+        Ingredient("Raw compute", f"{human(facts.flops)} FLOPs", [*_compute(facts), _own(facts, facts.own_flops)]),
         Ingredient(
             "Quantity of data",
             f"{human(facts.tokens)} tokens",
             [
                 "unique tokens not known"
-                if (unique := facts.unique_tokens) is None
+                if math.isnan(unique := facts.unique_tokens)
                 else f"{human(unique)} of them unique",
                 f"{config.duration.global_batch_size * config.data.seq_len:,} in a step",
+                _own(facts, facts.own_tokens),
             ],
         ),
         Ingredient("Breadth of data", _count(facts.effective_domains, "effective domain"), _breadth(facts)),
@@ -55,6 +58,10 @@ def ingredients(facts: Facts, prices: Prices) -> list[Ingredient]:
 
 def _count(amount: float, of: str) -> str:
     return f"{amount:.3g} {of}{'' if amount == 1 else 's'}"
+
+
+def _own(facts: Facts, amount: float) -> str:
+    return f"{human(amount)} of them in this run, which began from another" if facts.own_tokens < facts.tokens else ""
 
 
 def _compute(facts: Facts) -> list[str]:
@@ -148,7 +155,7 @@ def html(facts: Facts, prices: Prices) -> str:
     """The card."""
     boxes = [
         f"<li><h3>{escape(name)}</h3><strong>{escape(figure)}</strong>"
-        + "".join(f"<p>{escape(without_secrets(line))}</p>" for line in more if line)
+        + "".join(f"<p>{escape(redacted(line))}</p>" for line in more if line)
         + "</li>"
         for name, figure, more in ingredients(facts, prices)
     ]

@@ -11,9 +11,9 @@ from typing import Any
 from blobjax.compute.accelerators import find
 from blobjax.compute.flops import flops_per_token, param_count
 from blobjax.config import BadInputError, Config
-from blobjax.reliability import outcome
+from blobjax.reliability import mixture, outcome
 from blobjax.reliability import status as run_status
-from blobjax.reliability.energy_log import measured, read_accounts
+from blobjax.reliability.energy_log import read_accounts, tokens_per_joule
 from blobjax.reliability.ledger import Attempt, Ledger, number, read_ledger
 from blobjax.reliability.outcome import Outcome, as_float
 from blobjax.reliability.run_directory import RunDirectory, read_jsonl
@@ -66,30 +66,39 @@ class Facts:
 
     @cached_property
     def tokens(self) -> float:
-        """Trained on, by what the run's state rests on."""
+        """Trained on, by what the run's state rests on; of a branch, in the run it began from too."""
         return max((number(line.get("tokens")) for line in self.outcome.metrics), default=0.0)
+
+    @cached_property
+    def own_tokens(self) -> float:
+        """Of these, what this run took: not those that were trained on in the run it began from."""
+        before = outcome.sequences_before(self.outcome.events) * self.config.data.seq_len
+        return max(self.tokens - before, 0.0)
 
     @property
     def flops(self) -> float:
-        """Model FLOPs of those tokens, forward and backward; not what was lost and computed again."""
+        """Model FLOPs of `tokens`, forward and backward; not what was lost and computed again."""
+        return self.tokens * self._flops_per_token
+
+    @property
+    def own_flops(self) -> float:
+        """The same of `own_tokens`."""
+        return self.own_tokens * self._flops_per_token
+
+    @property
+    def _flops_per_token(self) -> float:
         closed = flops_per_token(self.config.model, self.config.data.seq_len)
-        return self.tokens * number(self.start.get("flops_per_token"), closed)
+        return number(self.start.get("flops_per_token"), closed)
 
     @cached_property
     def epochs(self) -> dict[str, float]:
         """Domain to how often its training text has been seen."""
-        found = {}
-        for line in self.outcome.metrics:
-            for name in line:
-                if name.startswith("data/") and name.endswith("/epochs"):
-                    found[name.split("/")[1]] = as_float(line[name])
-        return found
+        return mixture.epochs(self.outcome.metrics)
 
     @cached_property
     def shares(self) -> dict[str, float]:
         """Domain that is trained on to its share of the tokens."""
-        weights = {name: float(weight) for name, weight in self.config.data.mixture.items() if weight > 0}
-        return {name: weight / sum(weights.values()) for name, weight in weights.items()}
+        return mixture.shares(self.config)
 
     @property
     def effective_domains(self) -> float:
@@ -97,11 +106,9 @@ class Facts:
         return math.exp(-sum(share * math.log(share) for share in self.shares.values()))
 
     @property
-    def unique_tokens(self) -> float | None:
-        """Tokens seen at least once; None where that was not written down."""
-        if not self.tokens or not self.shares.keys() <= self.epochs.keys():
-            return None
-        return sum(self.tokens * share / max(self.epochs[name], 1.0) for name, share in self.shares.items())
+    def unique_tokens(self) -> float:
+        """Tokens seen at least once; NaN where that was not written down."""
+        return mixture.unique_tokens(self.config, self.tokens, self.epochs)
 
     @property
     def chip_hours(self) -> float:
@@ -111,9 +118,7 @@ class Facts:
     @property
     def tokens_per_joule(self) -> float | None:
         """None where nothing is known, or counters and estimates would have to be added."""
-        drawn = {source: joules for source, joules in self.energy.items() if joules}
-        kinds = {measured(source) for source in drawn}
-        return self.tokens / sum(drawn.values()) if len(kinds) == 1 and self.tokens else None
+        return tokens_per_joule(self.energy, self.own_tokens)
 
     def series(self, name: str) -> tuple[list[float], list[float]]:
         """Tokens and values of a metric, over the run's whole history."""

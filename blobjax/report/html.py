@@ -85,27 +85,6 @@ def short(value: float) -> str:
     return re.sub(r"e([+-])0*(\d)", lambda m: f"e{m[1].removeprefix('+')}{m[2]}", f"{value:.6g}")
 
 
-# Who logs in, and what is signed; and what is named like a secret (`token`, but no `tokens` and no `tokenizer`).
-_SECRETS = (
-    (re.compile(r"(://)[^/\s@]+@"), r"\1…@"),
-    (re.compile(r"(://[^\s?]+\?)\S+"), r"\1…"),
-    (
-        re.compile(
-            r"(?i)((?:token(?![a-z])|secret|passw(?:or)?d|api[_-]?key|access[_-]?key|credential)"
-            r"[\w-]*\s*[=:]\s*(?:bearer\s+)?)\S+"
-        ),
-        r"\1…",
-    ),
-)
-
-
-def without_secrets(text: str) -> str:
-    """Text of a run without what a URL or a `token=…` in it would give away: pages are shown around."""
-    for pattern, replacement in _SECRETS:
-        text = pattern.sub(replacement, text)
-    return text
-
-
 def section(title: str, *parts: str) -> str:
     """A heading and what stands below it."""
     return f"<h2>{escape(title)}</h2>\n" + "\n".join(part for part in parts if part)

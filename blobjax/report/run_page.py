@@ -7,19 +7,17 @@ from html import escape
 from typing import Any
 
 from blobjax.config import Config
-from blobjax.config.diff import config_diff
 from blobjax.reliability.energy_log import measured
 from blobjax.reliability.ledger import number as of_event
 from blobjax.reliability.status import CATEGORY_WORDS, span, when
 from blobjax.report import card, charts, plots
 from blobjax.report.charts import Chart
 from blobjax.report.facts import Facts
-from blobjax.report.html import document, figure, human, number, paragraph, section, table, without_secrets
+from blobjax.report.html import document, figure, human, number, paragraph, section, table
 from blobjax.report.prices import JOULES_PER_KWH, Prices
+from blobjax.report.redaction import changes, redacted
 
 _KINDS = {"finished": "true", "running": "partly", "stopped": "partly", "not begun": "null"}
-# Where things lie, and who looks at them: of no interest to readers of a page, and theirs to keep who ran it.
-_NOT_SHOWN = ("name:", "logging.", "compute.compilation_cache:", "data.prepared_dir:")
 # The flow table's columns, as at the end of a run; flow.json has all of them.
 _PROBES = {
     "residual_rms": "residual RMS",
@@ -65,7 +63,7 @@ def _standing(facts: Facts) -> str:
     """How the run stands, in sentences."""
     at, length = facts.status["step"], facts.status["length"]
     steps = f"step {at:,}" + (f" of {length:,}" if length else "")
-    reason = without_secrets(str(facts.status["reason"]))
+    reason = redacted(str(facts.status["reason"]))
     match facts.state:
         case "finished":
             return f"Trained to its length, {steps}."
@@ -206,9 +204,9 @@ def _attempts(facts: Facts) -> str:
             _whole(when(each["began"])),
             _whole(span(each["seconds"])),
             _whole(f"{each['first_step']:,} to {each['last_step']:,}"),
-            number(each["processes"]),
-            number(each["devices"]),
-            escape(without_secrets(each["end"])),
+            escape(number(each["processes"])),
+            escape(number(each["devices"])),
+            escape(redacted(each["end"])),
         ]
         for order, each in enumerate(attempts, 1)
     ]
@@ -226,7 +224,7 @@ def _trouble(facts: Facts) -> str:
     words = ", ".join(f"{name.replace('_', ' ')} × {count}" for name, count in events.items())
     rollbacks = [
         f"Rollback at step {of_event(e.get('step')):,.0f} to step {of_event(e.get('to_step')):,.0f}: "
-        f"{without_secrets(str(e.get('reason', '')))}."
+        f"{redacted(str(e.get('reason', '')))}."
         for e in facts.outcome.events
         if e["event"] == "rollback"
     ]
@@ -326,10 +324,9 @@ def _energy(facts: Facts, prices: Prices) -> str:
 
 
 def _config(facts: Facts) -> str:
-    changed = (line for line in config_diff(Config(), facts.config) if not line.startswith(_NOT_SHOWN))
     # `key: default -> value`, and the default is of no interest here.
-    pairs = ((line.partition(": ")[0], line.rpartition(" -> ")[2]) for line in changed)
-    listed = "\n".join(without_secrets(f"{key}: {value}") for key, value in pairs if value != "(absent)")
+    pairs = ((line.partition(": ")[0], line.rpartition(" -> ")[2]) for line in changes(Config(), facts.config))
+    listed = "\n".join(f"{key}: {value}" for key, value in pairs if value != "(absent)")
     return paragraph("What differs from the schema's defaults:", small=True) + f"<pre>{escape(listed)}</pre>"
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from blobjax.compute.flops import flops_per_token, param_count
 from blobjax.config import BadInputError, Config
-from blobjax.reliability import outcome
+from blobjax.reliability import mixture, outcome
 from blobjax.reliability.outcome import Outcome, as_float
 from blobjax.reliability.run_directory import RunDirectory
 
@@ -104,33 +104,11 @@ def end(config: Config, result: Outcome) -> dict[str, Any]:
     return {
         **_sizes(config, tokens),
         "loss": result.final_loss,
-        "held_out_loss": held_out_loss(config, result),
+        "held_out_loss": mixture.held_out_loss(config, result.held_out),
         "steps": last["step"],
-        "unique_tokens": _unique(config, tokens, result.metrics),
+        "unique_tokens": mixture.unique_tokens(config, tokens, mixture.epochs(result.metrics)),
         **result.held_out,
     }
-
-
-def held_out_loss(config: Config, result: Outcome) -> float:
-    """Cross-entropy of held-out text at the newest evaluation, the mean over the domains by their weights; NaN without.
-
-    Runs of different lengths end at different batches, whose losses differ by more than the runs do; the held-out text
-    is the same for all.
-    """
-    weights = {f"eval/{name}/cross_entropy": weight for name, weight in config.data.mixture.items() if weight}
-    whole = sum(weights.values())
-    return sum(result.held_out.get(name, math.nan) * weight / whole for name, weight in weights.items())
-
-
-def _unique(config: Config, tokens: float, metrics: list[dict[str, Any]]) -> float:
-    """Tokens seen at least once: of each domain its share of all, over the times it was gone through."""
-    epochs = {name.split("/")[1]: as_float(value) for line in metrics for name, value in line.items()
-              if name.startswith("data/") and name.endswith("/epochs")}  # fmt: skip
-    weights = {name: float(weight) for name, weight in config.data.mixture.items() if name in epochs}
-    whole = sum(weights.values())
-    if not whole:
-        return math.nan
-    return sum(tokens * weight / whole / max(epochs[name], 1.0) for name, weight in weights.items())
 
 
 def _curve(config: Config, result: Outcome) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from blobjax.config import BadInputError
 from blobjax.config.load import shipped_studies
 from blobjax.reliability.outcome import DONE
 from blobjax.reliability.run_directory import write_atomically
+from blobjax.report import redaction
 from blobjax.studies import confirmation, here, runner
 from blobjax.studies.analyses import ANALYSES, found, lacking
 from blobjax.studies.finding import Finding, Prediction
@@ -206,12 +207,12 @@ def _law(content: dict[str, Any]) -> dict[str, Any]:
 def summarise(
     plan: Plan, results: list[Result], finding: Finding, tested: confirmation.Tested | None
 ) -> dict[str, Any]:
-    """What summary.json says. It tells what kind of machine this was, and not which."""
+    """What summary.json says. It tells no secret, and what kind of machine this was, not which."""
     name = plan.name if plan.name in shipped_studies() else f"{plan.name}.yaml"
     packages = ("blobjax", "jax", "flax", "optax", "numpy", "matplotlib")
     starts = [event for result in results for event in result.events if event["event"] == "start"]
     devices = sorted({f"{each['devices']} × {each['device_kind']}" for each in starts if "device_kind" in each})
-    return {
+    told = {
         "study": plan.name,
         "title": plan.study.title,
         "question": plan.study.question,
@@ -225,9 +226,10 @@ def summarise(
         "prediction": None if tested is None else confirmation.record(tested),
         "cells": dict(Counter(result.status for result in results)),
         "wall_seconds": round(sum(result.wall_seconds for result in results), 1),
-        "command": shlex.join(["blobjax", "study", name, *plan.overrides]),
+        "command": redaction.command(shlex.join(["blobjax", "study", name, *plan.overrides])),
         "overrides": list(plan.overrides),
         "versions": {"python": platform.python_version()} | {package: version(package) for package in packages},
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": f"{', '.join(devices)}; {platform.system()} {platform.machine()}, {runner.cores()} cores",
     }
+    return redaction.public(told)

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
+from blobjax.reliability import mixture
 from blobjax.report.html import paragraph, section, table
-from blobjax.scaling import runs, text
+from blobjax.report.redaction import redacted
+from blobjax.scaling import text
 from blobjax.studies.finding import Finding, Prediction, Verdict
 from blobjax.studies.results import Result, read
 from blobjax.studies.study import Cell, Plan, one_more
@@ -53,7 +55,7 @@ def look(plan: Plan, finding: Finding) -> Tested | None:
         return None
     result = read(cell(plan, finding.prediction))
     finished = result.status == "finished"
-    measured = runs.held_out_loss(result.cell.config, result) if finished else math.nan
+    measured = mixture.held_out_loss(result.cell.config, result.held_out) if finished else math.nan
     return Tested(finding.prediction, result, measured)
 
 
@@ -111,7 +113,7 @@ def html(tested: Tested | None) -> list[str]:
         seen = f"{measured:.4f}" if known else escape(tested.result.status)
         rows.append([escape(law), f"{each['value']:.4f}", *spans, seen, error, held])
     head = ("law", "predicted loss", "interval of the law", "of a single run", "measured", "error", "")
-    settings = ", ".join(f"{key}={value}" for key, value in tested.prediction.settings.items())
+    settings = ", ".join(redacted(f"{key}={value}") for key, value in tested.prediction.settings.items())
     return [
         section(
             "Predicted, and tested",

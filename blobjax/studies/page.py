@@ -3,10 +3,10 @@
 from html import escape
 from typing import Any
 
-from blobjax.config.diff import config_diff
 from blobjax.reliability.outcome import DONE
 from blobjax.report.html import document, figure, number, paragraph, section, table
 from blobjax.report.prices import Prices
+from blobjax.report.redaction import changes, redacted
 from blobjax.studies import confirmation, law_sections, runs_table
 from blobjax.studies.finding import Finding
 from blobjax.studies.results import Result
@@ -87,14 +87,10 @@ def _cells(plan: Plan, results: list[Result]) -> str:
     rows = []
     for result in results:
         status = escape(result.status) + (
-            f'<br><span class="small">{escape(result.reason)}</span>' if result.reason else ""
+            f'<br><span class="small">{escape(redacted(result.reason))}</span>' if result.reason else ""
         )
         held_out = [value for name, value in result.held_out.items() if name.endswith("/bits_per_byte")]
-        diff = [
-            line
-            for line in config_diff(plan.base, result.cell.config)
-            if not line.startswith(("name:", "logging.run_dir:"))
-        ]
+        diff = changes(plan.base, result.cell.config)
         rows.append(
             [
                 *(escape(result.label(axis)) for axis in axes),

@@ -7,7 +7,7 @@ from typing import Any
 
 from blobjax.config import BadInputError
 from blobjax.reliability.outcome import DONE
-from blobjax.report import command, plots
+from blobjax.report import command, plots, redaction
 from blobjax.report.prices import Prices
 from blobjax.studies import confirmation
 from blobjax.studies.analyses import found
@@ -41,7 +41,8 @@ def report(directory: Path, out: str, prices: Prices) -> Path:
         tested = confirmation.look(plan, finding)
         finding = confirmation.weighed(finding, tested)
     # The command is known of a study that has written its summary: study.yaml holds overrides as applied.
-    summary = summarise(plan, results, finding, tested) | {"command": recorded.get("command", "")}
+    again = redaction.command(str(recorded.get("command", "")))
+    summary = summarise(plan, results, finding, tested) | {"command": again}
     pictures = [(picture.caption, plots.to_png(picture.figure)) for picture in finding.pictures]
     command.write(path, page(plan, results, summary, finding, tested, pictures, prices))
     return path
@@ -53,7 +54,9 @@ def _plan(directory: Path) -> tuple[Plan, dict[str, Any]]:
         recorded = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         recorded = {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInputError(f"{directory / 'summary.json'}: cannot be read: {error}") from None
+    if not isinstance(recorded, dict):
+        raise BadInputError(f"{directory / 'summary.json'}: is none; move it away, and run the study again")
     plan = load_study(str(directory / "study.yaml"), [], directory)
     return replace(plan, name=str(recorded.get("study", directory.resolve().name))), recorded

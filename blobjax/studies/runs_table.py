@@ -22,34 +22,62 @@ def html(results: list[Result], prices: Prices) -> str:
         return paragraph("No cell has begun.")
     sources = _summed([run.energy for run in runs.values()])
     head = ["cell", "tokens", "FLOPs", "tokens/s", "goodput", "skips, rollbacks", "tokens/param", "chip-hours"]
-    head += [f"energy, {source if measured(source) else 'estimate'}" for source in sources]
+    head += [f"energy, {escape(_named(source, list(sources)))}" for source in sources]
     head += ["cost"] if prices.price is not None else []
     rows = [_row(name, run, list(sources), prices) for name, run in runs.items()]
     hours = sum(run.chip_hours for run in runs.values())
+    # A counter of processor packages has all that ran on the machine: of cells that ran at once, each has them all.
+    shared = {"rapl"} & sources.keys() if _at_once(list(runs.values())) else set()
+    summed = {source: joules for source, joules in sources.items() if source not in shared}
     whole = [
         "in all",
-        human(sum(run.tokens for run in runs.values())),
-        human(sum(run.flops for run in runs.values())),
+        human(sum(run.own_tokens for run in runs.values())),
+        human(sum(run.own_flops for run in runs.values())),
         *[""] * 4,
         f"{hours:.3g}",
-        *(shown(joules) for joules in sources.values()),
+        *("no sum" if source in shared else shown(joules) for source, joules in sources.items()),
         *([f"{hours * prices.price:,.2f}"] if prices.price is not None else []),
     ]
-    note = paragraph(
+    words = (
         "FLOPs: forward and backward, attention causal, lost steps out. tokens/s: the median. Energy "
-        f"({', '.join(sources) or 'not known'}): each source by itself; a counter of processor packages (rapl) has all "
-        "that ran on the machine, so that cells that ran at once are in it each.",
-        small=True,
+        f"({', '.join(sources) or 'not known'}): each source by itself."
     )
-    return table(head, [*rows, whole], frozenset(range(1, len(head)))) + note + _emissions(sources, prices)
+    if shared:
+        words += (
+            " Cells ran at once, and a counter of processor packages (rapl) has all that ran on the machine: each "
+            "cell's figure has the others in it, so that there is no sum of them, and no emissions."
+        )
+    if any(run.own_tokens < run.tokens for run in runs.values()):
+        words += (
+            " Of a cell that began from another, tokens and FLOPs are its own; tokens/param has those of the other too."
+        )
+    listed = table(head, [*rows, whole], frozenset(range(1, len(head))))
+    return listed + paragraph(words, small=True) + _emissions(summed, prices)
+
+
+def _named(source: str, sources: list[str]) -> str:
+    """A source in the words of a column's head; what an estimate was made from only where there are several."""
+    estimates = [each for each in sources if not measured(each)]
+    return "estimate" if estimates == [source] else source
+
+
+def _at_once(runs: list[Facts]) -> bool:
+    """Whether attempts of different runs were up at the same time. Nothing tells on which machine they were."""
+    spans = sorted((each.began, each.ended, n) for n, run in enumerate(runs) for each in run.ledger.attempts)
+    latest, of = 0.0, -1
+    for began, ended, n in spans:
+        if began < latest and n != of:
+            return True
+        latest, of = max((latest, of), (ended, n))
+    return False
 
 
 def _row(name: str, run: Facts, sources: list[str], prices: Prices) -> list[str]:
     events = run.status["events"]
     return [
         escape(name),
-        human(run.tokens),
-        human(run.flops),
+        human(run.own_tokens),
+        human(run.own_flops),
         human(run.median("tokens_per_second")) if run.finite("tokens_per_second") else "",
         f"{run.ledger.goodput:.0%}",
         f"{events.get('skip', 0)}, {events.get('rollback', 0)}",

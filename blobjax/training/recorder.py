@@ -28,6 +28,7 @@ class Recorder:
     Args:
       directory: where metrics go; None on a process that writes nothing.
       energy: what the run draws; None where that is not known.
+      sequences_before: of the position, those that the run it began from was trained on.
     """
 
     def __init__(
@@ -38,11 +39,13 @@ class Recorder:
         directory: RunDirectory | None,
         console: Console,
         energy: EnergyLog | None = None,
+        sequences_before: int = 0,
     ):
         self._program = program
         self._stream = stream
         self._position = position
         self._energy = energy
+        self._sequences_before = sequences_before
         self._every = Every(program.config.logging.every, program.clockwork)
         self._writers: list[Writer] = make_writers(program.config, directory, position.start) if directory else []
         self._line = ProgressLine(program.clockwork.length, position.start, program.clockwork.batches, console)
@@ -91,10 +94,11 @@ class Recorder:
         metrics = {name: float(value) for name, value in found.items()}
         clockwork = self._program.clockwork
         batch_size = self._position.sizes.at(done.step)
-        rate = batch_size * self._program.config.data.seq_len / done.seconds
+        seq_len = self._program.config.data.seq_len
+        rate = batch_size * seq_len / done.seconds
         peak = accelerators.peak_flops(jax.devices()[0])
         sequences = self._position.sequences(done.step)
-        tokens = sequences * self._program.config.data.seq_len
+        tokens, own = sequences * seq_len, (sequences - self._sequences_before) * seq_len
         return {
             **metrics,
             **(named(flow) if self._probed(done.step) else {}),
@@ -107,7 +111,7 @@ class Recorder:
             "step_seconds": done.seconds,
             "data_wait_seconds": done.data_wait,
             **memory_peaks(),
-            **(self._energy.metrics(tokens) if self._energy else {}),
+            **(self._energy.metrics(own) if self._energy else {}),
             **{f"data/{domain}/epochs": epochs for domain, epochs in self._stream.epochs(sequences).items()},
         }
 

@@ -15,7 +15,8 @@ from blobjax.config import Config
 from blobjax.reliability.clock import Clock
 from blobjax.reliability.energy_log import EnergyLog, energy_line, meter_of_this_process
 from blobjax.reliability.leaving import failing_in_time
-from blobjax.reliability.run_directory import EventLog
+from blobjax.reliability.outcome import sequences_before
+from blobjax.reliability.run_directory import EventLog, read_jsonl
 from blobjax.reliability.stopping import RESUMABLE, Stopping
 from blobjax.reliability.stragglers import Stragglers
 from blobjax.reliability.supervisor import restarted
@@ -141,6 +142,7 @@ class _Attempt:
         self.clock = clock
         self.checkpointer = Checkpointer(setting.directory.checkpoints, setting.config.checkpoint)
         self.energy: EnergyLog | None = None
+        self.sequences_before = 0
 
     def run(self, allow_config_change: bool, stack: ExitStack) -> int:
         """All of it; returns the exit code."""
@@ -164,6 +166,8 @@ class _Attempt:
         if meter:
             self.energy = stack.enter_context(EnergyLog(setting.directory.energy, jax.process_index(), meter))
         self._open_log()
+        if setting.trunk:
+            self.sequences_before = sequences_before(read_jsonl(setting.directory.events))
         start = int(begun.state.step)
         self._say(headline(setting.program, start))
         for line in warnings(setting.program):
@@ -250,7 +254,9 @@ class _Attempt:
         if writes_to and config.conditioning.probes:
             # Behind the recorder, so after it has written its last, however the run ends.
             stack.callback(self._summarise_flow)
-        recorder = stack.enter_context(Recorder(program, stream, position, writes_to, self.console, self.energy))
+        recorder = stack.enter_context(
+            Recorder(program, stream, position, writes_to, self.console, self.energy, self.sequences_before)
+        )
         evaluation = EvaluateHook(program, stream, Every(config.evaluation.every, clockwork), recorder, events)
         best = config.checkpoint.keep_best
         save = SaveHook(
@@ -396,6 +402,6 @@ class _Attempt:
             self._say(prompt + passage)
             self.console.rule()
         if self.energy:
-            tokens = program.clockwork.batches.sequences(self.setting.length) * config.data.seq_len
-            self._say(energy_line(self.energy.totals(), tokens))
+            sequences = program.clockwork.batches.sequences(self.setting.length) - self.sequences_before
+            self._say(energy_line(self.energy.totals(), sequences * config.data.seq_len))
         self._say(f"run directory: {self.setting.directory.path}")

@@ -60,6 +60,12 @@ def test_without_a_readable_counter_it_is_an_estimate_that_says_so(tmp_path, mon
     assert (given.source, given.joules) == ("estimate: 20 W a device", 160)
 
 
+@pytest.mark.parametrize("file", ["energy_uj", "max_energy_range_uj"])
+def test_a_package_that_cannot_be_read_leaves_an_estimate(powercap, file):
+    (powercap / "intel-rapl:1" / file).unlink()
+    assert energy.meter([device()], watts=20).source == "estimate: 20 W a device"
+
+
 def test_an_accelerators_estimate_comes_from_the_table(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(energy.time, "monotonic", lambda: now[0])

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from blobjax.compute.energy import Meter
 from blobjax.reliability import energy_log
 from blobjax.reliability.energy_log import EnergyLog, energy_line, measured, meter_of_this_process, read_accounts
@@ -65,6 +67,35 @@ def test_an_account_that_cannot_be_written_ends_nothing(tmp_path):
         assert log.metrics(0) == {"energy_joules": 0.0, "energy_source": "nvml"}
 
 
+class NVMLError(Exception):
+    """As pynvml's own, which is no OSError."""
+
+
+@pytest.mark.parametrize("error", [NVMLError("GPU is lost"), OSError("gone"), ValueError("no number")])
+def test_a_counter_that_fails_on_the_way_ends_nothing_and_is_said_once(tmp_path, monkeypatch, capsys, error):
+    monkeypatch.setattr(energy_log, "FLUSH_SECONDS", 0)
+    counter, fails = Counter(), [False]
+
+    def read():
+        if fails[0]:
+            raise error
+        return counter()
+
+    with EnergyLog(tmp_path, 0, Meter("nvml", read)) as log:
+        counter.value += 50
+        assert log.metrics(100)["energy_joules"] == 50
+        fails[0] = True
+        for _ in range(2):
+            log.beat()
+            # What was known last.
+            assert log.metrics(200) == {"energy_joules": 50.0, "energy_source": "nvml", "tokens_per_joule": 4.0}
+        assert log.totals() == {"nvml": 50.0}
+    assert read_accounts(tmp_path) == {"nvml": 50.0}
+    said = capsys.readouterr().err
+    assert said.count("the energy counter (nvml) cannot be read") == 1
+    assert f"{type(error).__name__}: {error}" in said
+
+
 def test_before_a_process_has_claimed_the_directory_nothing_is_made_in_it(tmp_path):
     with EnergyLog(tmp_path / "run" / "energy", 1, Meter("nvml", Counter())) as log:
         log.beat()
@@ -109,4 +140,16 @@ def test_a_line_keeps_sources_apart():
     assert energy_line({"nvml": 4560.0, "rapl": 0.0, "estimate: 5 W a core": 70.0}, 10) == (
         "energy: 4.56 kJ (nvml), and 70 J (estimate: 5 W a core)"
     )
+    assert energy_line({"nvml": 0.0}, 10) == "energy: 0 J"
     assert [measured(source) for source in ("nvml", "rapl", "estimate: 5 W a core")] == [True, True, False]
+
+
+def test_tokens_per_joule_have_one_rule_wherever_they_are_said(tmp_path):
+    two = {"estimate: 5 W a core": 70.0, "estimate: 700 W a H100 SXM": 30.0}
+    assert energy_log.tokens_per_joule(two, 600) == 6
+    assert energy_line(two, 600).endswith("(estimate: 700 W a H100 SXM); 6.00 tokens/J")
+    (tmp_path / "1.json").write_text(json.dumps(two))
+    with EnergyLog(tmp_path, 0, Meter("estimate: 5 W a core", Counter())) as log:
+        assert log.metrics(600)["tokens_per_joule"] == 6
+    for accounts in ({}, {"nvml": 0.0}, {"nvml": 9.0, "estimate: 5 W a core": 9.0}):
+        assert energy_log.tokens_per_joule(accounts, 600) is None

@@ -25,6 +25,8 @@ class Seen:
       complaints: of its console, uncaught errors among them.
       overflow: pixels that the page is wider than its window.
       broken: pictures that could not be shown.
+      pictures: those that were.
+      headings: of the sections that can be seen.
       text: all that can be read on it.
       png: a picture of all of it.
     """
@@ -33,6 +35,8 @@ class Seen:
     complaints: list[str] = field(default_factory=list)
     overflow: int = 0
     broken: int = 0
+    pictures: int = 0
+    headings: list[str] = field(default_factory=list)
     text: str = ""
     png: bytes = b""
 
@@ -87,10 +91,18 @@ class Browser:
         while not any(event["method"] == "Page.loadEventFired" for event in self._events):
             self._events.append(self._read())
         self._evaluate(session, "Promise.all([...document.images].map(i => i.decode().catch(() => 0)))")
+        # What is folded has to fit too.
+        self._evaluate(session, "document.querySelectorAll('details').forEach(d => d.open = true)")
         seen = Seen(
             # Not against window.innerWidth: a phone zooms out until the page fits.
             overflow=self._evaluate(session, "document.documentElement.scrollWidth") - width,
             broken=self._evaluate(session, "[...document.images].filter(i => !i.naturalWidth).length"),
+            pictures=self._evaluate(session, "[...document.images].filter(i => i.naturalWidth && i.width).length"),
+            headings=self._evaluate(
+                session,
+                "[...document.querySelectorAll('h2')].filter(h => h.checkVisibility() && h.offsetHeight)"
+                ".map(h => h.innerText)",
+            ),
             text=self._evaluate(session, "document.body.innerText"),
         )
         picture = self._call("Page.captureScreenshot", session, captureBeyondViewport=True)

@@ -1,12 +1,14 @@
 """Points are read from wherever they are, and whatever is wrong with them is one clear line."""
 
 import json
+import math
 
 import numpy as np
 import pytest
 
 from blobjax.compute.flops import flops_per_token, param_count
 from blobjax.config import BadInputError, dump
+from blobjax.report import facts
 from blobjax.scaling.laws import LAWS
 from blobjax.scaling.points import choose, read
 from tests.scaling.synthetic import BESIROGLU, isoflops, sizes_and_tokens, with_noise, write_csv
@@ -236,6 +238,7 @@ def make_run(folder, steps: int = 40, loss: float = 2.0, reason: str = "finished
             "tokens": n * 512,
             "data/shakespeare/epochs": n / 10,
             "data/bible/epochs": 0.1,
+            "data/mathematics/epochs": 0.5,
         }
         for n in range(1, steps + 1)
     ]
@@ -260,13 +263,20 @@ def test_a_run_knows_what_it_counts(tmp_path):
     assert "embeddings and output projection in" in table.meanings["params"]
 
 
-def test_tokens_of_repeated_domains_are_not_unique(tmp_path):
+def test_tokens_of_repeated_domains_are_not_unique_and_the_report_says_the_same(tmp_path):
     make_run(tmp_path / "run")
     (row,) = read([str(tmp_path / "run")]).rows
-    weights = dict(tiny().data.mixture)
-    both = weights["shakespeare"] + weights["bible"]
-    expected = row.cells["tokens"] * (weights["shakespeare"] / 4 + weights["bible"]) / both
-    assert row.cells["unique_tokens"] == pytest.approx(expected)
+    shares = {"shakespeare": 0.6, "bible": 0.2, "mathematics": 0.2}
+    assert dict(tiny().data.mixture) == shares
+    # Gone through 4 times, 0.1 times and 0.5 times.
+    assert row.cells["unique_tokens"] == pytest.approx(row.cells["tokens"] * (0.6 / 4 + 0.2 + 0.2))
+    assert facts.read(tmp_path / "run").unique_tokens == row.cells["unique_tokens"]
+    # Of a domain of which nothing was written down nothing is made up, in either.
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace("data/mathematics/epochs", "other"))
+    (row,) = read([str(tmp_path / "run")]).rows
+    assert math.isnan(row.cells["unique_tokens"])
+    assert math.isnan(facts.read(tmp_path / "run").unique_tokens)
 
 
 def test_a_study_gives_its_finished_cells_and_names_the_others(tmp_path):

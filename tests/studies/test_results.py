@@ -71,14 +71,18 @@ def test_status(tmp_path, events, loss, expected):
 
 def test_wall_time_is_that_of_all_attempts():
     events = [
-        {"event": "start", "time": 100.0},
-        {"event": "compile", "time": 100.0, "seconds": 5.0},
-        {"event": "stop", "time": 110.0},
-        {"event": "start", "time": 200.0},
-        {"event": "compile", "time": 200.0, "seconds": 3.0},
-        {"event": "stop", "time": 201.0},
+        # As a run writes them: the first event knows since when the process was up, and compiling comes after it.
+        {"event": "start", "time": 102.0, "began": 100.0},
+        {"event": "compile", "time": 107.0, "seconds": 5.0},
+        {"event": "stop", "time": 112.0, "step": 3, "reason": "SIGTERM"},
+        # Killed, and gone on with by one that found a sign of life of it.
+        {"event": "start", "time": 202.0, "began": 200.0},
+        {"event": "compile", "time": 205.0, "seconds": 3.0},
+        {"event": "start", "time": 301.0, "began": 300.0, "last_alive": 208.0},
+        {"event": "stop", "time": 304.0, "step": 9, "reason": "finished"},
     ]
-    assert made_up({"a": "x"}, [1.0], events=events).wall_seconds == 10 + 5 + 1 + 3
+    assert made_up({"a": "x"}, [1.0], events=events).wall_seconds == 12 + 8 + 4
+    assert made_up({"a": "x"}, [1.0], events=events[:-1]).wall_seconds == 12 + 8 + 1
 
 
 def test_cells_jsonl_has_a_line_for_each_cell_that_ended(tmp_path):

@@ -1,6 +1,7 @@
 """Runs that begin from another run's checkpoint: bitwise what they would have been from the start, or refused."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from blobjax.config import BadInputError, Clockwork
 from blobjax.reliability.ledger import read_ledger
 from blobjax.reliability.run_directory import read_jsonl
+from blobjax.reliability.status import status
 from blobjax.training import branching
 from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.trainer import train
@@ -48,7 +50,17 @@ def test_a_decayed_branch_is_bitwise_the_run_of_that_length(folder, capsys):
     assert contents(folder / "trunk") == trunk
     assert_same_bits(folder / "branch", folder / "direct")
     assert trajectory(folder / "branch") == [line for line in trajectory(folder / "direct") if line["step"] > 8]
-    assert f"begins from step 8 of {folder / 'trunk'}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"begins from step 8 of {folder / 'trunk'}" in said
+    # The trunk's tokens are none of what this run drew energy for.
+    last = [line for line in read_jsonl(folder / "branch" / "metrics.jsonl") if "tokens" in line][-1]
+    assert last["tokens"] == 10 * 16 * 32
+    assert last["tokens_per_joule"] == pytest.approx(2 * 16 * 32 / last["energy_joules"])
+    found = status(str(folder / "branch"))
+    assert (found["tokens"], found["own_tokens"]) == (10 * 16 * 32, 2 * 16 * 32)
+    amount, unit, rate = re.search(r"energy: ([\d.,]+) (k?J) .*; ([\d.,]+) tokens/J", said).groups()
+    whole = float(amount.replace(",", "")) * {"J": 1, "kJ": 1000}[unit] * float(rate.replace(",", ""))
+    assert whole == pytest.approx(2 * 16 * 32, rel=0.02)
     (event,) = events(folder / "branch", "branch")
     assert (event["step"], event["sequences"], event["run"]) == (8, 128, str(folder / "trunk"))
     assert event["changed"] == [

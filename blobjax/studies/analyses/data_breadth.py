@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from blobjax.reliability import mixture
 from blobjax.report import plots
 from blobjax.scaling.multiplier import Worth
 from blobjax.studies.analyses import law_plots
@@ -97,8 +98,8 @@ def trained(point: Point) -> list[str]:
 
 def shares_of(point: Point) -> dict[str, float]:
     """Domain to its share of the tokens."""
-    mixture = point.result.cell.config.data.mixture
-    return {domain: weight / sum(mixture.values()) for domain, weight in mixture.items()}
+    config = point.result.cell.config
+    return dict.fromkeys(config.data.mixture, 0.0) | mixture.shares(config)
 
 
 def domains(runs: dict[str, list[Point]]) -> list[str]:

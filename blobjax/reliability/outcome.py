@@ -43,10 +43,14 @@ class Outcome:
 
     @property
     def final_loss(self) -> float:
-        """Mean cross-entropy of the last 5% of the training steps, at least 5; nats. NaN where there is none."""
-        _, losses = self.series("cross_entropy")
-        last = losses[-max(_AT_LEAST, math.ceil(_LAST * len(losses))) :]
-        return sum(last) / len(last) if last else math.nan
+        """Mean cross-entropy of what was logged in the last 5% of the training steps, or in the last 5 of them if that
+        is more; nats. NaN where there is none."""
+        steps, losses = self.series("cross_entropy")
+        if not steps:
+            return math.nan
+        before = steps[-1] - max(_AT_LEAST, math.ceil(_LAST * steps[-1]))
+        last = [loss for step, loss in zip(steps, losses, strict=True) if step > before]
+        return sum(last) / len(last)
 
     @property
     def initial_loss(self) -> float:

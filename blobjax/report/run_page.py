@@ -113,7 +113,7 @@ def _domains(facts: Facts) -> str:
     none = "" if held_out else paragraph("There has been no evaluation.")
     losses = paragraph(
         f"Training loss: {facts.outcome.initial_loss:.3f} nats per token at first, {facts.outcome.final_loss:.3f} over "
-        "the last 5% of the logged steps."
+        "what was logged in the last 5% of the steps."
     )
     return losses + none + table(head, rows, frozenset(range(1, 6)))
 

@@ -21,7 +21,7 @@ MEANINGS = {
     "flops": "model FLOPs, forward and backward: causal attention and output projection in, embedding lookup out",
     "flops_6nd": "6 × params (embeddings in) × tokens: no attention",
     "flops_6nd_non_embedding": "6 × params (embeddings out) × tokens: no attention",
-    "loss": "mean cross-entropy of the last 5% of the training steps, nats per token",
+    "loss": "mean cross-entropy logged in the last 5% of the training steps, nats per token",
     "held_out_loss": "cross-entropy of held-out text at the end, mean over domains by their weights, nats per token",
 }
 """What the columns of a run count; `eval/…` metrics are columns too, under their names."""

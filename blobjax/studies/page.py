@@ -76,8 +76,8 @@ def _numbers(numbers: dict[str, Any]) -> str:
 def _cells_note(summary: dict[str, Any]) -> str:
     counts = ", ".join(f"{count} {status}" for status, count in summary["cells"].items())
     return (
-        f'<p class="small">{escape(counts)}. Final loss: mean cross-entropy of the last 5% of the training steps, nats '
-        "per token. Held out: bits per byte, the mean over the domains.</p>"
+        f'<p class="small">{escape(counts)}. Final loss: mean cross-entropy logged in the last 5% of the training '
+        "steps, nats per token. Held out: bits per byte, the mean over the domains.</p>"
     )
 
 

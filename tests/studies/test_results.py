@@ -14,6 +14,10 @@ def test_the_final_loss_is_the_mean_of_the_last_twentieth_and_of_five_at_least()
     assert made_up({"a": "x"}, [9.0] * 95 + [1, 2, 3, 4, 5]).final_loss == 3
     assert made_up({"a": "x"}, [9.0] * 190 + list(range(10))).final_loss == 4.5
     assert made_up({"a": "x"}, [2.0, 4.0]).final_loss == 3
+    # Of 100 steps of which every tenth was logged, one is in the last twentieth.
+    seldom = made_up({"a": "x"}, [9.0] * 9 + [1.0])
+    seldom.metrics[:] = [line | {"step": 10 * line["step"]} for line in seldom.metrics]
+    assert seldom.final_loss == 1
     assert math.isnan(made_up({"a": "x"}, [9.0] * 10 + [math.nan]).final_loss)
 
 

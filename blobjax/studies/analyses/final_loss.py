@@ -28,7 +28,7 @@ def analyse(results: list[Result]) -> Finding:
         words.append(f"The lowest final loss, {best.final_loss:.4f} nats per token, is that of {best.cell.name}.")
     if len(finite) < len(results):
         words.append(f"{len(results) - len(finite)} of {len(results)} cells have no finite final loss.")
-    caption = "Final loss: mean cross-entropy of the last 5% of the training steps."
+    caption = "Final loss: mean cross-entropy logged in the last 5% of the training steps."
     return Finding(
         reproduced=None,
         words=tuple(words),

@@ -221,7 +221,7 @@ def _damage(content: dict[str, Any]) -> str:
     try:
         values = {name: float(content["parameters"][name]["value"]) for name in law.names}
         for name, positive in zip(law.names, law.positive, strict=True):
-            if not np.isfinite(values[name]) or (positive and values[name] <= 0):
+            if not np.isfinite(values[name]) or (positive and values[name] < 0):
                 return f"{name} is {values[name]:g}"
         np.array(content["bootstrap"]["draws"], float).reshape(-1, len(law.names))
         numbers = [content["bootstrap"]["share"], *content["residuals"]]

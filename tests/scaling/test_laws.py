@@ -5,7 +5,7 @@ import pytest
 
 from blobjax.scaling import fitting
 from blobjax.scaling.laws import LAWS, Settings
-from tests.scaling.synthetic import BESIROGLU, cross, isoflops, repeated, sizes_and_tokens, with_noise
+from tests.scaling.synthetic import BESIROGLU, cross, harmful_size, isoflops, repeated, sizes_and_tokens, with_noise
 
 
 def one(**columns: float) -> dict:
@@ -187,9 +187,7 @@ def test_variable_projection_finds_the_least_squares():
 
 
 def test_a_coefficient_that_would_be_negative_is_zero_and_said():
-    x = sizes_and_tokens()
-    x["loss"] = 2 + 1e4 * x["tokens"] ** -0.5 + 0.01 * np.log(x["params"])
-    found = fitting.fit(LAWS["variable-projection"], x, Settings())
+    found = fitting.fit(LAWS["variable-projection"], harmful_size(), Settings())
     assert found.values[1] == 0
     assert any("A" in note and "zero" in note for note in found.notes)
     assert np.all(np.isfinite(found.residuals))

@@ -9,7 +9,7 @@ import pytest
 
 from blobjax.config import BadInputError
 from blobjax.scaling import command, fit_file, text
-from tests.scaling.synthetic import BESIROGLU, isoflops, repeated, scattered, with_noise, write_csv
+from tests.scaling.synthetic import BESIROGLU, harmful_size, isoflops, repeated, scattered, with_noise, write_csv
 
 
 def blobjax(*arguments: str, cwd) -> subprocess.CompletedProcess[str]:
@@ -276,3 +276,22 @@ def test_no_intervals_where_they_were_not_asked_for(tmp_path):
     result, _ = command.predict(str(tmp_path / "fit.json"), {"flops": 1e21})
     assert result["loss"]["low"] is None
     assert "E " in text.fit(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "x", "zero"),
+    [
+        # Three budgets cannot tell what loss stays.
+        ("chinchilla-2", with_noise("chinchilla-3", BESIROGLU, isoflops((1e18, 1e19, 1e20)), 0.001), "E"),
+        # Size does harm here, so what it costs is at its bound.
+        ("variable-projection", harmful_size(), "A"),
+    ],
+)
+def test_a_coefficient_of_zero_is_a_result(tmp_path, name, x, zero):
+    content = command.fit([write_csv(tmp_path / "a.csv", x)], name, bootstrap=20)
+    assert content["parameters"][zero]["value"] == 0
+    fit_file.write(content, tmp_path / "fit.json")
+    at = {"flops": 1e20} if name == "chinchilla-2" else {"params": 1e9, "tokens": 2e10}
+    result, _ = command.predict(str(tmp_path / "fit.json"), at)
+    assert result["loss"]["low"] <= result["loss"]["value"] <= result["loss"]["high"]
+    assert command.fit([str(tmp_path / "fit.json")], "")["parameters"] == content["parameters"]

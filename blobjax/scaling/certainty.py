@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq, minimize_scalar
 from scipy.special import erf
 from scipy.stats import chi2, norm
 from scipy.stats import t as student
@@ -15,6 +15,8 @@ from blobjax.scaling.laws.law import Columns, Estimate, Law, Settings, budgets
 
 # Steps of a profile on each side, each of half the bootstrap interval's distance.
 _STEPS = 8
+# An end of a profile is known to this part of the distance of a step.
+_FINE = 1e-2
 # A leave-future-out table has at most so many groups of budgets.
 _GROUPS = 6
 
@@ -43,6 +45,12 @@ def band(draws: np.ndarray, within: float) -> tuple[list[float], list[float]]:
     """The same of each column of draws [R, N]: the lower ends, and the upper ones."""
     low, high = np.percentile(draws, [50 * (1 - within), 50 * (1 + within)], axis=0)
     return low.tolist(), high.tolist()
+
+
+def spanned(draws: np.ndarray, within: float) -> tuple[float | None, float | None]:
+    """The interval of the draws that have a value; none where fewer than half have, or ten."""
+    finite = draws[np.isfinite(draws)]
+    return interval(finite, within) if len(finite) >= max(10, len(draws) / 2) else (None, None)
 
 
 def weak(value: float, low: float, high: float) -> bool:
@@ -97,37 +105,45 @@ def profile(law: Law, x: Columns, settings: Settings, found: Estimate, name: str
     best = log_likelihood(found.objective, len(found.residuals), settings.delta)
     limit = float(chi2.ppf(settings.level, 1))
     centre = law.internal(found.values)[i]
+
+    def natural(z: float) -> float:
+        return float(np.exp(z)) if law.positive[i] else float(z)
+
+    def at(z: float, near: np.ndarray) -> tuple[float, np.ndarray]:
+        held = replace(settings, fixed={**settings.fixed, name: natural(z)})
+        estimate = fitting.descend_from(law, x, held, near)
+        likelihood = log_likelihood(estimate.objective, len(estimate.residuals), settings.delta)
+        return float(2 * (best - likelihood)), estimate.values
+
     points, crossings = [(float(found.values[i]), 0.0)], []
     for side in (-1, 1):
-        near, before, crossing = found.values, (centre, 0.0), None
+        near, before, crossing = found.values, centre, None
         for step in range(1, _STEPS + 1):
             z = centre + side * step * half_width / 2
-            value = float(np.exp(z)) if law.positive[i] else float(z)
-            held = replace(settings, fixed={**settings.fixed, name: value})
-            estimate = fitting.descend_from(law, x, held, near)
-            deviance = 2 * (best - log_likelihood(estimate.objective, len(estimate.residuals), settings.delta))
+            deviance, values = at(z, near)
             if not np.isfinite(deviance):
                 break
-            points.append((value, float(deviance)))
+            points.append((natural(z), deviance))
             if deviance >= limit:
-                # Nearly a parabola, so its root is nearly straight.
-                roots = np.sqrt([max(before[1], 0.0), deviance])
-                share = (np.sqrt(limit) - roots[0]) / (roots[1] - roots[0])
-                crossing = before[0] + share * (z - before[0])
+                # Over a step of a wide interval the deviance is no parabola, so its end is looked for.
+                start = near
+                crossing = float(
+                    brentq(lambda z, start=start: at(z, start)[0] - limit, before, z, xtol=_FINE * abs(z - before))
+                )
                 break
-            near, before = estimate.values, (z, float(deviance))
+            near, before = values, z
         crossings.append(crossing)
     points.sort()
-    low, high = (None if c is None else float(np.exp(c)) if law.positive[i] else float(c) for c in crossings)
+    low, high = (None if c is None else natural(c) for c in crossings)
     return Profile([p[0] for p in points], [p[1] for p in points], low, high)
 
 
 def groups(values: np.ndarray, downwards: bool) -> list[np.ndarray]:
-    """Points in at most six groups along a column, the past first: budgets where there are few, else equal shares."""
+    """Points in at most six groups along a column, the past first; each holds whole budgets, as one is not its past."""
     found = budgets(values)
-    if len(found) > _GROUPS:
-        found = np.array_split(np.argsort(values, kind="stable"), _GROUPS)
-    return found[::-1] if downwards else found
+    parts = np.array_split(np.arange(len(found)), min(len(found), _GROUPS))
+    whole = [np.concatenate([found[i] for i in part]) for part in parts]
+    return whole[::-1] if downwards else whole
 
 
 def leave_future_out(law: Law, x: Columns, settings: Settings, found: Estimate) -> tuple[list[dict[str, Any]], str]:

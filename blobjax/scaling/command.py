@@ -66,7 +66,7 @@ def fit(
     )
     points = choose(
         law,
-        read(paths, curves=law.name == "chinchilla-1"),
+        read(paths, curves=law.curves),
         _pairs("--col", columns),
         drop_highest_loss=drop_highest_loss,
         drop_missing=drop_missing,

@@ -44,7 +44,8 @@ def make(law: Law, points: Points, settings: Settings) -> dict[str, Any]:
     if settings.bootstrap and len(draws) < max(10, settings.bootstrap / 2):
         notes.append(f"only {len(draws)} of {settings.bootstrap} resamples could be fitted: no intervals are given")
         draws = draws[:0]
-    within = certainty.share(settings.level, len(x[law.target]), len(law.names) - len(settings.fixed))
+    within = certainty.share(settings.level, law.independent(x), len(law.names) - len(settings.fixed))
+    notes += _without_derived(law, found, draws)
     parameters = _parameters(law, settings, found, draws, within)
     future, why_not = certainty.leave_future_out(law, x, settings, found)
     if why_not:
@@ -134,11 +135,35 @@ def _derived(law: Law, found: Estimate, draws: np.ndarray, within: float) -> dic
         return {}
     values = law.derived(*found.values)
     of_draws = [law.derived(*draw) for draw in draws]
-    table: dict[str, Any] = {name: {"value": value, "low": None, "high": None} for name, value in values.items()}
-    for name, entry in table.items():
-        if of_draws:
-            entry["low"], entry["high"] = certainty.interval(np.array([each[name] for each in of_draws]), within)
+    table: dict[str, Any] = {}
+    for name, value in values.items():
+        if np.isfinite(value):
+            low, high = certainty.spanned(np.array([each[name] for each in of_draws]), within)
+            table[name] = {"value": value, "low": low, "high": high}
     return table
+
+
+def _without_derived(law: Law, found: Estimate, draws: np.ndarray) -> list[str]:
+    """Sentences about what does not follow from the parameters, or not from those of all resamples."""
+    if law.derived is None:
+        return []
+    of_draws = [law.derived(*draw) for draw in draws]
+    notes = []
+    for name, value in law.derived(*found.values).items():
+        lacking = sum(not np.isfinite(each[name]) for each in of_draws)
+        if not np.isfinite(value):
+            notes.append(f"{name} does not follow from these parameters: {no_split(law, found.values)}")
+        elif lacking:
+            notes.append(f"{name} does not follow from {lacking} of {len(of_draws)} resamples; its interval is without")
+    return notes
+
+
+def no_split(law: Law, values: np.ndarray) -> str:
+    """Why parameters have no best split, in words."""
+    none = [f"{name} is {value:.3g}" for name, value in zip(law.names, values, strict=True)
+            if value <= 0 and name != "E"]  # fmt: skip
+    why = f", as {' and '.join(none)}" if none else ": the loss falls on to sizes that no budget asks for"
+    return f"there is no best split{why}"
 
 
 def _profiles(

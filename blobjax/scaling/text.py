@@ -1,5 +1,6 @@
 """Fits and predictions as text for a person."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,7 +9,7 @@ Rows = Iterable[Iterable[str]]
 
 def number(value: float | None) -> str:
     """Four significant digits; a dash where there is none."""
-    if value is None:
+    if value is None or math.isnan(value):
         return "-"
     if 0 < abs(value) < 1e-100:  # a logarithm that ran away
         return "0"
@@ -140,7 +141,8 @@ def prediction(result: dict[str, Any], target: str, level: float) -> str:
     lines = [f"{result['law']} at " + ", ".join(f"{name} {number(value)}" for name, value in result["at"].items())]
     found = result[target]
     spread = f"{level:.0%} of the law {number(found['low'])} to {number(found['high'])}"
-    spread += f", of a single run {number(found['run_low'])} to {number(found['run_high'])}"
+    if found["run_low"] is not None:
+        spread += f", of a single run {number(found['run_low'])} to {number(found['run_high'])}"
     lines.append(f"{target}: {found['value']:.5g} ({spread})")
     for name, entry in result.get("optimum", {}).items():
         lines.append(f"best {name}: {number(entry['value'])} ({number(entry['low'])} to {number(entry['high'])})")

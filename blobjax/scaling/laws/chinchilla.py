@@ -54,6 +54,8 @@ def _starts(x: Columns) -> np.ndarray:
 
 
 def _derived(E: float, A: float, B: float, alpha: float, beta: float) -> Values:
+    if not (alpha > 0 and beta > 0 and A > 0 and B > 0):  # there is no best split
+        return dict.fromkeys(("a", "b", "G"), np.nan)
     a = beta / (alpha + beta)
     with np.errstate(all="ignore"):
         G = np.power(np.float64(alpha * A / (beta * B)), 1 / (alpha + beta))

@@ -21,6 +21,10 @@ _FINE = 1e-2
 _GROUPS = 6
 
 
+FEWEST = 10
+"""Draws that an interval takes."""
+
+
 def share(level: float, count: int, free: int) -> float:
     """The share of bootstrap draws that an interval of this level spans: some more than the level.
 
@@ -48,9 +52,9 @@ def band(draws: np.ndarray, within: float) -> tuple[list[float], list[float]]:
 
 
 def spanned(draws: np.ndarray, within: float) -> tuple[float | None, float | None]:
-    """The interval of the draws that have a value; none where fewer than half have, or ten."""
+    """The interval of the draws that have a value; none where fewer than half have one, or too few."""
     finite = draws[np.isfinite(draws)]
-    return interval(finite, within) if len(finite) >= max(10, len(draws) / 2) else (None, None)
+    return interval(finite, within) if len(finite) >= max(FEWEST, len(draws) / 2) else (None, None)
 
 
 def weak(value: float, low: float, high: float) -> bool:
@@ -151,9 +155,9 @@ def leave_future_out(law: Law, x: Columns, settings: Settings, found: Estimate) 
 
     Returns:
       a row for each pair of a past and a group beyond it: `up_to` and `at` (of the column `law.future`), `points`
-      fitted and `unseen` ones predicted, their mean `measured` and `predicted` target and the mean relative
-      `error` and `absolute_error`; of laws of the best at a budget also `params_measured` and `params_predicted`. And
-      why there is no such table, where there is none.
+      fitted and `unseen` ones predicted, their mean `measured` and `predicted` target and the mean `error` and
+      `absolute_error`, relative where the law is of a logarithm, else in the target's unit; of laws of the best at a
+      budget also `params_measured` and `params_predicted`. And why there is no such table, where there is none.
     """
     along = law.future
     if along not in x:
@@ -196,7 +200,8 @@ def _between(values: np.ndarray, last: float, edge: float) -> np.ndarray:
 
 def _row(law: Law, estimate: Estimate, unseen: Columns, along: str, up_to: float, count: int) -> dict[str, Any]:
     measured, predicted = unseen[law.target], law.predict(estimate.values, unseen)
-    error = predicted / measured - 1
+    # A reward may be zero or less: to be off by a share of it means nothing.
+    error = predicted / measured - 1 if law.log else predicted - measured
     row = {
         "up_to": up_to,
         "points": count,

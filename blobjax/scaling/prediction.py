@@ -122,6 +122,8 @@ def _how(law: Law, missing: list[str]) -> str:
     options = [f"--{name}" if name in ("flops", "params", "tokens") else f"--at {name}=" for name in missing]
     best = law.optimum is not None and {"params", "tokens", "overtraining"} & set(missing)
     budget = ", or --flops alone for the best of a budget" if best else ""
+    if law.optimum is None and {*law.needs} & {*missing} == {"params", "tokens"}:
+        budget = "; it has no best split of a budget"
     return f"give {_listed(options)}{budget}"
 
 

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from blobjax.scaling.laws import LAWS
+
 Rows = Iterable[Iterable[str]]
 
 
@@ -69,7 +71,10 @@ def _parameters(content: dict[str, Any]) -> str:
     rows = []
     for name, entry in content["parameters"].items():
         words = entry["meaning"] + ("; fixed" if entry["fixed"] else "")
-        words += "; weakly identified" if entry["weakly_identified"] else ""
+        if entry["value"] is None:
+            words += "; not identified"
+        elif entry["weakly_identified"]:
+            words += "; weakly identified"
         rows.append((name, number(entry["value"]), number(entry["low"]), number(entry["high"]), words))
     for name, entry in content["derived"].items():
         values = (number(entry[each]) for each in ("value", "low", "high"))
@@ -130,7 +135,11 @@ def _future(content: dict[str, Any]) -> list[str]:
     for row in rows:
         line = [number(row["up_to"]), str(row["points"]), number(row["at"]), str(row["unseen"])]
         line += [number(row["measured"]), number(row["predicted"])]
-        line += [f"{row['error']:+.2%}", f"{row['absolute_error']:.2%}"]
+        line += (
+            [f"{row['error']:+.2%}", f"{row['absolute_error']:.2%}"]
+            if LAWS[content["law"]].log
+            else [f"{row['error']:+.3g}", f"{row['absolute_error']:.3g}"]
+        )
         line += [number(row["params_measured"]), number(row["params_predicted"])] if params else []
         lines.append(line)
     return ["leave-future-out:\n" + table((*head, *more), lines)]

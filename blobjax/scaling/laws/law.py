@@ -102,6 +102,7 @@ class Law:
       measured: the points that the curve can be held against (the best of each budget); None: all of them.
       curves: the points lie along training curves, one for each size: those of one curve are not independent.
       derived: more quantities that follow from the parameters; NaN where they do not.
+      exponents: coefficient to the exponent that means nothing where an estimator finds the coefficient to be zero.
       optimum: the law itself, its parameters, FLOPs and further columns to the best params and tokens, if it has one;
         NaN where these parameters have none.
       future: the column along which a fit is held against what it has not seen.
@@ -127,6 +128,7 @@ class Law:
     resample: Callable[[Columns, np.ndarray, np.random.Generator], dict[str, np.ndarray]] | None = None
     measured: Callable[[Columns], dict[str, np.ndarray]] | None = None
     curves: bool = False
+    exponents: Mapping[str, str] = field(default_factory=dict)
     derived: Callable[..., Values] | None = None
     optimum: "Callable[[Law, np.ndarray, float, Columns], tuple[float, float]] | None" = None
     future: str = "flops"

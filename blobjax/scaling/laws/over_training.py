@@ -52,7 +52,8 @@ OVER_TRAINING = Law(
     starts=_starts,
     needs=("flops", "overtraining"),
     distinct={"flops": 3, "overtraining": 2},
-    # The paper's fit is plain least squares.
+    # Least squares as in the paper, but of log loss, where its released fit (scipy's curve_fit) takes the loss itself:
+    # high losses weigh less here, so values may differ from the published ones by that.
     delta=np.inf,
     derived=_best,
     optimum=_optimum,

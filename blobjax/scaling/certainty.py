@@ -15,7 +15,7 @@ from blobjax.scaling.laws.law import Columns, Estimate, Law, Settings, budgets
 
 # Steps of a profile on each side, each of half the bootstrap interval's distance.
 _STEPS = 8
-# An end of a profile is known to this part of the distance of a step.
+# An end of a profile is known to this part of the distance of a step, and a logarithm to as much.
 _FINE = 1e-2
 # A leave-future-out table has at most so many groups of budgets.
 _GROUPS = 6
@@ -130,10 +130,8 @@ def profile(law: Law, x: Columns, settings: Settings, found: Estimate, name: str
             points.append((natural(z), deviance))
             if deviance >= limit:
                 # Over a step of a wide interval the deviance is no parabola, so its end is looked for.
-                start = near
-                crossing = float(
-                    brentq(lambda z, start=start: at(z, start)[0] - limit, before, z, xtol=_FINE * abs(z - before))
-                )
+                start, fine = near, _FINE * min(abs(z - before), 1.0 if law.positive[i] else np.inf)
+                crossing = float(brentq(lambda z, start=start: at(z, start)[0] - limit, before, z, xtol=fine))
                 break
             near, before = values, z
         crossings.append(crossing)

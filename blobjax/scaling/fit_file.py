@@ -203,7 +203,7 @@ def _without_derived(law: Law, found: Estimate, draws: np.ndarray) -> list[str]:
         return []
     values, of_draws = law.derived(*found.values), [law.derived(*draw) for draw in draws]
     if none := [name for name, value in values.items() if not np.isfinite(value)]:
-        return [f"{', '.join(none)}: {no_split(law, found.values)}"]
+        return [f"{', '.join(none)}: {no_split(law, found.values) if law.optimum is not None else 'not finite'}"]
     lacking = max((sum(not np.isfinite(each[name]) for each in of_draws) for name in values), default=0)
     lost = f"{', '.join(values)}: {lacking} of {len(of_draws)} resamples have none; the intervals are without them"
     return [lost] if lacking else []
@@ -229,7 +229,8 @@ def _profiles(
     if law.estimate is not None or not len(draws) or found.objective < 1e-20:
         return {}
     table = {}
-    inner = law.internal(draws)
+    # A draw that came out as zero has no logarithm; this is far enough.
+    inner = np.maximum(law.internal(draws), np.log(np.finfo(float).tiny))
     for i, name in enumerate(law.names):
         if parameters[name]["weakly_identified"]:
             low, high = certainty.interval(inner[:, i], within)

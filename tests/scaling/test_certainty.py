@@ -1,8 +1,11 @@
 """Intervals hold what they promise; profiles and the left-out future say what they should."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.integrate import quad
+from scipy.stats import chi2
 
 from blobjax.scaling import certainty, fitting
 from blobjax.scaling.laws import LAWS, Settings
@@ -160,6 +163,38 @@ def test_the_future_of_a_loss_is_a_lower_one():
     rows, _ = certainty.leave_future_out(law, x, Settings(), fitting.fit(law, x, Settings()))
     assert rows
     assert all(row["at"] < row["up_to"] for row in rows)
+
+
+def test_the_end_of_a_wide_profile_is_where_the_deviance_is():
+    """A floor that the points hardly show: within one step the deviance goes from nothing to far beyond the limit."""
+    x = {"flops": np.geomspace(1e18, 1e22, 20)}
+    law, settings = LAWS["power-flops"], Settings(delta=np.inf, starts=5)
+    x = with_noise("power-flops", [1e-9, 60, 0.07], x, 0.003, 1)
+    found = fitting.fit(law, x, settings)
+    profile = certainty.profile(law, x, settings, found, "E", 12.0)
+    held = fitting.fit(law, x, replace(settings, fixed={"E": profile.high}))
+    likelihood = [certainty.log_likelihood(each.objective, 20, np.inf) for each in (found, held)]
+    assert 2 * (likelihood[0] - likelihood[1]) == pytest.approx(chi2.ppf(0.9, 1), rel=0.1)
+
+
+def test_no_budget_is_its_own_future():
+    """Nine budgets, as Hoffmann et al. have, whose runs end within a percent of them: the groups hold them whole."""
+    flops = np.geomspace(6e18, 3e21, 9).repeat(8) * np.exp(np.random.default_rng(0).normal(0, 0.01, 72))
+    found = certainty.groups(flops, False)
+    assert sorted(len(group) for group in found) == [8, 8, 8, 16, 16, 16]
+    assert all(budget // 8 == group[0] // 8 or len(group) == 16 for group in found for budget in group)
+    assert [*certainty.groups(flops, True)[0]] == [*found[-1]]
+
+
+@pytest.mark.parametrize(("name", "values"), [("rl-compute", [0.3, -0.3, 2000, 1.2]), ("rl-log-linear", [-0.5, 0.12])])
+def test_the_error_of_a_reward_about_zero_is_in_its_own_unit(name, values):
+    x = with_noise(name, values, {"flops": np.geomspace(1e2, 1e5, 24)}, 0.005)
+    x["reward"][20] = 0.0
+    law, settings = LAWS[name], Settings(delta=np.inf, starts=3)
+    rows, _ = certainty.leave_future_out(law, x, settings, fitting.fit(law, x, settings))
+    assert rows
+    assert all(np.isfinite(row["error"]) for row in rows)
+    assert all(row["error"] == pytest.approx(row["predicted"] - row["measured"]) for row in rows)
 
 
 def test_many_budgets_are_six_groups():

@@ -25,10 +25,18 @@ def laws_fit(
         float | None,
         typer.Option(help="Where the Huber loss turns linear; inf: least squares; the law's own by default."),
     ] = None,
-    starts: Annotated[int, typer.Option(min=1, help="How many of the grid's best starts are descended from.")] = 40,
-    bootstrap: Annotated[int, typer.Option(min=0, help="Resamples for the intervals.")] = 200,
-    level: Annotated[float, typer.Option(min=0.5, max=0.999, help="Probability that an interval is to hold.")] = 0.9,
-    seed: Annotated[int, typer.Option(min=0, help="Of the resampling.")] = 0,
+    starts: Annotated[
+        int | None,
+        typer.Option(min=1, show_default="40", help="How many of the best starts are descended from."),
+    ] = None,
+    bootstrap: Annotated[
+        int | None, typer.Option(min=0, show_default="200", help="Resamples for the intervals.")
+    ] = None,
+    level: Annotated[
+        float | None,
+        typer.Option(min=0.5, max=0.999, show_default="0.9", help="Probability that an interval is to hold."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, show_default="0", help="Of the resampling.")] = None,
     out: Annotated[str, typer.Option(help="Where the fit file goes.")] = "fit.json",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:

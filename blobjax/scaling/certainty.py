@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq, minimize_scalar
 from scipy.special import erf
 from scipy.stats import chi2, norm
 from scipy.stats import t as student
@@ -15,8 +15,14 @@ from blobjax.scaling.laws.law import Columns, Estimate, Law, Settings, budgets
 
 # Steps of a profile on each side, each of half the bootstrap interval's distance.
 _STEPS = 8
+# An end of a profile is known to this part of the distance of a step, and a logarithm to as much.
+_FINE = 1e-2
 # A leave-future-out table has at most so many groups of budgets.
 _GROUPS = 6
+
+
+FEWEST = 10
+"""Draws that an interval takes."""
 
 
 def share(level: float, count: int, free: int) -> float:
@@ -43,6 +49,12 @@ def band(draws: np.ndarray, within: float) -> tuple[list[float], list[float]]:
     """The same of each column of draws [R, N]: the lower ends, and the upper ones."""
     low, high = np.percentile(draws, [50 * (1 - within), 50 * (1 + within)], axis=0)
     return low.tolist(), high.tolist()
+
+
+def spanned(draws: np.ndarray, within: float) -> tuple[float | None, float | None]:
+    """The interval of the draws that have a value; none where fewer than half have one, or too few."""
+    finite = draws[np.isfinite(draws)]
+    return interval(finite, within) if len(finite) >= max(FEWEST, len(draws) / 2) else (None, None)
 
 
 def weak(value: float, low: float, high: float) -> bool:
@@ -97,37 +109,43 @@ def profile(law: Law, x: Columns, settings: Settings, found: Estimate, name: str
     best = log_likelihood(found.objective, len(found.residuals), settings.delta)
     limit = float(chi2.ppf(settings.level, 1))
     centre = law.internal(found.values)[i]
+
+    def natural(z: float) -> float:
+        return float(np.exp(z)) if law.positive[i] else float(z)
+
+    def at(z: float, near: np.ndarray) -> tuple[float, np.ndarray]:
+        held = replace(settings, fixed={**settings.fixed, name: natural(z)})
+        estimate = fitting.descend_from(law, x, held, near)
+        likelihood = log_likelihood(estimate.objective, len(estimate.residuals), settings.delta)
+        return float(2 * (best - likelihood)), estimate.values
+
     points, crossings = [(float(found.values[i]), 0.0)], []
     for side in (-1, 1):
-        near, before, crossing = found.values, (centre, 0.0), None
+        near, before, crossing = found.values, centre, None
         for step in range(1, _STEPS + 1):
             z = centre + side * step * half_width / 2
-            value = float(np.exp(z)) if law.positive[i] else float(z)
-            held = replace(settings, fixed={**settings.fixed, name: value})
-            estimate = fitting.descend_from(law, x, held, near)
-            deviance = 2 * (best - log_likelihood(estimate.objective, len(estimate.residuals), settings.delta))
+            deviance, values = at(z, near)
             if not np.isfinite(deviance):
                 break
-            points.append((value, float(deviance)))
+            points.append((natural(z), deviance))
             if deviance >= limit:
-                # Nearly a parabola, so its root is nearly straight.
-                roots = np.sqrt([max(before[1], 0.0), deviance])
-                share = (np.sqrt(limit) - roots[0]) / (roots[1] - roots[0])
-                crossing = before[0] + share * (z - before[0])
+                # Over a step of a wide interval the deviance is no parabola, so its end is looked for.
+                start, fine = near, _FINE * min(abs(z - before), 1.0 if law.positive[i] else np.inf)
+                crossing = float(brentq(lambda z, start=start: at(z, start)[0] - limit, before, z, xtol=fine))
                 break
-            near, before = estimate.values, (z, float(deviance))
+            near, before = values, z
         crossings.append(crossing)
     points.sort()
-    low, high = (None if c is None else float(np.exp(c)) if law.positive[i] else float(c) for c in crossings)
+    low, high = (None if c is None else natural(c) for c in crossings)
     return Profile([p[0] for p in points], [p[1] for p in points], low, high)
 
 
 def groups(values: np.ndarray, downwards: bool) -> list[np.ndarray]:
-    """Points in at most six groups along a column, the past first: budgets where there are few, else equal shares."""
+    """Points in at most six groups along a column, the past first; each holds whole budgets, as one is not its past."""
     found = budgets(values)
-    if len(found) > _GROUPS:
-        found = np.array_split(np.argsort(values, kind="stable"), _GROUPS)
-    return found[::-1] if downwards else found
+    parts = np.array_split(np.arange(len(found)), min(len(found), _GROUPS))
+    whole = [np.concatenate([found[i] for i in part]) for part in parts]
+    return whole[::-1] if downwards else whole
 
 
 def leave_future_out(law: Law, x: Columns, settings: Settings, found: Estimate) -> tuple[list[dict[str, Any]], str]:
@@ -135,9 +153,9 @@ def leave_future_out(law: Law, x: Columns, settings: Settings, found: Estimate) 
 
     Returns:
       a row for each pair of a past and a group beyond it: `up_to` and `at` (of the column `law.future`), `points`
-      fitted and `unseen` ones predicted, their mean `measured` and `predicted` target and the mean relative
-      `error` and `absolute_error`; of laws of the best at a budget also `params_measured` and `params_predicted`. And
-      why there is no such table, where there is none.
+      fitted and `unseen` ones predicted, their mean `measured` and `predicted` target and the mean `error` and
+      `absolute_error`, relative where the law is of a logarithm, else in the target's unit; of laws of the best at a
+      budget also `params_measured` and `params_predicted`. And why there is no such table, where there is none.
     """
     along = law.future
     if along not in x:
@@ -180,7 +198,8 @@ def _between(values: np.ndarray, last: float, edge: float) -> np.ndarray:
 
 def _row(law: Law, estimate: Estimate, unseen: Columns, along: str, up_to: float, count: int) -> dict[str, Any]:
     measured, predicted = unseen[law.target], law.predict(estimate.values, unseen)
-    error = predicted / measured - 1
+    # A reward may be zero or less: to be off by a share of it means nothing.
+    error = predicted / measured - 1 if law.log else predicted - measured
     row = {
         "up_to": up_to,
         "points": count,

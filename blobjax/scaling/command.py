@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +27,36 @@ def fit(
     counted: str = "",
     fixed: Sequence[str] = (),
     delta: float | None = None,
-    starts: int = Settings.starts,
-    bootstrap: int = Settings.bootstrap,
-    level: float = Settings.level,
-    seed: int = Settings.seed,
+    starts: int | None = None,
+    bootstrap: int | None = None,
+    level: float | None = None,
+    seed: int | None = None,
 ) -> dict[str, Any]:
     """Fits a law to points; the content of its fit file.
 
     Args:
-      paths: tables, run and study directories; or one fit file, which is fitted again as it was.
+      paths: tables, run and study directories; or one fit file, which is fitted again as it was, with no options.
       columns: `ours=theirs` for columns with other names.
       fixed: `parameter=value` for what is not to be fitted.
       delta: of the Huber loss; None: the law's own.
+      starts, bootstrap, level, seed: as in `Settings`; None: its default.
 
     Raises:
       BadInputError: anything about it that cannot work.
     """
+    chosen: dict[str, Any] = {"delta": delta, "starts": starts, "bootstrap": bootstrap, "level": level, "seed": seed}
     if [Path(path).suffix for path in paths] == [".json"]:
         content = fit_file.read(Path(paths[0]))
         if law_name not in ("", content["law"]):
             raise BadInputError(f"{paths[0]} is a fit of {content['law']}; for --law {law_name} give its points")
+        given = {"--col": columns, "--drop-highest-loss": drop_highest_loss, "--drop-missing": drop_missing,
+                 "--drop-duplicates": drop_duplicates, "--counted": counted, "--fix": fixed}  # fmt: skip
+        ignored = [name for name, value in given.items() if value]
+        ignored += [f"--{name}" for name, value in chosen.items() if value is not None]
+        if ignored:
+            raise BadInputError(
+                f"{' '.join(ignored)}: a fit file is fitted again as it was; for other options give points"
+            )
         return fit_file.refit(content)
     if law_name not in LAWS:
         known = suggest(law_name, LAWS) if law_name else f"known: {', '.join(LAWS)}"
@@ -53,20 +64,16 @@ def fit(
     law = LAWS[law_name]
     if delta is not None and law.estimate is not None:
         raise BadInputError(f"--delta: --law {law.name} does not minimise a Huber loss but the {law.minimises}")
-    given = law.delta if delta is None else delta
-    if not given > 0:
-        raise BadInputError(f"--delta {given:g}: must be more than 0; inf is least squares")
-    settings = Settings(
-        delta=given,
-        starts=starts,
-        bootstrap=bootstrap,
-        level=level,
-        seed=seed,
+    if delta is not None and not delta > 0:
+        raise BadInputError(f"--delta {delta:g}: must be more than 0; inf is least squares")
+    settings = replace(
+        Settings(delta=law.delta),
+        **{name: value for name, value in chosen.items() if value is not None},
         fixed={name: _float(f"--fix {name}", value) for name, value in _pairs("--fix", fixed).items()},
     )
     points = choose(
         law,
-        read(paths, curves=law.name == "chinchilla-1"),
+        read(paths, curves=law.curves),
         _pairs("--col", columns),
         drop_highest_loss=drop_highest_loss,
         drop_missing=drop_missing,

@@ -41,11 +41,14 @@ def make(law: Law, points: Points, settings: Settings) -> dict[str, Any]:
     draws = fitting.bootstrap(law, x, settings, found)
     failed = settings.bootstrap - len(draws)
     notes = [*points.notes, *found.notes]
-    if settings.bootstrap and len(draws) < max(10, settings.bootstrap / 2):
-        notes.append(f"only {len(draws)} of {settings.bootstrap} resamples could be fitted: no intervals are given")
+    notes += _resampled(settings, len(draws))
+    if len(draws) < max(certainty.FEWEST, settings.bootstrap / 2):
         draws = draws[:0]
-    within = certainty.share(settings.level, len(x[law.target]), len(law.names) - len(settings.fixed))
+    within = certainty.share(settings.level, law.independent(x), len(law.names) - len(settings.fixed))
+    notes += _without_derived(law, found, draws)
     parameters = _parameters(law, settings, found, draws, within)
+    notes += _without_exponent(law, found, draws)
+    notes += _without_profile(law, parameters)
     future, why_not = certainty.leave_future_out(law, x, settings, found)
     if why_not:
         notes.append(f"no leave-future-out table: {why_not}")
@@ -78,6 +81,31 @@ def make(law: Law, points: Points, settings: Settings) -> dict[str, Any]:
         "versions": {"python": platform.python_version()}
         | {package: version(package) for package in ("blobjax", "numpy", "scipy")},
     }
+
+
+def _resampled(settings: Settings, fitted: int) -> list[str]:
+    """What is to be said of resamples, where there is anything."""
+    asked, fewest = settings.bootstrap, certainty.FEWEST
+    if 0 < asked < fewest:
+        return [f"{asked} resamples are too few for intervals; they take --bootstrap {fewest} or more"]
+    if fitted < max(fewest, asked / 2) and asked:
+        return [f"only {fitted} of {asked} resamples could be fitted: no intervals are given"]
+    if fitted < asked:
+        words = (
+            f"{asked - fitted} of {asked} resamples could not be fitted or ran off to infinity; intervals are without"
+        )
+        return [f"{words} them, and too narrow for what is weakly identified"]
+    return []
+
+
+def _without_profile(law: Law, parameters: dict[str, Any]) -> list[str]:
+    names = [name for name, entry in parameters.items() if entry["weakly_identified"] and entry["value"] is not None]
+    if law.estimate is None or not names:
+        return []
+    return [
+        f"no profile of {' and '.join(names)}, weakly identified: {law.name} has an estimator of its own, which "
+        "maximises no likelihood that could be profiled; its resamples tell what is known"
+    ]
 
 
 def _finite(value: float) -> float | None:
@@ -119,14 +147,41 @@ def _beside(law: Law, x: Columns, settings: Settings) -> dict[str, Any]:
 
 def _parameters(law: Law, settings: Settings, found: Estimate, draws: np.ndarray, within: float) -> dict[str, Any]:
     table = {}
-    for i, (parameter, value) in enumerate(zip(law.parameters, found.values.tolist(), strict=True)):
+    for parameter, value in zip(law.parameters, found.values.tolist(), strict=True):
         fixed = parameter.name in settings.fixed
         entry = {"value": value, "low": None, "high": None, "fixed": fixed, "weakly_identified": False}
-        if len(draws) and not fixed:
-            entry["low"], entry["high"] = certainty.interval(draws[:, i], within)
-            entry["weakly_identified"] = certainty.weak(value, entry["low"], entry["high"])
+        if parameter.name in _meaningless(law, found.values):
+            entry |= {"value": None, "weakly_identified": True}
+        elif len(draws) and not fixed:
+            low, high = certainty.spanned(_known(law, draws, parameter.name), within)
+            weak = low is None or high is None or certainty.weak(value, low, high)
+            entry |= {"low": low, "high": high, "weakly_identified": weak}
         table[parameter.name] = entry | {"meaning": parameter.meaning}
     return table
+
+
+def _meaningless(law: Law, values: np.ndarray) -> list[str]:
+    """Exponents that no prediction depends on, as their coefficient is zero."""
+    return [exponent for name, exponent in law.exponents.items() if values[law.names.index(name)] == 0]
+
+
+def _known(law: Law, draws: np.ndarray, name: str) -> np.ndarray:
+    """The draws of a parameter, NaN where it means nothing: [R]."""
+    column = draws[:, law.names.index(name)].copy()
+    for coefficient, exponent in law.exponents.items():
+        if exponent == name:
+            column[draws[:, law.names.index(coefficient)] == 0] = np.nan
+    return column
+
+
+def _without_exponent(law: Law, found: Estimate, draws: np.ndarray) -> list[str]:
+    """A sentence for each exponent that some of the resamples tell nothing of."""
+    lacking = {name: int(np.isnan(_known(law, draws, name)).sum()) for name in law.exponents.values()}
+    return [
+        f"{count} of {len(draws)} resamples tell nothing of {name}, as its coefficient is zero there"
+        for name, count in lacking.items()
+        if count and name not in _meaningless(law, found.values)
+    ]
 
 
 def _derived(law: Law, found: Estimate, draws: np.ndarray, within: float) -> dict[str, Any]:
@@ -134,11 +189,32 @@ def _derived(law: Law, found: Estimate, draws: np.ndarray, within: float) -> dic
         return {}
     values = law.derived(*found.values)
     of_draws = [law.derived(*draw) for draw in draws]
-    table: dict[str, Any] = {name: {"value": value, "low": None, "high": None} for name, value in values.items()}
-    for name, entry in table.items():
-        if of_draws:
-            entry["low"], entry["high"] = certainty.interval(np.array([each[name] for each in of_draws]), within)
+    table: dict[str, Any] = {}
+    for name, value in values.items():
+        if np.isfinite(value):
+            low, high = certainty.spanned(np.array([each[name] for each in of_draws]), within)
+            table[name] = {"value": value, "low": low, "high": high}
     return table
+
+
+def _without_derived(law: Law, found: Estimate, draws: np.ndarray) -> list[str]:
+    """Sentences about what does not follow from the parameters, or not from those of all resamples."""
+    if law.derived is None:
+        return []
+    values, of_draws = law.derived(*found.values), [law.derived(*draw) for draw in draws]
+    if none := [name for name, value in values.items() if not np.isfinite(value)]:
+        return [f"{', '.join(none)}: {no_split(law, found.values) if law.optimum is not None else 'not finite'}"]
+    lacking = max((sum(not np.isfinite(each[name]) for each in of_draws) for name in values), default=0)
+    lost = f"{', '.join(values)}: {lacking} of {len(of_draws)} resamples have none; the intervals are without them"
+    return [lost] if lacking else []
+
+
+def no_split(law: Law, values: np.ndarray) -> str:
+    """Why parameters have no best split, in words."""
+    none = [f"{name} is {value:.3g}" for name, value in zip(law.names, values, strict=True)
+            if value <= 0 and name != "E"]  # fmt: skip
+    why = f", as {' and '.join(none)}" if none else ": the loss falls on to sizes that no budget asks for"
+    return f"there is no best split{why}"
 
 
 def _profiles(
@@ -153,7 +229,8 @@ def _profiles(
     if law.estimate is not None or not len(draws) or found.objective < 1e-20:
         return {}
     table = {}
-    inner = law.internal(draws)
+    # A draw that came out as zero has no logarithm; this is far enough.
+    inner = np.maximum(law.internal(draws), np.log(np.finfo(float).tiny))
     for i, name in enumerate(law.names):
         if parameters[name]["weakly_identified"]:
             low, high = certainty.interval(inner[:, i], within)
@@ -206,8 +283,9 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def values(content: dict[str, Any]) -> np.ndarray:
-    """The law's parameters, in its order; [P]."""
-    return np.array([entry["value"] for entry in content["parameters"].values()])
+    """The law's parameters, in its order; [P]. An exponent that means nothing is one: its coefficient is zero."""
+    found = np.array([entry["value"] for entry in content["parameters"].values()], float)
+    return np.where(np.isnan(found), 1.0, found)
 
 
 def draws(content: dict[str, Any]) -> np.ndarray:
@@ -219,9 +297,13 @@ def _damage(content: dict[str, Any]) -> str:
     """What a fit file lacks of what is read from it; empty for a whole one."""
     law = LAWS[content["law"]]
     try:
-        values = {name: float(content["parameters"][name]["value"]) for name in law.names}
+        found = {name: content["parameters"][name]["value"] for name in law.names}
+        for coefficient, exponent in law.exponents.items():
+            if found[coefficient] == 0 and found[exponent] is None:
+                found[exponent] = 1.0
+        values = {name: float(value) for name, value in found.items()}
         for name, positive in zip(law.names, law.positive, strict=True):
-            if not np.isfinite(values[name]) or (positive and values[name] <= 0):
+            if not np.isfinite(values[name]) or (positive and values[name] < 0):
                 return f"{name} is {values[name]:g}"
         np.array(content["bootstrap"]["draws"], float).reshape(-1, len(law.names))
         numbers = [content["bootstrap"]["share"], *content["residuals"]]

@@ -21,6 +21,10 @@ _STEP = 1e-30
 # A descent has converged when a step of Newton's method would gain less than this share of the objective.
 _GAIN = 1e-9
 _ROUNDS = 12
+# A parameter matters no more where its logarithm moves no prediction by this part: no slope leads back from there.
+_NOTHING = 1e-4
+# From so many more starts a resample is fitted then.
+_MORE = 3
 
 
 @dataclass(frozen=True)
@@ -128,16 +132,12 @@ def fit(law: Law, x: Columns, settings: Settings, near: np.ndarray | None = None
     """
     if law.estimate is not None:
         return law.estimate(x, settings)
-    assert law.starts is not None
     objective = _objective(law, x, settings)
     if not objective.free.any():
         z = np.zeros(0)
         return _estimate(objective, z, float(objective.value(z[None])[0]), True)
-    starts = law.starts(x)[:, objective.free]
-    starts = starts[np.all(np.isfinite(starts), axis=1)]
-    # In parts, so that ten thousand points do not take gigabytes.
-    values = np.concatenate([objective.value(part) for part in np.array_split(starts, -(-len(starts) // 256))])
-    best = [starts[i] for i in np.argsort(values, kind="stable")[: settings.starts]]
+    starts = _starts(objective)
+    best = [*starts[: settings.starts]]
     if near is not None:
         best.insert(0, law.internal(near)[objective.free])
     # A few rounds tell the good ones; the best is then followed to its end.
@@ -147,7 +147,38 @@ def fit(law: Law, x: Columns, settings: Settings, near: np.ndarray | None = None
     if not np.isfinite(value):
         raise BadInputError(f"--law {law.name}: no start gives the law a value at all points; look at their columns")
     agree = sum(each[1] <= value * (1 + 1e-4) for each in reached)
-    return replace(_estimate(objective, z, value, converged), details={"starts": len(best), "starts_agreeing": agree})
+    found = _estimate(objective, z, value, converged)
+    details = {"starts": len(best), "starts_agreeing": agree}
+    return replace(found, notes=found.notes + _vanished(objective, z, starts), details=details)
+
+
+def _starts(objective: _Objective) -> np.ndarray:
+    """The law's own starts, the best first: [starts, free parameters]."""
+    assert objective.law.starts is not None
+    starts = objective.law.starts(objective.x)[:, objective.free]
+    starts = starts[np.all(np.isfinite(starts), axis=1)]
+    # In parts, so that ten thousand points do not take gigabytes.
+    values = np.concatenate([objective.value(part) for part in np.array_split(starts, -(-len(starts) // 256))])
+    return starts[np.argsort(values, kind="stable")]
+
+
+def _vanished(objective: _Objective, z: np.ndarray, starts: np.ndarray) -> tuple[str, ...]:
+    """A sentence for each parameter that no prediction depends on at z, as its term has run off or is not needed."""
+    names, notes = np.array(objective.law.names)[objective.free], []
+    for i in np.flatnonzero(_idle(objective, z)):
+        if starts[:, i].min() <= z[i] <= starts[:, i].max():
+            notes.append(f"no prediction depends on {names[i]} here: the points do not tell it")
+        else:
+            end = "zero" if z[i] < starts[:, i].min() else "infinity"
+            notes.append(f"{names[i]} came out as {end}: the points do not tell it from that")
+    return tuple(notes)
+
+
+def _idle(objective: _Objective, z: np.ndarray) -> np.ndarray:
+    """Which free parameters, of those fitted as logarithms, no prediction depends on: [free]."""
+    _, slopes = objective.linearised(z)
+    unit = 1.0 if objective.law.log else np.ptp(objective.y)
+    return objective.law.positive[objective.free] & (np.abs(slopes).max(axis=1) < _NOTHING * unit)
 
 
 def _estimate(objective: _Objective, z: np.ndarray, value: float, converged: bool) -> Estimate:
@@ -167,7 +198,9 @@ def descend_from(law: Law, x: Columns, settings: Settings, start: np.ndarray) ->
 def bootstrap(law: Law, x: Columns, settings: Settings, found: Estimate) -> np.ndarray:
     """Parameters fitted to resamples of the points; those of resamples that allow no fit are missing.
 
-    Points are drawn with replacement, where the law does not say otherwise. Each fit starts from the optimum.
+    Points are drawn with replacement, where the law does not say otherwise. Each fit starts from the optimum; and,
+    where a term has vanished there, from the law's own starts too: no slope leads out of zero, so that all resamples
+    would find it again, as if it were certain.
 
     Returns:
       [at most settings.bootstrap, parameters].
@@ -175,6 +208,12 @@ def bootstrap(law: Law, x: Columns, settings: Settings, found: Estimate) -> np.n
     rng = np.random.default_rng(settings.seed)
     draws = []
     count = len(found.residuals)
+    others = np.zeros((0, 0))
+    if law.estimate is None:
+        given = _objective(law, x, settings)
+        optimum = law.internal(found.values)[given.free]
+        if given.free.any() and _idle(given, optimum).any():
+            others = _starts(given)[: settings.starts]
     for _ in range(settings.bootstrap):
         if law.estimate is None:
             weights = np.bincount(rng.integers(count, size=count), minlength=count).astype(float)
@@ -182,7 +221,10 @@ def bootstrap(law: Law, x: Columns, settings: Settings, found: Estimate) -> np.n
             if not objective.free.any():
                 draws.append(found.values)
                 continue
-            z, value, _ = _descend(objective, law.internal(found.values)[objective.free], 3)
+            ways = [optimum]
+            if len(others):
+                ways += [others[i] for i in np.argsort(objective.value(others), kind="stable")[:_MORE]]
+            z, value, _ = min((_descend(objective, way, 3) for way in ways), key=lambda each: each[1])
             full = objective.base.copy()
             full[objective.free] = z
             if np.isfinite(value):

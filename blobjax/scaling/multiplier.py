@@ -47,8 +47,8 @@ def worth(baseline: dict[str, Any], flops: float, loss: float) -> Worth:
     """What a run was worth in the baseline's compute.
 
     Args:
-      baseline: content of a fit file: a law that has a loss for FLOPs alone (power-flops; or chinchilla-1, -2, -3, at
-        whose best split it is taken).
+      baseline: content of a fit file: a law that has a loss for FLOPs alone (power-flops; or a law of params and tokens,
+        such as chinchilla-1, -2 or -3, at whose best split it is taken).
       flops: that the run took, counted as the baseline's are: of chinchilla-3 6 × params × tokens.
       loss: nats per token, measured as the baseline's was.
 
@@ -56,7 +56,8 @@ def worth(baseline: dict[str, Any], flops: float, loss: float) -> Worth:
       BadInputError: the law has no loss for FLOPs alone, or FLOPs and loss are not positive.
     """
     law = LAWS[baseline["law"]]
-    if law.target != "loss" or not (set(law.needs) <= {"flops"} or law.optimum is not None):
+    alone = set(law.needs) <= ({"flops"} if law.optimum is None else {"flops", "params", "tokens", "overtraining"})
+    if law.target != "loss" or not alone:
         raise BadInputError(f"{law.name} has no loss for flops alone; fit power-flops or a chinchilla law")
     if not (0 < flops < np.inf and 0 < loss < np.inf):
         raise BadInputError(f"flops {flops:g} and loss {loss:g} must be positive numbers")
@@ -64,6 +65,8 @@ def worth(baseline: dict[str, Any], flops: float, loss: float) -> Worth:
     budgets = _budgets(law, baseline)
     first, last = float(budgets.min()), float(budgets.max())
     best, worst = _loss(law, values, last), _loss(law, values, first)
+    if not (np.isfinite(best) and np.isfinite(worst)):
+        return Worth(flops, loss, refused=f"of the baseline's law {fit_file.no_split(law, values)}")
     if loss < best:
         least = last / flops
         return Worth(flops, loss, refused=f"the baseline's largest budget, {last:.3g} FLOPs, comes to {best:.4g} only: "

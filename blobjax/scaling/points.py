@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,10 @@ from blobjax.scaling.laws.law import Columns, Law
 
 # How many lines of the same kind of trouble are told one by one.
 _TOLD = 5
+_MISSING = ("", "na", "n/a", "nan", "null", "none", "-")
+# A comma before three digits: in a count it can only part thousands, elsewhere one alone may be a decimal comma.
+_THOUSANDS = re.compile(r"\d{1,3}(,\d{3})+")
+_COUNTS = ("params", "tokens", "flops", "unique_tokens", "steps", "batch_size", "critical_batch")
 _NOT_RECORDED = "whether embeddings or attention are in it is not recorded (say so with --counted)"
 
 
@@ -105,7 +110,7 @@ def _read_one(path: Path, curves: bool) -> Table:
         rows = [Row(place, cells) for place, cells in found.rows]
         return Table(rows, [{"path": str(path), "sha256": found.sha256}], dict(runs.MEANINGS), found.notes)
     readers: dict[str, Callable[[str, str], list[Row]]] = {".csv": _csv, ".jsonl": _jsonl}
-    if path.suffix not in readers:
+    if path.suffix.lower() not in readers:
         raise BadInputError(f"{path}: points come from a .csv or .jsonl file, or the directory of a run or a study")
     try:
         content = path.read_bytes()
@@ -114,26 +119,47 @@ def _read_one(path: Path, curves: bool) -> Table:
         raise BadInputError(f"{path}: is not UTF-8 text") from None
     except OSError as error:
         raise BadInputError(f"{path}: cannot be read: {error.strerror}") from None
-    rows = readers[path.suffix](str(path), text)
+    rows = readers[path.suffix.lower()](str(path), text)
     if not rows:
         raise BadInputError(f"{path}: holds no points")
     return Table(rows, [{"path": str(path), "sha256": hashlib.sha256(content).hexdigest()}])
 
 
 def _csv(path: str, text: str) -> list[Row]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+    """Rows under the first line that is neither blank nor a remark; cells under an empty name are passed over."""
+    reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
+    names: list[str] = []
+    rows = []
     try:
-        rows = [Row(f"{path}:{reader.line_num}", {(k or "").strip(): v for k, v in cells.items()}) for cells in reader]
+        for cells in reader:
+            if not cells or _remark(cells):
+                continue
+            if not names:
+                names = _header(path, cells)
+                continue
+            place = f"{path}:{reader.line_num}"
+            if len(cells) > len(names):
+                raise BadInputError(f"{place}: more cells than the header has names, {len(cells)} and {len(names)}; "
+                                    "a number with commas in it needs quotes")  # fmt: skip
+            rows.append(Row(place, {name: cell for name, cell in zip(names, cells, strict=False) if name}))
     except csv.Error as error:
         raise BadInputError(f"{path}:{reader.line_num}: not CSV: {error}") from None
-    names = [name.strip() for name in reader.fieldnames or ()]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise BadInputError(f"{path}: column '{twice[0]}' stands twice")
-    if longer := [row for row in rows if None in row.cells or "" in row.cells]:
-        if "" not in names:
-            raise BadInputError(f"{longer[0].place}: more cells than the header has names")
-        rows = [Row(row.place, {k: v for k, v in row.cells.items() if k}) for row in rows]
     return rows
+
+
+def _remark(cells: list[str]) -> bool:
+    """Whether a line begins with `#`, which alone in its cell is the name or the mark of a column of numbers."""
+    return cells[0].startswith("#") and (len(cells) == 1 or cells[0].strip() != "#")
+
+
+def _header(path: str, cells: list[str]) -> list[str]:
+    names = [cell.strip() for cell in cells]
+    if twice := [name for name in names if name and names.count(name) > 1]:
+        raise BadInputError(f"{path}: column '{twice[0]}' stands twice")
+    for mark, called in ((";", "semicolons"), ("\t", "tabs")):
+        if len(names) == 1 and mark in names[0]:
+            raise BadInputError(f"{path}: its columns are parted by {called}; write the table with commas")
+    return names
 
 
 def _jsonl(path: str, text: str) -> list[Row]:
@@ -151,16 +177,18 @@ def _jsonl(path: str, text: str) -> list[Row]:
     return rows
 
 
-def _number(cell: Any) -> float:
-    """The number in a cell, NaN where it is empty.
+def _number(name: str, cell: Any) -> float:
+    """The number in a cell of a column, NaN where it is empty or says that there is none.
 
     Raises:
       ValueError: it is none.
     """
-    if cell is None or (isinstance(cell, str) and not cell.strip()):
+    if cell is None or (isinstance(cell, str) and cell.strip().lower() in _MISSING):
         return math.nan
     if isinstance(cell, bool):
         raise ValueError
+    if isinstance(cell, str) and _THOUSANDS.fullmatch(cell.strip()) and (name in _COUNTS or cell.count(",") > 1):
+        return float(cell.replace(",", ""))
     return float(cell)
 
 
@@ -188,7 +216,7 @@ def choose(
     Args:
       named: column to what it is called in the table; its own name by default.
       drop_highest_loss: leaves out so many points with the highest loss.
-      drop_missing: leaves out rows with an empty cell or a NaN instead of refusing them.
+      drop_missing: leaves out rows with an empty cell or a NaN, in a column the law needs, instead of refusing them.
       drop_duplicates: keeps the first of rows that are the same instead of refusing them.
       counted: what params and flops count, in the user's words.
 
@@ -199,8 +227,13 @@ def choose(
     places = [row.place for row in table.rows]
     dropped: dict[str, int] = {}
 
-    missing = np.any(np.isnan(np.stack(list(columns.values()))), axis=0)
+    missing = np.any(np.isnan([columns[name] for name in (*law.needs, law.target)]), axis=0)
+    notes = table.notes + _without_gaps(law, columns, meanings, missing)
     if drop_missing and missing.any():
+        if missing.all():
+            empty = [name for name, column in columns.items() if np.isnan(column).all()]
+            which = f": {', '.join(empty)} {'is' if len(empty) == 1 else 'are'} missing in all of them" if empty else ""
+            raise BadInputError(f"--drop-missing leaves none of {len(places)} rows{which}")
         dropped["missing"] = int(missing.sum())
         columns, places = _kept(columns, places, ~missing)
     _refuse_unsound(law, columns, places)
@@ -222,7 +255,7 @@ def choose(
         ratio = columns["flops"] / (6 * columns["params"] * columns["tokens"])
         low, high = f"{ratio.min():.3g}", f"{ratio.max():.3g}"
         meanings["flops"] += f"; {low}{'' if low == high else f' to {high}'} times 6 × params × tokens"
-    return Points(columns, meanings, table.sources, dropped, table.notes)
+    return Points(columns, meanings, table.sources, dropped, notes)
 
 
 def _columns(law: Law, table: Table, named: dict[str, str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -239,10 +272,11 @@ def _columns(law: Law, table: Table, named: dict[str, str]) -> tuple[dict[str, n
     ]
     columns: dict[str, np.ndarray] = {}
     meanings: dict[str, str] = {}
+    wrong: dict[str, list[str]] = {}
     for name in sorted(usable):
         theirs = named.get(name, name)
         if theirs in known and not problems:
-            columns[name] = _numbers(table, theirs, problems)
+            columns[name], wrong[name] = _numbers(table, name, theirs)
             meaning = table.meanings.get(theirs, _NOT_RECORDED if name in ("params", "flops") else "")
             meanings[name] = f"column '{theirs}'" + (f": {meaning}" if meaning else "")
     if problems:
@@ -252,27 +286,59 @@ def _columns(law: Law, table: Table, named: dict[str, str]) -> tuple[dict[str, n
             if name in usable and name not in columns and all(source in columns for source in sources):
                 columns[name] = rule(*(columns[source] for source in sources))
                 meanings[name] = words
+                if name in wanted:
+                    wanted += sources
+    for name in dict.fromkeys(wanted):
+        problems += wrong.get(name, ())
     for name in (*law.needs, law.target):
         if name not in columns:
             near = suggest(name, known) if known else "there are no columns"
             problems.append(f"--law {law.name} needs a column '{name}'; {near} Give --col {name}=COLUMN")
     if problems:
         raise BadInputError(*problems)
-    return {name: columns[name] for name in wanted if name in columns}, {
-        name: meanings[name] for name in meanings if name in wanted
+    used = [*dict.fromkeys((*law.needs, law.target, *law.may_use))]
+    return {name: columns[name] for name in used if name in columns}, {
+        name: meanings[name] for name in meanings if name in used
     }
 
 
-def _numbers(table: Table, name: str, problems: list[str]) -> np.ndarray:
+def _numbers(table: Table, ours: str, theirs: str) -> tuple[np.ndarray, list[str]]:
+    """A column, and a line for each cell that is no number."""
     values, wrong = [], []
     for row in table.rows:
+        cell = row.cells.get(theirs)
         try:
-            values.append(_number(row.cells.get(name)))
+            values.append(_number(ours, cell))
         except (TypeError, ValueError, OverflowError):
-            wrong.append(f"{row.place}: {name} is {str(row.cells[name])[:40]!r}, not a number")
+            fix = ", not a number"
+            if isinstance(cell, str) and _THOUSANDS.fullmatch(cell.strip()):
+                fix = ": thousands, or a decimal comma? Write it without one"
+            wrong.append(f"{row.place}: {theirs} is {str(cell)[:40]!r}{fix}")
             values.append(math.nan)
-    problems += _some(wrong)
-    return np.array(values)
+    return np.array(values), _some(wrong)
+
+
+def _without_gaps(
+    law: Law, columns: dict[str, np.ndarray], meanings: dict[str, str], missing: np.ndarray
+) -> tuple[str, ...]:
+    """Leaves out (or derives anew) what a law only may use where it is not in all rows; a sentence for each.
+
+    Filled up in places it would count one thing in some rows and another in others.
+    """
+    notes = []
+    for name in law.may_use:
+        gaps = int((np.isnan(columns[name]) & ~missing).sum()) if name in columns else 0
+        if not gaps:
+            continue
+        del columns[name], meanings[name]
+        sources, rule, words = _DERIVED.get(name, ((name,), None, ""))
+        said = f"column '{name}' is missing in {gaps} rows that have all else"
+        if rule is not None and all(source in columns for source in sources):
+            columns[name], meanings[name] = rule(*(columns[source] for source in sources)), words
+            notes.append(f"{said}: all rows take {words.partition(':')[0]} instead")
+        else:
+            notes.append(f"{said}: it is not used")
+    return tuple(notes)
 
 
 def _kept(columns: Columns, places: list[str], keep: np.ndarray) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -287,7 +353,7 @@ def _refuse_unsound(law: Law, columns: Columns, places: list[str]) -> None:
             if math.isnan(value):
                 problems.append(f"{place}: {name} is missing or NaN; remove the row, or give --drop-missing")
             elif math.isinf(value):
-                problems.append(f"{place}: {name} is infinite; remove the row")
+                problems.append(f"{place}: {name} is infinite; remove the row, or leave the cell empty")
             elif value <= 0 and (name != law.target or law.log):
                 problems.append(f"{place}: {name} is {value:g}, and must be more than 0; correct or remove the row")
     if problems:

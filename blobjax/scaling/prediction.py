@@ -8,6 +8,12 @@ from blobjax.config import BadInputError
 from blobjax.scaling import certainty, fit_file
 from blobjax.scaling.laws import LAWS, Law
 
+# Columns of which two tell all.
+_SIZES = ("flops", "params", "tokens", "overtraining")
+# Of them more than two may differ by so much: steps are whole, and sizes what widths allow.
+_AGREE = 0.02
+# So many residuals are enough to tell how they spread.
+_RESIDUALS = 1000
 # So many times the largest point is far enough to be told.
 _FAR = 1.5
 
@@ -30,7 +36,8 @@ def predict(content: dict[str, Any], given: dict[str, float]) -> dict[str, Any]:
     """
     law = LAWS[content["law"]]
     wrong = [f"{name} is {value:g}, and must be more than 0" for name, value in given.items() if not 0 < value < np.inf]
-    known = [*dict.fromkeys((*law.needs, *law.may_use, "flops", "tokens", "params"))]
+    two = len({*law.uses} & {*_SIZES}) > 1
+    known = [*dict.fromkeys((*law.uses, *(_SIZES if two else ())))]
     wrong += [f"--law {law.name} uses no '{name}'; it takes {', '.join(known)}" for name in given if name not in known]
     if wrong:
         raise BadInputError(*wrong)
@@ -44,6 +51,8 @@ def predict(content: dict[str, Any], given: dict[str, float]) -> dict[str, Any]:
     if searched:
         assert law.optimum is not None
         best = law.optimum(law, values, given["flops"], _columns(at))
+        if not np.all(np.isfinite(best)):
+            raise BadInputError(f"{fit_file.no_split(law, values)}; give --params and --tokens")
         of_draws = np.array([law.optimum(law, draw, given["flops"], _columns(at)) for draw in draws]).reshape(-1, 2)
         at |= dict(zip(("params", "tokens"), best, strict=True)) | {"overtraining": best[1] / best[0]}
         result["optimum"] = {
@@ -54,14 +63,24 @@ def predict(content: dict[str, Any], given: dict[str, float]) -> dict[str, Any]:
         ats = [at] * len(draws)
     value = law.predict(values, _columns(at)).item()
     of_law = np.array([law.predict(draw, _columns(each)).item() for draw, each in zip(draws, ats, strict=True)])
-    # Residuals are smaller than errors, as the fit bends to its points.
-    count, free = len(content["residuals"]), len(values) - len(content["settings"]["fixed"])
-    shrunk = np.sqrt(max(count - free, 1) / count) if law.measured is None else 1.0
-    noise = np.random.default_rng(content["settings"]["seed"]).choice(content["residuals"], len(of_law)) / shrunk
-    of_run = of_law * np.exp(noise) if law.log else of_law + noise
-    run = {f"run_{name}": each for name, each in _range(of_run, content).items()}
+    notes = []
+    if lacking := int(np.sum(~np.isfinite(of_law))):
+        notes.append(f"{lacking} of {len(of_law)} resamples say nothing of it; the intervals are without them")
+    run = {f"run_{name}": each for name, each in _range(_of_run(law, content, of_law), content).items()}
     result |= {"at": at, law.target: {"value": value, **_range(of_law, content), **run}}
-    return result | {"notes": _beyond(law, content, at)}
+    return result | {"notes": notes + _beyond(law, content, at)}
+
+
+def _of_run(law: Law, content: dict[str, Any], of_law: np.ndarray) -> np.ndarray:
+    """What single runs may come to: every draw of the law with every residual. None where no residual is a run's."""
+    if law.curves or not len(of_law):
+        return np.zeros(0)
+    residuals = np.array(content["residuals"])
+    # Residuals are smaller than errors, as the fit bends to its points.
+    count, free = len(residuals), len(content["parameters"]) - len(content["settings"]["fixed"])
+    shrunk = np.sqrt(max(count - free, 1) / count) if law.measured is None else 1.0
+    noise = np.quantile(residuals, np.linspace(0, 1, _RESIDUALS)) if count > _RESIDUALS else residuals
+    return (of_law[:, None] * np.exp(noise / shrunk) if law.log else of_law[:, None] + noise / shrunk).ravel()
 
 
 def _completed(given: dict[str, float]) -> dict[str, float]:
@@ -76,6 +95,11 @@ def _completed(given: dict[str, float]) -> dict[str, float]:
     if {"params", "tokens"} <= at.keys():
         at.setdefault("flops", 6 * at["params"] * at["tokens"])
         at.setdefault("overtraining", at["tokens"] / at["params"])
+        budget, multiplier = 6 * at["params"] * at["tokens"], at["tokens"] / at["params"]
+        for name, follows, rule in (("flops", budget, "6 × params × tokens is"),
+                                    ("overtraining", multiplier, "tokens / params is")):  # fmt: skip
+            if abs(np.log(at[name] / follows)) > _AGREE:
+                raise BadInputError(f"{name} is {at[name]:.4g}, but {rule} {follows:.4g}; give two of them alone")
     return at
 
 
@@ -86,7 +110,7 @@ def _columns(at: dict[str, float]) -> dict[str, np.ndarray]:
 def _range(draws: np.ndarray, content: dict[str, Any]) -> dict[str, float | None]:
     if not len(draws):
         return {"low": None, "high": None}
-    low, high = certainty.interval(draws, content["bootstrap"]["share"])
+    low, high = certainty.spanned(draws, content["bootstrap"]["share"])
     return {"low": low, "high": high}
 
 
@@ -98,6 +122,8 @@ def _how(law: Law, missing: list[str]) -> str:
     options = [f"--{name}" if name in ("flops", "params", "tokens") else f"--at {name}=" for name in missing]
     best = law.optimum is not None and {"params", "tokens", "overtraining"} & set(missing)
     budget = ", or --flops alone for the best of a budget" if best else ""
+    if law.optimum is None and {*law.needs} & {*missing} == {"params", "tokens"}:
+        budget = "; it has no best split of a budget"
     return f"give {_listed(options)}{budget}"
 
 

@@ -1,14 +1,17 @@
 """Fits and predictions as text for a person."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
+
+from blobjax.scaling.laws import LAWS
 
 Rows = Iterable[Iterable[str]]
 
 
 def number(value: float | None) -> str:
     """Four significant digits; a dash where there is none."""
-    if value is None:
+    if value is None or math.isnan(value):
         return "-"
     if 0 < abs(value) < 1e-100:  # a logarithm that ran away
         return "0"
@@ -68,7 +71,10 @@ def _parameters(content: dict[str, Any]) -> str:
     rows = []
     for name, entry in content["parameters"].items():
         words = entry["meaning"] + ("; fixed" if entry["fixed"] else "")
-        words += "; weakly identified" if entry["weakly_identified"] else ""
+        if entry["value"] is None:
+            words += "; not identified"
+        elif entry["weakly_identified"]:
+            words += "; weakly identified"
         rows.append((name, number(entry["value"]), number(entry["low"]), number(entry["high"]), words))
     for name, entry in content["derived"].items():
         values = (number(entry[each]) for each in ("value", "low", "high"))
@@ -129,7 +135,11 @@ def _future(content: dict[str, Any]) -> list[str]:
     for row in rows:
         line = [number(row["up_to"]), str(row["points"]), number(row["at"]), str(row["unseen"])]
         line += [number(row["measured"]), number(row["predicted"])]
-        line += [f"{row['error']:+.2%}", f"{row['absolute_error']:.2%}"]
+        line += (
+            [f"{row['error']:+.2%}", f"{row['absolute_error']:.2%}"]
+            if LAWS[content["law"]].log
+            else [f"{row['error']:+.3g}", f"{row['absolute_error']:.3g}"]
+        )
         line += [number(row["params_measured"]), number(row["params_predicted"])] if params else []
         lines.append(line)
     return ["leave-future-out:\n" + table((*head, *more), lines)]
@@ -140,7 +150,8 @@ def prediction(result: dict[str, Any], target: str, level: float) -> str:
     lines = [f"{result['law']} at " + ", ".join(f"{name} {number(value)}" for name, value in result["at"].items())]
     found = result[target]
     spread = f"{level:.0%} of the law {number(found['low'])} to {number(found['high'])}"
-    spread += f", of a single run {number(found['run_low'])} to {number(found['run_high'])}"
+    if found["run_low"] is not None:
+        spread += f", of a single run {number(found['run_low'])} to {number(found['run_high'])}"
     lines.append(f"{target}: {found['value']:.5g} ({spread})")
     for name, entry in result.get("optimum", {}).items():
         lines.append(f"best {name}: {number(entry['value'])} ({number(entry['low'])} to {number(entry['high'])})")

@@ -55,6 +55,12 @@ def repeated() -> dict:
     return x | {"flops": 6 * x["params"] * x["tokens"]}
 
 
+def harmful_size() -> dict:
+    """Losses that fall with data and rise with size: what a law of both cannot say with coefficients above zero."""
+    x = sizes_and_tokens()
+    return x | {"loss": 2 + 1e4 * x["tokens"] ** -0.5 + 0.01 * np.log(x["params"])}
+
+
 def write_csv(path, columns: dict) -> str:
     """The columns as a table; its path."""
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)

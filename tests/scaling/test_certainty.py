@@ -1,13 +1,16 @@
 """Intervals hold what they promise; profiles and the left-out future say what they should."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.integrate import quad
+from scipy.stats import chi2
 
 from blobjax.scaling import certainty, fitting
 from blobjax.scaling.laws import LAWS, Settings
 from blobjax.scaling.laws.law import budgets
-from tests.scaling.synthetic import BESIROGLU, isoflops, with_noise
+from tests.scaling.synthetic import BESIROGLU, isoflops, scattered, with_noise
 
 
 @pytest.mark.parametrize(
@@ -30,6 +33,35 @@ def test_ninety_percent_intervals_hold_the_truth_about_nine_times_in_ten(name, v
             held[i] += low <= truth <= high
     assert np.all(held / repeats >= 0.8), held
     assert np.all(held / repeats <= 0.98), held
+
+
+def coverage(name: str, values, x: dict, noise: float, settings: Settings, repeats: int) -> tuple[np.ndarray, list]:
+    """The share of made-up samples whose 90% intervals hold each parameter, and the first parameter's intervals."""
+    law, held, first = LAWS[name], np.zeros(len(values)), []
+    share = certainty.share(0.9, len(next(iter(x.values()))), len(values))
+    for seed in range(repeats):
+        sample = with_noise(name, values, x, noise, seed)
+        draws = fitting.bootstrap(law, sample, settings, fitting.fit(law, sample, settings))
+        ends = [certainty.interval(column, share) for column in draws.T]
+        held += [low <= value <= high for (low, high), value in zip(ends, values, strict=True)]
+        first.append(ends[0])
+    return held / repeats, first
+
+
+def test_intervals_of_chinchillas_law_hold_the_truth():
+    held, _ = coverage("chinchilla-3", BESIROGLU, scattered(60), 0.005, Settings(bootstrap=30, starts=2), 25)
+    # Of 25 samples, three standard errors below 90%.
+    assert np.all(held >= 0.72), held
+
+
+def test_a_floor_that_comes_out_as_zero_is_not_taken_for_sure():
+    """With as low a floor as this one sample in seven has its optimum at none: there no slope leads back up."""
+    x = {"flops": np.geomspace(1e18, 1e21, 30)}
+    held, floors = coverage("power-flops", [0.3, 60, 0.08], x, 0.005, Settings(bootstrap=15, starts=3), 10)
+    assert np.all(held >= 0.6), held
+    assert all(high > 0.01 for _, high in floors), floors
+    sample = with_noise("power-flops", [0.3, 60, 0.08], x, 0.005, 2)
+    assert "E came out as zero" in fitting.fit(LAWS["power-flops"], sample, Settings(starts=3)).notes[0]
 
 
 def test_intervals_of_parabolas_hold_what_the_same_points_give_without_noise():
@@ -131,6 +163,38 @@ def test_the_future_of_a_loss_is_a_lower_one():
     rows, _ = certainty.leave_future_out(law, x, Settings(), fitting.fit(law, x, Settings()))
     assert rows
     assert all(row["at"] < row["up_to"] for row in rows)
+
+
+def test_the_end_of_a_wide_profile_is_where_the_deviance_is():
+    """A floor that the points hardly show: within one step the deviance goes from nothing to far beyond the limit."""
+    x = {"flops": np.geomspace(1e18, 1e22, 20)}
+    law, settings = LAWS["power-flops"], Settings(delta=np.inf, starts=5)
+    x = with_noise("power-flops", [1e-9, 60, 0.07], x, 0.003, 1)
+    found = fitting.fit(law, x, settings)
+    profile = certainty.profile(law, x, settings, found, "E", 12.0)
+    held = fitting.fit(law, x, replace(settings, fixed={"E": profile.high}))
+    likelihood = [certainty.log_likelihood(each.objective, 20, np.inf) for each in (found, held)]
+    assert 2 * (likelihood[0] - likelihood[1]) == pytest.approx(chi2.ppf(0.9, 1), rel=0.1)
+
+
+def test_no_budget_is_its_own_future():
+    """Nine budgets, as Hoffmann et al. have, whose runs end within a percent of them: the groups hold them whole."""
+    flops = np.geomspace(6e18, 3e21, 9).repeat(8) * np.exp(np.random.default_rng(0).normal(0, 0.01, 72))
+    found = certainty.groups(flops, False)
+    assert sorted(len(group) for group in found) == [8, 8, 8, 16, 16, 16]
+    assert all(budget // 8 == group[0] // 8 or len(group) == 16 for group in found for budget in group)
+    assert [*certainty.groups(flops, True)[0]] == [*found[-1]]
+
+
+@pytest.mark.parametrize(("name", "values"), [("rl-compute", [0.3, -0.3, 2000, 1.2]), ("rl-log-linear", [-0.5, 0.12])])
+def test_the_error_of_a_reward_about_zero_is_in_its_own_unit(name, values):
+    x = with_noise(name, values, {"flops": np.geomspace(1e2, 1e5, 24)}, 0.005)
+    x["reward"][20] = 0.0
+    law, settings = LAWS[name], Settings(delta=np.inf, starts=3)
+    rows, _ = certainty.leave_future_out(law, x, settings, fitting.fit(law, x, settings))
+    assert rows
+    assert all(np.isfinite(row["error"]) for row in rows)
+    assert all(row["error"] == pytest.approx(row["predicted"] - row["measured"]) for row in rows)
 
 
 def test_many_budgets_are_six_groups():

@@ -5,7 +5,7 @@ import pytest
 
 from blobjax.scaling import fitting
 from blobjax.scaling.laws import LAWS, Settings
-from tests.scaling.synthetic import BESIROGLU, cross, isoflops, repeated, sizes_and_tokens, with_noise
+from tests.scaling.synthetic import BESIROGLU, cross, harmful_size, isoflops, repeated, sizes_and_tokens, with_noise
 
 
 def one(**columns: float) -> dict:
@@ -161,6 +161,20 @@ def test_the_best_split_is_that_of_the_formula(flops):
     assert derived["a"] == pytest.approx(0.3658 / (0.3658 + 0.3478))
 
 
+@pytest.mark.parametrize("change", [{"alpha": -0.02}, {"beta": 0.0}, {"A": 0.0}])
+def test_where_size_or_data_is_worth_nothing_there_is_no_best_split(change):
+    law = LAWS["chinchilla-3"]
+    values = np.array([change.get(name, value) for name, value in zip(law.names, BESIROGLU, strict=True)])
+    assert np.all(np.isnan(law.optimum(law, values, 1e20, {})))
+    assert np.all(np.isnan([*law.derived(*values).values()]))
+
+
+def test_a_multiplier_without_end_is_none():
+    law = LAWS["over-training"]
+    assert np.isnan(law.derived(1.5, 0.0, 190.0, 0.1)["best_multiplier"])
+    assert np.all(np.isnan(law.optimum(law, np.array([1.5, 0.0, 190.0, 0.1]), 1e20, {})))
+
+
 def test_the_best_multiplier_is_that_of_the_formula():
     law, values = LAWS["over-training"], np.array([1.51, 141, 190, 0.121])
     params, tokens = law.optimum(law, values, 1e20, {})
@@ -187,9 +201,17 @@ def test_variable_projection_finds_the_least_squares():
 
 
 def test_a_coefficient_that_would_be_negative_is_zero_and_said():
-    x = sizes_and_tokens()
-    x["loss"] = 2 + 1e4 * x["tokens"] ** -0.5 + 0.01 * np.log(x["params"])
-    found = fitting.fit(LAWS["variable-projection"], x, Settings())
+    found = fitting.fit(LAWS["variable-projection"], harmful_size(), Settings())
     assert found.values[1] == 0
     assert any("A" in note and "zero" in note for note in found.notes)
+    assert any(note.startswith("alpha is not identified") for note in found.notes)
     assert np.all(np.isfinite(found.residuals))
+
+
+def test_an_exponent_at_the_end_of_the_search_is_said():
+    """Only the smallest size is worse than the others: the steeper the power law, the better."""
+    x = sizes_and_tokens()
+    x["loss"] = 2 + (x["params"] == x["params"].min()) + 1e3 * x["tokens"] ** -0.4
+    found = fitting.fit(LAWS["variable-projection"], x, Settings())
+    assert found.values[1] > 0
+    assert any("alpha came out as 5, where the search ends" in note for note in found.notes), found.notes

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from blobjax.config import BadInputError
-from blobjax.scaling import command, fit_file, text
-from tests.scaling.synthetic import BESIROGLU, isoflops, repeated, scattered, with_noise, write_csv
+from blobjax.scaling import certainty, command, fit_file, text
+from blobjax.scaling.laws import LAWS
+from blobjax.scaling.laws.law import Estimate
+from blobjax.scaling.prediction import predict
+from tests.scaling.synthetic import BESIROGLU, cross, harmful_size, isoflops, repeated, scattered, with_noise, write_csv
 
 
 def blobjax(*arguments: str, cwd) -> subprocess.CompletedProcess[str]:
@@ -129,6 +132,8 @@ def test_a_prediction_for_a_size(fitted):
         (["--params", "-1", "--tokens", "1e9"], "params is -1, and must be more than 0"),
         (["--at", "reward=1"], "uses no 'reward'"),
         (["--at", "params"], "expected NAME=VALUE"),
+        (["--flops", "1e21", "--params", "1e9", "--tokens", "1e9"], "flops is 1e.21, but 6 × params × tokens is 6e.18"),
+        (["--flops", "6e18", "--params", "1e9", "--at", "overtraining=20"], "overtraining is 20, but tokens . params is 1"),
     ],
 )
 def test_a_prediction_that_cannot_be(fitted, options, said):
@@ -276,3 +281,124 @@ def test_no_intervals_where_they_were_not_asked_for(tmp_path):
     result, _ = command.predict(str(tmp_path / "fit.json"), {"flops": 1e21})
     assert result["loss"]["low"] is None
     assert "E " in text.fit(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "x", "zero"),
+    [
+        # Three budgets cannot tell what loss stays.
+        ("chinchilla-2", with_noise("chinchilla-3", BESIROGLU, isoflops((1e18, 1e19, 1e20)), 0.001), "E"),
+        # Size does harm here, so what it costs is at its bound.
+        ("variable-projection", harmful_size(), "A"),
+    ],
+)
+def test_a_coefficient_of_zero_is_a_result(tmp_path, name, x, zero):
+    content = command.fit([write_csv(tmp_path / "a.csv", x)], name, bootstrap=20)
+    assert content["parameters"][zero]["value"] == 0
+    fit_file.write(content, tmp_path / "fit.json")
+    at = {"flops": 1e20} if name == "chinchilla-2" else {"params": 1e9, "tokens": 2e10}
+    result, _ = command.predict(str(tmp_path / "fit.json"), at)
+    assert result["loss"]["run_low"] < result["loss"]["low"] <= result["loss"]["value"] <= result["loss"]["high"]
+    assert command.fit([str(tmp_path / "fit.json")], "")["parameters"] == content["parameters"]
+
+
+def test_an_exponent_without_a_coefficient_has_no_value(tmp_path):
+    content = command.fit([write_csv(tmp_path / "a.csv", harmful_size())], "variable-projection", bootstrap=20)
+    alpha = content["parameters"]["alpha"]
+    assert (alpha["value"], alpha["low"], alpha["weakly_identified"]) == (None, None, True)
+    assert content["derived"] == {}
+    said = text.fit(content)
+    assert "exponent of size; not identified" in said
+    assert "note: a, b, G: there is no best split, as A is 0" in said
+    assert "note: no profile of B, weakly identified: variable-projection has an estimator of its own" in said
+    fit_file.write(content, tmp_path / "fit.json")
+    with pytest.raises(BadInputError, match="no best split, as A is 0; give --params and --tokens"):
+        command.predict(str(tmp_path / "fit.json"), {"flops": 1e20})
+
+
+def test_draws_without_a_best_split_are_counted():
+    """Where tokens hardly matter, more of them even harm in some resamples: no interval is NaN for that."""
+    law, draws = LAWS["chinchilla-3"], np.tile(BESIROGLU, (20, 1)) * np.linspace(0.9, 1.1, 20)[:, None]
+    found = Estimate(BESIROGLU, 1.0, np.zeros(60))
+    whole = fit_file._derived(law, found, draws, 0.92)
+    assert fit_file._without_derived(law, found, draws) == []
+    draws[[3, 8], 4] = -0.01
+    spoilt = fit_file._derived(law, found, draws, 0.92)
+    assert spoilt["G"]["low"] == pytest.approx(whole["G"]["low"], rel=0.1)
+    (note,) = fit_file._without_derived(law, found, draws)
+    assert "a, b, G: 2 of 20 resamples have none" in note
+
+
+def test_draws_without_a_best_split_are_no_prediction(content):
+    """They have no loss at one either; half of them or more leave no interval."""
+    rows = content["bootstrap"]["draws"]
+    for lost in (4, 25):
+        draws = [[*row[:4], -0.01] if n < lost else row for n, row in enumerate(rows)]
+        found = predict({**content, "bootstrap": {**content["bootstrap"], "draws": draws}}, {"flops": 1e21})
+        assert f"{lost} of 40 resamples say nothing of it" in found["notes"][0]
+        for entry in (found["loss"], *found["optimum"].values()):
+            assert (entry["low"] is None) == (lost > 20)
+
+
+def test_what_a_law_does_not_use_is_not_taken(tmp_path):
+    """A parabola's law is of the best at a budget: its loss at another split would be the best's all the same."""
+    x = with_noise("chinchilla-3", BESIROGLU, isoflops(), 0.001)
+    fit_file.write(command.fit([write_csv(tmp_path / "a.csv", x)], "chinchilla-2", bootstrap=10), tmp_path / "fit.json")
+    with pytest.raises(BadInputError) as refused:
+        command.predict(str(tmp_path / "fit.json"), {"params": 1e8, "tokens": 1e12})
+    assert refused.value.problems[0] == "--law chinchilla-2 uses no 'params'; it takes flops"
+    assert command.predict(str(tmp_path / "fit.json"), {"flops": 6e20})[0]["optimum"]
+
+
+def test_kaplans_law_has_no_best_split_of_compute(tmp_path):
+    x = with_noise("kaplan", [8.8e13, 5.4e13, 0.076, 0.095], isoflops(), 0.001)
+    content = command.fit([write_csv(tmp_path / "a.csv", x)], "kaplan", bootstrap=0, starts=5)
+    fit_file.write(content, tmp_path / "fit.json")
+    with pytest.raises(BadInputError, match="give --params and --tokens; it has no best split of a budget"):
+        command.predict(str(tmp_path / "fit.json"), {"flops": 1e22})
+
+
+def test_a_single_run_is_never_surer_than_the_law(tmp_path):
+    """One noise for each draw of the law would be one draw of their sum: with few draws it may be the narrower."""
+    for seed in range(6):
+        x = with_noise("power-flops", [1.7, 500, 0.15], {"flops": np.geomspace(1e16, 1e20, 12)}, 0.002, seed)
+        content = command.fit([write_csv(tmp_path / "a.csv", x)], "power-flops", bootstrap=20, starts=2)
+        found = predict(content, {"flops": 1e23})["loss"]
+        assert found["run_low"] < found["low"] < found["high"] < found["run_high"]
+
+
+def test_training_curves_are_as_many_as_there_are_sizes(tmp_path):
+    """Points of one curve are no measurements of their own, and what the envelope scatters by is no run's noise."""
+    x = cross(params=np.geomspace(1e7, 3e9, 12), tokens=np.geomspace(1e8, 3e11, 40))
+    x = with_noise("chinchilla-3", BESIROGLU, x | {"flops": 6 * x["params"] * x["tokens"]}, 0.002)
+    content = command.fit([write_csv(tmp_path / "a.csv", x)], "chinchilla-1", bootstrap=20)
+    assert content["bootstrap"]["share"] == pytest.approx(certainty.share(0.9, 12, 7))
+    found = predict(content, {"flops": 1e21})
+    assert (found["loss"]["run_low"], found["loss"]["run_high"]) == (None, None)
+    assert "of a single run" not in text.prediction(found, "loss", 0.9)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"delta": 0.5, "bootstrap": 7, "seed": 0}, "--delta --bootstrap --seed: a fit file is fitted again as it was"),
+        ({"drop_highest_loss": 3}, "--drop-highest-loss: a fit file"),
+        ({"fixed": ["E=1.7"]}, "--fix: a fit file"),
+    ],
+)
+def test_options_beside_a_fit_file_are_refused(fitted, options, said):
+    with pytest.raises(BadInputError, match=said):
+        command.fit([str(fitted[0] / "fit.json")], "", **options)
+
+
+def test_resamples_that_are_few_or_lost_are_said(tmp_path):
+    x = with_noise("power-flops", [1.7, 500, 0.15], {"flops": np.geomspace(1e16, 1e20, 12)}, 0.002)
+    few = command.fit([write_csv(tmp_path / "a.csv", x)], "power-flops", bootstrap=5, starts=2)
+    assert "5 resamples are too few for intervals; they take --bootstrap 10 or more" in few["notes"]
+    # Of whole curves drawn with replacement some hold too few sizes for an envelope.
+    x = cross(params=np.geomspace(1e7, 3e9, 5), tokens=np.geomspace(1e8, 3e11, 40))
+    x = with_noise("chinchilla-3", BESIROGLU, x | {"flops": 6 * x["params"] * x["tokens"]}, 0)
+    lost = command.fit([write_csv(tmp_path / "b.csv", x)], "chinchilla-1", bootstrap=40)
+    assert 0 < lost["bootstrap"]["failed"] < 40
+    assert any(note.startswith(f"{lost['bootstrap']['failed']} of 40 resamples") or "only" in note
+               for note in lost["notes"])  # fmt: skip

@@ -8,7 +8,7 @@ from blobjax.scaling import fit_file
 from blobjax.scaling.laws import LAWS, Settings
 from blobjax.scaling.multiplier import worth
 from blobjax.scaling.points import Points
-from tests.scaling.synthetic import BESIROGLU, isoflops, sizes_and_tokens, with_noise
+from tests.scaling.synthetic import BESIROGLU, harmful_size, isoflops, repeated, sizes_and_tokens, with_noise
 
 # L(C) = 1.7 + 500 C^-0.15, so C(L) = (500 / (L - 1.7))^(1 / 0.15).
 POWER = [1.7, 500, 0.15]
@@ -75,5 +75,16 @@ def test_a_law_without_a_loss_for_flops_alone_is_refused(noisy):
     tokens = with_noise("power-tokens", POWER, {"tokens": np.geomspace(1e9, 1e12, 10)}, 0)
     with pytest.raises(BadInputError, match="power-tokens has no loss for flops alone"):
         worth(fitted("power-tokens", tokens, 0), 1e18, 3.0)
+    # What else it needs than a budget's split is not known here.
+    x = repeated()
+    x = with_noise("data-constrained", [1.87, 521, 1488, 0.353, 15.4, 5.3], x, 0)
+    with pytest.raises(BadInputError, match="data-constrained has no loss for flops alone"):
+        worth(fitted("data-constrained", x, 0), 1e18, 3.0)
     with pytest.raises(BadInputError, match="must be positive"):
         worth(noisy, 1e18, float("nan"))
+
+
+def test_a_law_without_a_best_split_is_worth_nothing_and_says_so():
+    found = worth(fitted("variable-projection", harmful_size(), 0), 1e19, 2.3)
+    assert found.multiplier is None
+    assert "there is no best split, as A is 0" in found.refused

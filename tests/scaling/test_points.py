@@ -163,11 +163,61 @@ def test_many_problems_are_told_shortly(tmp_path, x):
         ("", "holds no points"),
         ("params,params,loss\n1,2,3\n", "column 'params' stands twice"),
         ("params,tokens,loss\n1,2,3,4\n", "a.csv:2: more cells than the header"),
+        # An index column, and numbers with commas outside of quotes: each row would be read a cell off.
+        (",params,tokens,loss\n0,3,299,137,2.5\n", "a.csv:2: more cells than the header has names, 5 and 4"),
+        ("params;tokens;loss\n1;2;3\n", "parted by semicolons; write the table with commas"),
+        ('params,tokens,loss\n1,2,"3,299"\n', "a.csv:2: loss is '3,299': thousands, or a decimal comma?"),
     ],
 )
 def test_a_table_that_is_none(tmp_path, content, said):
     (tmp_path / "a.csv").write_text(content)
     assert said in " ".join(refused(tmp_path / "a.csv"))
+
+
+def test_a_table_as_spreadsheets_leave_it(tmp_path, x):
+    """Remarks and blank lines above, thousands in quotes, an index, empty columns at the end, a name in capitals."""
+    x = {name: x[name].round() if name != "loss" else x[name] for name in ("params", "tokens", "loss")}
+    table = zip(*(column.tolist() for column in x.values()), strict=True)
+    rows = [f'{i},"{n:,.0f}","{d:,.0f}",{loss!r},,' for i, (n, d, loss) in enumerate(table)]
+    (tmp_path / "A.CSV").write_text("\n".join(["", "# read off figure 4", ",params,tokens,loss,,", *rows, ""]))
+    points = chosen(tmp_path / "A.CSV")
+    assert all(np.array_equal(points.columns[name], x[name]) for name in x)
+
+
+@pytest.mark.parametrize("word", ["NA", "N/A", "null", "None", "-", ""])
+def test_words_for_a_missing_cell(tmp_path, x, word):
+    write_csv(tmp_path / "a.csv", x)
+    text = (tmp_path / "a.csv").read_text().replace(repr(x["loss"][3].item()), word)
+    (tmp_path / "a.csv").write_text(text)
+    assert "a.csv:5: loss is missing or NaN" in refused(tmp_path / "a.csv")[0]
+    assert chosen(tmp_path / "a.csv", drop_missing=True).dropped == {"missing": 1}
+
+
+def test_nothing_left_is_said(tmp_path, x):
+    x["loss"][:] = np.nan
+    write_csv(tmp_path / "a.csv", x)
+    (line,) = refused(tmp_path / "a.csv", drop_missing=True)
+    assert line == "--drop-missing leaves none of 16 rows: loss is missing in all of them"
+
+
+@pytest.mark.parametrize("drop_missing", [False, True])
+def test_a_column_that_only_may_be_used_costs_no_rows(tmp_path, x, drop_missing):
+    x["flops"] = x["flops"] * np.where(np.arange(16) % 2, np.nan, 1.2)
+    write_csv(tmp_path / "a.csv", x)
+    points = chosen(tmp_path / "a.csv", drop_missing=drop_missing)
+    assert points.dropped == {}
+    # Half of the rows counted in one way and half in another would be neither.
+    assert points.columns["flops"] == pytest.approx(6 * x["params"] * x["tokens"])
+    assert (
+        "'flops' is missing in 8 rows that have all else: all rows take 6 × params × tokens instead" in points.notes[0]
+    )
+
+
+def test_what_is_not_used_need_not_be_a_number(tmp_path):
+    write_csv(tmp_path / "a.csv", {"flops": np.geomspace(1e17, 1e20, 8), "loss": np.linspace(3, 2, 8)})
+    lines = (tmp_path / "a.csv").read_text().splitlines()
+    (tmp_path / "a.csv").write_text("\n".join([lines[0] + ",params", *(f"{line},7B" for line in lines[1:])]))
+    assert len(chosen(tmp_path / "a.csv", LAWS["power-flops"]).columns["loss"]) == 8
 
 
 def test_other_files(tmp_path):

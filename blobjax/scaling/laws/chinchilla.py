@@ -54,6 +54,8 @@ def _starts(x: Columns) -> np.ndarray:
 
 
 def _derived(E: float, A: float, B: float, alpha: float, beta: float) -> Values:
+    if not (alpha > 0 and beta > 0 and A > 0 and B > 0):  # there is no best split
+        return dict.fromkeys(("a", "b", "G"), np.nan)
     a = beta / (alpha + beta)
     with np.errstate(all="ignore"):
         G = np.power(np.float64(alpha * A / (beta * B)), 1 / (alpha + beta))
@@ -76,6 +78,10 @@ CHINCHILLA_3 = Law(
 )
 
 
+# Between these exponents are searched.
+_EXPONENTS = (1e-3, 5)
+
+
 def _features(x: Columns, alpha: float, beta: float) -> list[np.ndarray]:
     return [np.ones_like(x["params"]), x["params"] ** -alpha, x["tokens"] ** -beta]
 
@@ -95,16 +101,21 @@ def _project(x: Columns, settings: Settings) -> Estimate:
         lambda exponents: cost(exponents) / scale,
         start,
         method="Nelder-Mead",
-        bounds=[(1e-3, 5), (1e-3, 5)],
+        bounds=[_EXPONENTS, _EXPONENTS],
         options={"xatol": 1e-10, "fatol": 1e-14, "maxfev": 2000, "maxiter": 2000},
     )
     coefficients, objective = non_negative(_features(x, *found.x), x["loss"])
     zero = [name for name, value in zip("EAB", coefficients, strict=True) if value == 0]
-    notes = (f"{' and '.join(zero)} came out as zero, the bound",) if zero else ()
+    notes = [f"{' and '.join(zero)} came out as zero, the bound"] if zero else []
+    for name, exponent, coefficient in zip(("alpha", "beta"), found.x, coefficients[1:], strict=True):
+        if coefficient == 0:
+            notes.append(f"{name} is not identified: no prediction depends on it where its coefficient is zero")
+        elif np.isclose(exponent, _EXPONENTS, rtol=1e-3).any():
+            notes.append(f"{name} came out as {exponent:.3g}, where the search ends: no power law describes the points")
     values = np.array([*coefficients, *found.x])
     with np.errstate(all="ignore"):
         predicted = np.log(np.stack(_features(x, *found.x), axis=1) @ coefficients)
-    return Estimate(values, objective, np.log(x["loss"]) - predicted, bool(found.success), notes)
+    return Estimate(values, objective, np.log(x["loss"]) - predicted, bool(found.success), tuple(notes))
 
 
 VARIABLE_PROJECTION = Law(
@@ -121,5 +132,6 @@ VARIABLE_PROJECTION = Law(
     delta=np.inf,
     check=apart,
     derived=_derived,
+    exponents={"A": "alpha", "B": "beta"},
     optimum=best_split,
 )

@@ -178,7 +178,7 @@ def _optimum(law: Law, values: np.ndarray, flops: float, x: Columns) -> tuple[fl
     return float(G_N * flops**a), float(G_D * flops**b)
 
 
-def _law(name: str, section: str, estimate, resample, measured, distinct: dict[str, int]) -> Law:  # type: ignore[no-untyped-def]
+def _law(name, section, estimate, resample, measured, distinct, curves=False) -> Law:  # type: ignore[no-untyped-def]
     return Law(
         name=name,
         formula="N*(C) = G_N C^a, D*(C) = G_D C^b, L*(C) = E + A C^-gamma",
@@ -189,6 +189,7 @@ def _law(name: str, section: str, estimate, resample, measured, distinct: dict[s
         minimises="sum of squares of log params and log tokens about their power laws",
         resample=resample,
         measured=measured,
+        curves=curves,
         needs=("params", "tokens", "flops"),
         distinct=distinct,
         delta=np.inf,
@@ -203,6 +204,7 @@ CHINCHILLA_1 = _law(
     _other_curves,
     lambda x: _thinned(envelope(x).columns),
     {"params": 3, "flops": 3},
+    curves=True,
 )
 CHINCHILLA_2 = _law(
     "chinchilla-2",

@@ -19,6 +19,10 @@ Values = dict[str, float]
 """Name of a parameter to its value, in its own unit (never a logarithm)."""
 
 
+# A best split is looked for where params are at most e to this times above or below the square root of flops / 6.
+_SPLIT = 12
+
+
 @dataclass(frozen=True)
 class Parameter:
     """A free parameter.
@@ -96,8 +100,11 @@ class Law:
       minimises: what that estimator minimises, in words.
       resample: one resample of the columns for the bootstrap, given the estimate; None: points drawn with replacement.
       measured: the points that the curve can be held against (the best of each budget); None: all of them.
-      derived: more quantities that follow from the parameters.
-      optimum: the law itself, its parameters, FLOPs and further columns to the best params and tokens, if it has one.
+      curves: the points lie along training curves, one for each size: those of one curve are not independent.
+      derived: more quantities that follow from the parameters; NaN where they do not.
+      exponents: coefficient to the exponent that means nothing where an estimator finds the coefficient to be zero.
+      optimum: the law itself, its parameters, FLOPs and further columns to the best params and tokens, if it has one;
+        NaN where these parameters have none.
       future: the column along which a fit is held against what it has not seen.
       distinct: column to how many different values there must be.
       check: more to refuse: one line for each problem of the columns.
@@ -120,6 +127,8 @@ class Law:
     minimises: str = ""
     resample: Callable[[Columns, np.ndarray, np.random.Generator], dict[str, np.ndarray]] | None = None
     measured: Callable[[Columns], dict[str, np.ndarray]] | None = None
+    curves: bool = False
+    exponents: Mapping[str, str] = field(default_factory=dict)
     derived: Callable[..., Values] | None = None
     optimum: "Callable[[Law, np.ndarray, float, Columns], tuple[float, float]] | None" = None
     future: str = "flops"
@@ -176,6 +185,15 @@ class Law:
         ]
         return too_few or (self.check(x) if self.check is not None else [])
 
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """Columns that the curve depends on: of a law of the best at a budget the budget alone."""
+        return self.needs if self.measured is None else ("flops",)
+
+    def independent(self, x: Columns) -> int:
+        """How many independent measurements the points are."""
+        return len(budgets(x["params"], 0.01)) if self.curves else len(x[self.target])
+
     def as_values(self, values: np.ndarray) -> Values:
         """By name."""
         return {name: float(value) for name, value in zip(self.names, values, strict=True)}
@@ -226,7 +244,10 @@ def log_non_negative(features: list[np.ndarray], target: np.ndarray) -> np.ndarr
 
 
 def best_split(law: Law, values: np.ndarray, flops: float, x: Columns) -> tuple[float, float]:
-    """The params and tokens with the lowest loss where 6 × params × tokens = flops."""
+    """The params and tokens with the lowest loss where 6 × params × tokens = flops.
+
+    NaN where the loss falls all the way to one side, as it does where size or data is not worth anything.
+    """
     z = law.internal(values)
 
     def loss(log_n: float) -> float:
@@ -234,7 +255,9 @@ def best_split(law: Law, values: np.ndarray, flops: float, x: Columns) -> tuple[
         return law.curve({**x, "params": n, "tokens": flops / (6 * n), "flops": np.array([flops])}, *z).item()
 
     middle = np.log(flops / 6) / 2
-    found = minimize_scalar(loss, bounds=(middle - 12, middle + 12), method="bounded", options={"xatol": 1e-9})
+    found = minimize_scalar(loss, bounds=(middle - _SPLIT, middle + _SPLIT), method="bounded", options={"xatol": 1e-9})
+    if not abs(found.x - middle) < _SPLIT - 1e-3:
+        return np.nan, np.nan
     return float(np.exp(found.x)), float(flops / 6 / np.exp(found.x))
 
 

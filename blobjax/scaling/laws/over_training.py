@@ -8,7 +8,7 @@ Source: Gadre et al. 2024, equation 4.
 
 import numpy as np
 
-from blobjax.scaling.laws.law import Columns, Law, Parameter, log, log_non_negative, log_sum_exp
+from blobjax.scaling.laws.law import Columns, Law, Parameter, Values, log, log_non_negative, log_sum_exp
 
 
 def _curve(x: Columns, log_E: np.ndarray, log_a: np.ndarray, log_b: np.ndarray, log_eta: np.ndarray) -> np.ndarray:
@@ -25,10 +25,16 @@ def _starts(x: Columns) -> np.ndarray:
     return np.array(starts)
 
 
+def _best(E: float, a: float, b: float, eta: float) -> Values:
+    """The multiplier with the lowest loss: a M^eta = b M^-eta."""
+    with np.errstate(all="ignore"):
+        M = (np.float64(b) / a) ** (1 / (2 * np.float64(eta)))
+    return {"best_multiplier": float(M) if 0 < M < np.inf else np.nan}
+
+
 def _optimum(law: Law, values: np.ndarray, flops: float, x: Columns) -> tuple[float, float]:
-    """The multiplier with the lowest loss, a M^eta = b M^-eta, as params and tokens with 6 N D = C."""
-    _, a, b, eta = values
-    M = (b / a) ** (1 / (2 * eta))
+    """The best multiplier as params and tokens with 6 N D = C."""
+    M = _best(*values)["best_multiplier"]
     return float(np.sqrt(flops / 6 / M)), float(np.sqrt(flops * M / 6))
 
 
@@ -46,8 +52,9 @@ OVER_TRAINING = Law(
     starts=_starts,
     needs=("flops", "overtraining"),
     distinct={"flops": 3, "overtraining": 2},
-    # The paper's fit is plain least squares.
+    # Least squares as in the paper, but of log loss, where its released fit (scipy's curve_fit) takes the loss itself:
+    # high losses weigh less here, so values may differ from the published ones by that.
     delta=np.inf,
-    derived=lambda E, a, b, eta: {"best_multiplier": float((b / a) ** (1 / (2 * eta)))},
+    derived=_best,
     optimum=_optimum,
 )

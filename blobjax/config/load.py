@@ -56,8 +56,9 @@ def find(name: str, beside: Path | None = None) -> Path:
 
 
 def find_study(name: str) -> Path:
-    """As `find`, for a path or a name in configs/studies/."""
-    return _find(name, [Path(name), configs_dir() / "studies" / f"{name}.yaml"], "study", shipped_studies())
+    """As `find`, for a path, a name in configs/studies/, or the directory of a study that was begun."""
+    candidates = [Path(name), configs_dir() / "studies" / f"{name}.yaml", Path(name) / "study.yaml"]
+    return _find(name, candidates, "study", shipped_studies())
 
 
 def _find(name: str, candidates: list[Path], kind: str, known: list[str]) -> Path:

@@ -127,9 +127,18 @@ def read(directory: RunDirectory) -> Outcome:
     events = [line for line in read_jsonl(directory.events) if "event" in line and "time" in line]
     status, reason = _status(events)
     outcome = Outcome(status, reason, metrics, events)
+    if status == "finished" and (lost := _cut_short(metrics, events)):
+        return Outcome("failed", f"{lost}; remove {directory.path} to do it again", metrics, events)
     if status == "finished" and not math.isfinite(outcome.final_loss):
         return Outcome("diverged", "the loss is not finite", metrics, events)
     return outcome
+
+
+def _cut_short(metrics: list[dict[str, Any]], events: list[dict[str, Any]]) -> str:
+    """What is wrong where the metrics of a finished run end before its last step, which is always among them."""
+    end = next((event.get("step") for event in reversed(events) if event["event"] == "stop"), None)
+    last = max((line["step"] for line in metrics), default=0)
+    return f"metrics.jsonl is damaged, it ends at step {last} of {end}" if isinstance(end, int) and last < end else ""
 
 
 def _status(events: list[dict[str, Any]]) -> tuple[Status, str]:

@@ -141,7 +141,8 @@ def bars(axes: "Axes", groups: Mapping[str, Mapping[str, float]], y: str, *, log
     if log_y:
         axes.set_yscale("log")
     if len(names) > 1:
-        axes.legend(frameon=False, fontsize=11)
+        # Above the bars, which would lie behind it.
+        axes.legend(frameon=False, fontsize=11, ncols=min(len(names), 4), loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
 def to_png(figure: "Figure") -> bytes:

@@ -5,6 +5,7 @@ import json
 import platform
 import shlex
 import signal
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -32,6 +33,8 @@ from blobjax.studies.study import Cell, Plan, load_study
 from blobjax.training.progress import PatientConsole
 
 FINISHED, FAILED, RESUMABLE = 0, 1, 75
+# Columns of what no terminal shows.
+_WIDE = 1000
 
 
 def study(
@@ -70,6 +73,7 @@ def study(
         raise BadInputError(f"--confirm: {plan.name} predicts nothing that a run could test; those that do: {known}")
     console = PatientConsole()
     runner.check(plan)
+    runner.check_grid(plan)
     submits = executor(plan.directory, slurm) if on == "slurm" else None
     if on == "here":
         here.start(plan)
@@ -108,7 +112,9 @@ def status(name: str, overrides: Sequence[str] = (), directory: str = "") -> Non
     """
     plan = load_study(name, overrides, Path(directory) if directory else None)
     runner.check_directory(plan.directory)
-    Console().print(table([read(cell) for cell in plan.cells], runner.in_use(plan.directory)))
+    # Into a file or a pipe as wide as it is, and not cut at 80 columns.
+    console = Console(width=None if sys.stdout.isatty() else _WIDE)
+    console.print(table([read(cell) for cell in plan.cells], runner.in_use(plan.directory)))
 
 
 def _record(plan: Plan) -> str:
@@ -185,6 +191,8 @@ def conclude(plan: Plan, console: Console, confirm: Run | None = None) -> int:
     for words in summary["found"]:
         console.print(words, highlight=False, markup=False, soft_wrap=True)
     console.print(f"page: {folder / 'index.html'}", highlight=False, soft_wrap=True)
+    if confirm is not None and tested is None:
+        return FAILED
     if confirm is not None and tested is not None and tested.result.status not in DONE:
         return FAILED if tested.result.status == "failed" else RESUMABLE
     return FAILED if any(result.status == "failed" for result in results) else FINISHED
@@ -209,6 +217,9 @@ def summarise(
 ) -> dict[str, Any]:
     """What summary.json says. It tells no secret, and what kind of machine this was, not which."""
     name = plan.name if plan.name in shipped_studies() else f"{plan.name}.yaml"
+    if plan.path == plan.directory / "study.yaml":
+        name = plan.directory.name  # its file has the overrides applied
+    asked = ["--confirm"] if tested is not None and tested.result.status != "waiting" else []
     packages = ("blobjax", "jax", "flax", "optax", "numpy", "matplotlib")
     starts = [event for result in results for event in result.events if event["event"] == "start"]
     devices = sorted({f"{each['devices']} × {each['device_kind']}" for each in starts if "device_kind" in each})
@@ -226,7 +237,7 @@ def summarise(
         "prediction": None if tested is None else confirmation.record(tested),
         "cells": dict(Counter(result.status for result in results)),
         "wall_seconds": round(sum(result.wall_seconds for result in results), 1),
-        "command": redaction.command(shlex.join(["blobjax", "study", name, *plan.overrides])),
+        "command": redaction.command(shlex.join(["blobjax", "study", name, *plan.overrides, *asked])),
         "overrides": list(plan.overrides),
         "versions": {"python": platform.python_version()} | {package: version(package) for package in packages},
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),

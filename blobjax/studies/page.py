@@ -95,7 +95,7 @@ def _cells(plan: Plan, results: list[Result]) -> str:
             [
                 *(escape(result.label(axis)) for axis in axes),
                 status,
-                f"{result.final_loss:.3f}",
+                f"{result.final_loss:.3f}" if result.status not in ("waiting", "stopped") else "",
                 f"{sum(held_out) / len(held_out):.3f}" if held_out else "",
                 f"{result.wall_seconds:.1f}",
                 "".join(f"<code>{escape(line)}</code>" for line in diff) or "the base itself",

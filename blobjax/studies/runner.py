@@ -159,6 +159,8 @@ class Crew:
                 raise BadInputError(*(f"cell {cell.name}: {line}" for line in answer["problems"]))
             if "error" in answer and not self._stopping.is_set():
                 note_failure(cell, answer["error"])
+            elif answer.get("died"):
+                note_end(cell)
             self._ended(cell)
 
     def _next(self) -> Cell | None:
@@ -235,6 +237,14 @@ def note_failure(cell: Cell, error: str) -> None:
             events.write("stop", reason=error[:500])
 
 
+def note_end(cell: Cell) -> None:
+    """The same of a run whose process ended with the study, and had not the time to say so."""
+    events = read(cell).events
+    if events and events[-1]["event"] not in ("stop", "spent"):
+        with EventLog(RunDirectory(cell.config.logging.run_dir).events) as log:
+            log.write("stop", reason="ended with the study", resumable=True)
+
+
 def check_directory(directory: Path) -> None:
     """Refuses what is neither a study's directory nor empty.
 
@@ -256,7 +266,12 @@ def check(plan: Plan) -> None:
     """
     check_directory(plan.directory)
     for cell in plan.cells:
-        previous = RunDirectory(cell.config.logging.run_dir).previous_config()
+        directory = RunDirectory(cell.config.logging.run_dir)
+        try:
+            previous = directory.previous_config()
+        except BadInputError as error:
+            what = f"cell {cell.name}: {error.problems[0]}"
+            raise BadInputError(f"{what}; remove {directory.path} to do it again") from None
         lines = config_diff(previous, cell.config) if previous is not None else []
         # Stricter than a run is with itself: what is measured must be the same in all cells.
         if changed := [line for line in lines if not line.startswith(("compute.", "logging."))]:
@@ -265,6 +280,21 @@ def check(plan: Plan) -> None:
                 f"cell {cell.name} in {plan.directory} was run with another config ({'; '.join(changed[:3])}{more}); "
                 "give --dir for another directory, or remove this one"
             )
+
+
+def check_grid(plan: Plan) -> None:
+    """Refuses a directory with cells that are not this grid's: of a study begun with other overrides.
+
+    Raises:
+      BadInputError: with one of them, and what to do.
+    """
+    there = {each.parent.name for each in plan.directory.glob("cells/*/config.yaml")}
+    if others := sorted(there - {cell.name for cell in plan.cells}):
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise BadInputError(
+            f"study directory {plan.directory} holds cells of another grid ({others[0]}{more}); go on with that one by "
+            f"`blobjax study {plan.directory}`, or give --dir for this one"
+        )
 
 
 @contextlib.contextmanager

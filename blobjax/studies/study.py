@@ -4,13 +4,14 @@ A study file is read, overridden and checked as a config is, and so is the confi
 """
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import ValidationError, field_validator, model_validator
 
 from blobjax.config import BadInputError, Config
 from blobjax.config.closest import suggest
@@ -43,6 +44,8 @@ _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._+-]+")
 _OURS = ("name", "logging.run_dir")
 # What an axis may set besides dotted keys: all that follows from a model's size (`--size` of a run).
 SIZE = "size"
+# Combinations of one grid, and letters of a cell's name, which is a part of file names.
+_MOST, _LONGEST = 1000, 150
 
 
 class Axis(Section):
@@ -65,7 +68,10 @@ class Axis(Section):
             key, values = given["key"], given.get("values")
             if given.keys() != {"key", "values"} or not isinstance(values, list) or not values:
                 raise ValueError("{key: dotted.key, values: [a list]}")
-            return {"key": key, "values": {label(value): {key: value} for value in values}}
+            labels = [label(value) for value in values]
+            if repeated := [each for each in labels if labels.count(each) > 1]:
+                raise ValueError(f"other values; {repeated[0]} stands there twice")
+            return {"key": key, "values": dict(zip(labels, ({key: value} for value in values), strict=True))}
         written = isinstance(given, dict) and all(isinstance(value, dict) for value in given.values())
         if not written or not given:
             raise ValueError("values such as {small: {model.d_model: 64}}, or {key: dotted.key, values: [a list]}")
@@ -80,8 +86,10 @@ class Axis(Section):
         if self.key:
             return Axis.model_validate({"key": self.key, "values": values})
         if unknown := [value for value in values if label(value) not in self.values]:
+            new = {label(unknown[0]): next(iter(self.values.values()))}
             raise ValueError(
-                f"labels of this axis; {label(unknown[0])} is none, {suggest(label(unknown[0]), self.values)}"
+                f"labels of this axis; {label(unknown[0])} is none, {suggest(label(unknown[0]), self.values)}; new "
+                f"values are written out, such as {new}"
             )
         return self.model_copy(update={"values": {label(value): self.values[label(value)] for value in values}})
 
@@ -99,7 +107,7 @@ class Study(Section):
     """The paper, and where in it."""
     base: dict[str, Any]
     """The config all cells share: its keys, and `include` for those of another config."""
-    grid: Annotated[dict[str, Axis], Field(min_length=1)]
+    grid: dict[str, Axis]
     """Axis to its values, slowest first; there is a cell for each combination."""
     exclude: tuple[dict[str, tuple[str, ...]], ...] = ()
     """Combinations that are left out: axis to a label, or a list of them."""
@@ -110,6 +118,15 @@ class Study(Section):
     @classmethod
     def _base_by_name(cls, given: Any) -> Any:
         return {"include": given} if isinstance(given, str) else given
+
+    @field_validator("grid")
+    @classmethod
+    def _some(cls, grid: dict[str, Axis]) -> dict[str, Axis]:
+        if not grid:
+            raise ValueError(
+                "at least one axis, such as {learning_rate: {key: optimizer.learning_rate, values: [1e-3]}}"
+            )
+        return grid
 
     @field_validator("exclude", mode="before")
     @classmethod
@@ -179,8 +196,9 @@ def load_study(name: str, overrides: Sequence[str], directory: Path | None = Non
     """Reads a study by path or shipped name and resolves the config of every cell.
 
     Args:
+      name: a path, a shipped name, or the directory of a study that was begun, which is gone on with as it is there.
       overrides: `dotted.key=value` for the config of every cell, or `grid.AXIS=[values]` for other values of an axis.
-      directory: the study's; default studies/NAME.
+      directory: the study's; default studies/NAME, or the one that NAME is.
 
     Raises:
       BadInputError: every problem found, one line each.
@@ -200,12 +218,14 @@ def load_study(name: str, overrides: Sequence[str], directory: Path | None = Non
         raise BadInputError(
             *problems, *explain(error, content, dict.fromkeys(["", *content], shown(path)), Study)
         ) from None
+    problems += _check_exclusions(study, shown(path))
     study, settings, found = _override_grid(study, settings)
-    problems += found + _check_exclusions(study, shown(path)) + _check_overrides(study, settings)
+    problems += found + _check_axes(study, shown(path)) + _check_overrides(study, settings)
     if problems:
         raise BadInputError(*problems)
-    short = _NOT_IN_NAMES.sub("-", path.stem)
-    directory = directory or Path("studies") / short
+    begun = path.parent if Path(name).is_dir() and path.parent == Path(name) else None
+    short = _NOT_IN_NAMES.sub("-", begun.resolve().name if begun else path.stem)
+    directory = directory or begun or Path("studies") / short
     base, cells = _resolve(study, path, settings, short, directory / "cells")
     return Plan(short, study, tuple(overrides), directory, base, cells, path)
 
@@ -243,12 +263,35 @@ def _override_grid(study: Study, settings: list[Setting]) -> tuple[Study, list[S
 
 
 def _check_exclusions(study: Study, origin: str) -> list[str]:
-    return [
-        f"{origin}: exclude: the grid has no axis '{axis}'; {suggest(axis, study.grid)}"
-        for each in study.exclude
-        for axis in each
-        if axis not in study.grid
+    problems = []
+    for axis, labels in ((axis, labels) for each in study.exclude for axis, labels in each.items()):
+        if axis not in study.grid:
+            problems.append(f"{origin}: exclude: the grid has no axis '{axis}'; {suggest(axis, study.grid)}")
+            continue
+        values = study.grid[axis].values
+        problems += [f"{origin}: exclude: axis {axis} has no '{each}'; {suggest(each, values)}"
+                     for each in labels if each not in values]  # fmt: skip
+    return problems
+
+
+def _check_axes(study: Study, origin: str) -> list[str]:
+    """Keys that are not an axis's to set, or that two of them would; and more cells than anybody means."""
+    keys = {name: {key for value in axis.values.values() for key in value} for name, axis in study.grid.items()}
+    problems = [
+        f"{origin}: grid.{name}: {key} is what the study decides for each cell; leave it out"
+        for name, own in keys.items()
+        for key in own
+        if any(_overlap(key, ours) for ours in _OURS)
     ]
+    problems += [
+        f"{origin}: grid: the axes {first} and {second} both set {key}; let one of them do it"
+        for first, second in itertools.combinations(keys, 2)
+        for key in sorted(keys[first])
+        if any(_overlap(key, other) for other in keys[second])
+    ]
+    if (count := math.prod(len(axis.values) for axis in study.grid.values())) > _MOST:
+        problems.append(f"{origin}: grid: {count:,} combinations are more than the {_MOST:,} of one study; give fewer")
+    return problems
 
 
 def _check_overrides(study: Study, settings: list[Setting]) -> list[str]:
@@ -281,8 +324,14 @@ def _resolve(
     base = load_inline(study.base, path, [*settings, Setting("name", short, origin)])
     cells: list[Cell] = []
     wrong: dict[str, list[str]] = {}
+    seen: dict[str, Config] = {}
     for labels in _combinations(study):
         name = "_".join(_NOT_IN_NAMES.sub("-", each).strip("-.") or "-" for each in labels.values())
+        if len(name) > _LONGEST:
+            raise BadInputError(
+                f"{origin}: grid: the name of cell {name[:40]}… has {len(name)} letters, and {_LONGEST} is the most; "
+                "give its values shorter labels"
+            )
         values = {axis: study.grid[axis].values[value] for axis, value in labels.items()}
         own = [
             Setting(key, value, f"{origin}: grid.{axis}.{labels[axis]}")
@@ -299,6 +348,12 @@ def _resolve(
             continue
         if any(name == other.name for other in cells):
             raise BadInputError(f"{origin}: grid: two cells would be called {name}; give their values other labels")
+        same = config.model_copy(update={"name": "", "logging": base.logging})
+        if twin := next((other for other, content in seen.items() if content == same), ""):
+            raise BadInputError(
+                f"{origin}: grid: {twin} and {name} are the same run, nothing differs in their configs; leave one out"
+            )
+        seen[name] = same
         cells.append(Cell(name, labels, {setting.key: setting.value for setting in own}, config))
     if wrong:
         raise BadInputError(*wrong)

@@ -44,6 +44,8 @@ def main() -> None:
             for descriptor in (1, 2):
                 os.dup2(log.fileno(), descriptor)
         answer = run(Path(directory), configured)
+        for line in answer.get("problems", ()):
+            print(line, file=sys.stderr)
         configured = True
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
@@ -85,7 +87,6 @@ def run(directory: Path, configured: bool) -> dict[str, Any]:
         if not configured:
             runtime.configure(config.compute)
     except BadInputError as error:
-        print(error, file=sys.stderr)
         return {"code": 2, "problems": list(error.problems), "told": ""}
     stopping = Stopping(config.reliability.grace.seconds or 0)
     stopping.listen()
@@ -101,7 +102,6 @@ def _train(config: Config, stopping: Stopping) -> dict[str, Any]:
     try:
         return {"code": train(config, stopping=stopping)}
     except BadInputError as error:
-        print(error, file=sys.stderr)
         return {"code": 2, "problems": list(error.problems)}
     except HaltedError as error:
         print(error, file=sys.stderr)

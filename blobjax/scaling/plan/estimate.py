@@ -53,7 +53,7 @@ class Assumptions:
 
 
 Range = tuple[float, float]
-"""The best and the worst case."""
+"""The best and the worst case, the lower number first."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,14 @@ class Plan:
 
     @property
     def tokens_per_day(self) -> Range | None:
-        return None if self.step_seconds is None else tuple(self.step.tokens * _DAY / s for s in self.step_seconds)  # type: ignore[return-value]
+        """From worst to best."""
+        seconds = self.step_seconds
+        return None if seconds is None else tuple(self.step.tokens * _DAY / each for each in reversed(seconds))  # type: ignore[return-value]
 
     @property
     def days(self) -> Range | None:
-        return self.tokens_per_day and tuple(self.step.tokens_in_all / tokens for tokens in self.tokens_per_day)  # type: ignore[return-value]
+        speeds = self.tokens_per_day
+        return None if speeds is None else tuple(self.step.tokens_in_all / each for each in reversed(speeds))  # type: ignore[return-value]
 
     @property
     def watts(self) -> float | None:

@@ -218,8 +218,8 @@ def _trade(best: dict[float, dict[int, tuple[float, float]]], laws: dict) -> Pic
         right, spent, "batch, sequences", "sequences to the loss", log_x=True, log_y=True, ticks=ticks, legend=False
     )
     caption = (
-        "Left, steps to a loss, each at its best learning rate; thin, the fitted hyperbola with its interval, and as "
-        "error bars the root mean square distance from it. Right, what they cost."
+        "Left, steps to a loss, each at its best learning rate, and where it was fitted the hyperbola (thin) with its "
+        "interval and as error bars the root mean square distance from it. Right, what they cost."
     )
     return Picture("steps_and_examples", caption, figure)
 

@@ -47,8 +47,8 @@ def analyse(results: list[Result]) -> Finding:
     claims: list[bool | None] = [] if broad and narrow and unseen else [None]
     # Of what is held against something: each in what it was trained on alone, and all in what none was trained on.
     asked = [*narrow.items(), *((name, domain) for name in runs for domain in unseen)]
-    laws = {(name, domain): law for name, domain in asked
-            if (law := fit_points("power-flops", runs[name], loss=_column(domain))[0])}  # fmt: skip
+    fits = {(name, domain): fit_points("power-flops", runs[name], loss=_column(domain)) for name, domain in asked}
+    laws = {each: law for each, (law, _) in fits.items() if law}
     values: dict[str, Worth] = {}
     for name, own in narrow.items():
         claims.append(losses[own][name] == min(losses[own].values()))
@@ -59,12 +59,15 @@ def analyse(results: list[Result]) -> Finding:
                  for i in range(len(lengths))]  # fmt: skip
         claims += [leads[-1] > 0, leads[-1] > leads[0] if len(leads) > 1 else None]
         words.append(
-            f"In {domain} the broad run is {leads[-1]:.3f} nats ahead of the best narrow one at the end and "
-            f"{leads[0]:+.3f} at the shortest length" + _fails(False not in claims[-2:])
+            f"In {domain} the broad run is {_ahead(leads[-1])} the best narrow one at the end, and {_ahead(leads[0])} "
+            "it at the shortest length" + _fails(False not in claims[-2:])
         )
         values |= {
             f"{name}, in {domain} against {broad}": _worth(laws, broad, even[name][-1], domain) for name in narrow
         }
+    words += [
+        f"No law of {name} in {domain} could be fitted: {why}." for (name, domain), (_, why) in fits.items() if why
+    ]
     if broad:
         values |= {
             f"{broad}, in {own} against {name}": _worth(laws, name, even[broad][-1], own)
@@ -116,6 +119,10 @@ def _column(domain: str) -> str:
     return f"eval/{domain}/cross_entropy"
 
 
+def _ahead(lead: float) -> str:
+    return f"{abs(lead):.3f} nats {'ahead of' if lead > 0 else 'behind'}"
+
+
 def _fails(holds: bool) -> str:
     return "." if holds else ": not as expected."
 
@@ -136,10 +143,12 @@ def _curves(runs: dict[str, list[Point]], domain: str, laws: Laws) -> Picture:
             tokens = np.geomspace(group[0].tokens, group[-1].tokens, 60)
             law_plots.curve(axes, law, {"flops": tokens * group[0].flops / group[0].tokens}, (tokens / 1e3).tolist(), n)
             law_plots.error_bars(axes, law, lines[name], n)
-    caption = (
-        f"Loss in {domain} by what was trained on, and for how long; thin, fitted power laws with their intervals, and "
-        "as error bars the root mean square distance from them."
-    )
+    caption = f"Loss in {domain} by what was trained on, and for how long."
+    if any((name, domain) in laws for name in runs):
+        caption += (
+            " Thin, fitted power laws with their intervals; error bars: the root mean square distance of all points "
+            "from their law."
+        )
     return Picture("unseen_domain", caption, figure)
 
 

@@ -146,10 +146,9 @@ def _by_epochs(sizes: dict[str, list[Point]], law: dict[str, Any] | None) -> Pic
     plots.draw(axes, lines, "epochs of the unique data", y, log_x=True, log_y=True, ticks=ticks, title=title)
     for n, line in enumerate(lines.values()):
         law_plots.error_bars(axes, law, line, n)
-    caption = (
-        "The same tokens in all, of ever less unique data, repeated. Error bars: the root mean square distance of all "
-        "points from the data-constrained law."
-    )
+    caption = "The same tokens in all, of ever less unique data, repeated."
+    if law:
+        caption += " Error bars: the root mean square distance of all points from the data-constrained law."
     return Picture("loss_by_epochs", caption, figure)
 
 
@@ -167,13 +166,14 @@ def _by_tokens(sizes: dict[str, list[Point]], fresh: dict[str, dict[str, Any] | 
     ticks = sorted({round(x) for xs, _ in drawn.values() for x in xs})
     x, y = "thousand tokens trained on", "held-out loss, nats per token"
     plots.draw(axes, drawn, x, y, log_x=True, log_y=True, ticks=ticks, title=f"size {size}")
+    caption = "What repeating some unique data brings, beside as many tokens that are seen once."
     if (law := fresh[size]) and (once := lines["seen once"]):
         tokens = np.geomspace(once[0].tokens, once[-1].tokens, 60)
         flops = tokens * once[0].flops / once[0].tokens
         law_plots.curve(axes, law, {"flops": flops}, (tokens / 1e3).tolist(), 0)
         law_plots.error_bars(axes, law, drawn["seen once"], 0)
-    caption = (
-        "What repeating some unique data brings, beside as many tokens that are seen once; of these also the power law "
-        "(thin) with its interval, and as error bars their root mean square distance from it."
-    )
+        caption += (
+            " Of the latter also the power law (thin) with its interval, and as error bars their root mean square "
+            "distance from it."
+        )
     return Picture("loss_by_tokens", caption, figure)

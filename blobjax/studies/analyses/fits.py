@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from blobjax.config import BadInputError
+from blobjax.reliability.mixture import shares
 from blobjax.scaling import fit_file, runs
 from blobjax.scaling.laws import LAWS, Settings
 from blobjax.scaling.multiplier import Worth, worth
@@ -108,13 +109,10 @@ def held_against(baseline: dict[str, Any] | None, flops: float, loss: float) -> 
 
 def evaluations(result: Result) -> tuple[list[int], list[float]]:
     """Steps, and the held-out loss at each: the mean over the domains by their weights in the mixture."""
-    mixture = {name: weight for name, weight in result.cell.config.data.mixture.items() if weight}
-    series = {name: result.series(f"eval/{name}/cross_entropy") for name in mixture}
+    of = shares(result.cell.config)
+    series = {name: result.series(f"eval/{name}/cross_entropy") for name in of}
     steps = next(iter(series.values()))[0]
-    whole = sum(mixture.values())
-    return steps, [
-        sum(weight * series[name][1][i] for name, weight in mixture.items()) / whole for i in range(len(steps))
-    ]
+    return steps, [sum(share * series[name][1][i] for name, share in of.items()) for i in range(len(steps))]
 
 
 def with_interval(entry: dict[str, Any], form: str = ".2f") -> str:

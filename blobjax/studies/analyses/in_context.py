@@ -166,7 +166,9 @@ def _by_position(curves: dict[str, dict[int, float]]) -> Picture:
     figure, (axes,) = plots.charts()
     # A logarithmic axis has no place for 0; the tokens that a prediction sees are one more than its position.
     lines = {name: ([_middle(first, curve) for first in curve], list(curve.values())) for name, curve in curves.items()}
-    plots.draw(axes, lines, "tokens before (middle of the range)", "held-out loss, nats per token", log_x=True)
+    plots.draw(
+        axes, lines, "tokens before (middle of the range)", "held-out loss, nats per token", log_x=True, log_y=True
+    )
     return Picture(
         "by-position", "Held-out loss by the number of tokens a prediction sees, mean over the domains.", figure
     )

@@ -103,14 +103,14 @@ def _curves(branches: list[Point], trunks: list[Point], alone: list[Point], law:
         xs += [point.tokens / 1e3 for point in those]
         ys += [point.loss for point in those]
     figure, (axes,) = plots.charts()
-    plots.draw(axes, lines, "thousand tokens trained on", "held-out loss, nats per token", log_x=True, ticks=ticks)
+    plots.draw(
+        axes, lines, "thousand tokens trained on", "held-out loss, nats per token", log_x=True, log_y=True, ticks=ticks
+    )
+    caption = "The trunk at its constant learning rate, its decayed branches, and runs of their own."
     if law:
         n = list(lines).index("branches")
         tokens = np.geomspace(branches[0].tokens, branches[-1].tokens, 60)
         law_plots.curve(axes, law, {"tokens": tokens}, (tokens / 1e3).tolist(), n)
         law_plots.error_bars(axes, law, lines["branches"], n)
-    caption = (
-        "The trunk at its constant learning rate, its decayed branches, and runs of their own. Thin, the branches' law "
-        "with its interval; error bars: their root mean square distance from it."
-    )
+        caption += " Thin, the branches' law with its interval; error bars: their root mean square distance from it."
     return Picture("loss_by_length", caption, figure)

@@ -238,7 +238,7 @@ def test_efficiencies_slow_each_part(plan):
 
 
 def test_time_energy_and_money(plan):
-    assert plan.tokens_per_day == pytest.approx((1000 * 86400 / 2, 1000 * 86400 / 3.02))
+    assert plan.tokens_per_day == pytest.approx((1000 * 86400 / 3.02, 1000 * 86400 / 2))
     assert plan.days == pytest.approx((200 / 86400, 302 / 86400))
     hours = 200 / 3600
     assert plan.kwh[0] == pytest.approx(1.0 * 256 * 1.5 * 1.2 * hours)

@@ -133,7 +133,7 @@ def test_a_prediction_for_a_size(fitted):
         (["--at", "reward=1"], "uses no 'reward'"),
         (["--at", "params"], "expected NAME=VALUE"),
         (["--flops", "1e21", "--params", "1e9", "--tokens", "1e9"], "flops is 1e.21, but 6 × params × tokens is 6e.18"),
-        (["--flops", "6e18", "--params", "1e9", "--at", "overtraining=20"], "overtraining is 20, but tokens . params is 1"),
+        (["--flops", "6e18", "--params", "1e9", "--at", "overtraining=20"], "overtraining is 20, but tokens"),
     ],
 )
 def test_a_prediction_that_cannot_be(fitted, options, said):

@@ -354,8 +354,8 @@ def test_kaplans_law_has_no_best_split_of_compute(tmp_path):
     x = with_noise("kaplan", [8.8e13, 5.4e13, 0.076, 0.095], isoflops(), 0.001)
     content = command.fit([write_csv(tmp_path / "a.csv", x)], "kaplan", bootstrap=0, starts=5)
     fit_file.write(content, tmp_path / "fit.json")
-    with pytest.raises(BadInputError, match="give --params and --tokens; it has no best split of a budget"):
-        command.predict(str(tmp_path / "fit.json"), {"flops": 1e22})
+    with pytest.raises(BadInputError, match=r"--law kaplan uses no 'flops'; it takes params, tokens$"):
+        command.predict(str(tmp_path / "fit.json"), {"flops": 1e22, "params": 1e9})
 
 
 def test_a_single_run_is_never_surer_than_the_law(tmp_path):

@@ -103,7 +103,7 @@ def _without_profile(law: Law, parameters: dict[str, Any]) -> list[str]:
     if law.estimate is None or not names:
         return []
     return [
-        f"no profile of {' and '.join(names)}, weakly identified: {law.name} has an estimator of its own, which "
+        f"no profile of {', '.join(names)}, weakly identified: {law.name} has an estimator of its own, which "
         "maximises no likelihood that could be profiled; its resamples tell what is known"
     ]
 

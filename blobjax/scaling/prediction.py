@@ -36,7 +36,8 @@ def predict(content: dict[str, Any], given: dict[str, float]) -> dict[str, Any]:
     """
     law = LAWS[content["law"]]
     wrong = [f"{name} is {value:g}, and must be more than 0" for name, value in given.items() if not 0 < value < np.inf]
-    two = len({*law.uses} & {*_SIZES}) > 1
+    # Kaplan's tokens are those of a data set, and follow from no budget.
+    two = len({*law.uses} & {*_SIZES}) > 1 and law.optimum is not None
     known = [*dict.fromkeys((*law.uses, *(_SIZES if two else ())))]
     wrong += [f"--law {law.name} uses no '{name}'; it takes {', '.join(known)}" for name in given if name not in known]
     if wrong:
@@ -122,8 +123,6 @@ def _how(law: Law, missing: list[str]) -> str:
     options = [f"--{name}" if name in ("flops", "params", "tokens") else f"--at {name}=" for name in missing]
     best = law.optimum is not None and {"params", "tokens", "overtraining"} & set(missing)
     budget = ", or --flops alone for the best of a budget" if best else ""
-    if law.optimum is None and {*law.needs} & {*missing} == {"params", "tokens"}:
-        budget = "; it has no best split of a budget"
     return f"give {_listed(options)}{budget}"
 
 

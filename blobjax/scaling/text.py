@@ -89,7 +89,7 @@ def _profiles(content: dict[str, Any]) -> list[str]:
         low = f"from {number(profile['low'])}" if profile["low"] is not None else "open below"
         high = f"to {number(profile['high'])}" if profile["high"] is not None else "open above"
         values = [number(value) for value in profile["values"]]
-        deviances = [f"{deviance:.2f}" for deviance in profile["deviance"]]
+        deviances = [f"{round(deviance, 2) + 0.0:.2f}" for deviance in profile["deviance"]]
         widths = [max(len(a), len(b)) for a, b in zip(values, deviances, strict=True)]
         lines = [
             f"  {head:<9}" + " ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))

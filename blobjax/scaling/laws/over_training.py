@@ -52,8 +52,8 @@ OVER_TRAINING = Law(
     starts=_starts,
     needs=("flops", "overtraining"),
     distinct={"flops": 3, "overtraining": 2},
-    # Least squares as in the paper, but of log loss, where its released fit (scipy's curve_fit) takes the loss itself:
-    # high losses weigh less here, so values may differ from the published ones by that.
+    # Least squares as in the paper, but of log loss, where its released code (scaling/laws.py of mlfoundations/scaling)
+    # gives the loss itself to scipy's curve_fit: high losses weigh less here, and values may differ by that.
     delta=np.inf,
     derived=_best,
     optimum=_optimum,

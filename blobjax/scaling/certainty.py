@@ -17,6 +17,8 @@ from blobjax.scaling.laws.law import Columns, Estimate, Law, Settings, budgets
 _STEPS = 8
 # An end of a profile is known to this part of the distance of a step, and a logarithm to as much.
 _FINE = 1e-2
+# The deviance of what is so far off that it cannot be computed, and the logarithm of what is nearly the largest number.
+_BEYOND, _LARGEST_LOG = 1e6, 700.0
 # A leave-future-out table has at most so many groups of budgets.
 _GROUPS = 6
 
@@ -85,6 +87,8 @@ def log_likelihood(objective: float, count: int, delta: float) -> float:
     """
     if objective <= 0:
         return np.inf
+    if not np.isfinite(objective):
+        return -np.inf
     if np.isinf(delta):
         return -count / 2 * (np.log(4 * np.pi * objective / count) + 1)
 
@@ -111,23 +115,23 @@ def profile(law: Law, x: Columns, settings: Settings, found: Estimate, name: str
     centre = law.internal(found.values)[i]
 
     def natural(z: float) -> float:
-        return float(np.exp(z)) if law.positive[i] else float(z)
+        return float(np.exp(min(z, _LARGEST_LOG))) if law.positive[i] else float(z)
 
     def at(z: float, near: np.ndarray) -> tuple[float, np.ndarray]:
         held = replace(settings, fixed={**settings.fixed, name: natural(z)})
         estimate = fitting.descend_from(law, x, held, near)
         likelihood = log_likelihood(estimate.objective, len(estimate.residuals), settings.delta)
-        return float(2 * (best - likelihood)), estimate.values
+        deviance = 2 * (best - likelihood)
+        return float(deviance) if np.isfinite(deviance) else _BEYOND, estimate.values
 
     points, crossings = [(float(found.values[i]), 0.0)], []
-    for side in (-1, 1):
+    for side in (-1, 1) if np.isfinite(best) else ():
         near, before, crossing = found.values, centre, None
         for step in range(1, _STEPS + 1):
             z = centre + side * step * half_width / 2
             deviance, values = at(z, near)
-            if not np.isfinite(deviance):
-                break
-            points.append((natural(z), deviance))
+            if deviance < _BEYOND:
+                points.append((natural(z), deviance))
             if deviance >= limit:
                 # Over a step of a wide interval the deviance is no parabola, so its end is looked for.
                 start, fine = near, _FINE * min(abs(z - before), 1.0 if law.positive[i] else np.inf)
@@ -136,6 +140,8 @@ def profile(law: Law, x: Columns, settings: Settings, found: Estimate, name: str
             near, before = values, z
         crossings.append(crossing)
     points.sort()
+    if not crossings:  # an exact fit tells nothing of errors
+        return Profile([p[0] for p in points], [p[1] for p in points], None, None)
     low, high = (None if c is None else natural(c) for c in crossings)
     return Profile([p[0] for p in points], [p[1] for p in points], low, high)
 

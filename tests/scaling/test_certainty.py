@@ -205,3 +205,15 @@ def test_many_budgets_are_six_groups():
 def test_values_without_a_gap_are_not_one_budget():
     assert len(budgets(np.geomspace(1, 100, 10_000))) > 15
     assert len(budgets(np.array([100, 101, 110, 200, 215]))) == 2
+
+
+def test_a_profile_ends_where_nothing_can_be_computed_any_more():
+    """Losses that rise at the end, as those of a domain that was not trained on: the interval of A spans hundreds of
+    powers of ten, and half of it is beyond all numbers."""
+    law, settings = LAWS["power-flops"], Settings(bootstrap=0, starts=4)
+    x = {"flops": 6.65e10 * np.array([1.0, 2.0, 4.0, 8.0]), "loss": np.array([3.452, 3.355, 3.343, 3.384])}
+    found = fitting.fit(law, x, settings)
+    profile = certainty.profile(law, x, settings, found, "A", 600.0)
+    assert np.all(np.isfinite(profile.values))
+    assert np.all(np.isfinite(profile.deviance))
+    assert profile.high is None or found.values[1] < profile.high < np.inf

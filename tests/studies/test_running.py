@@ -252,15 +252,42 @@ def test_what_a_study_leaves_behind(undisturbed):
         (["duration.length=7 steps"], "duration.length: 600 steps -> 7 steps); give --dir"),
         (["compute.mesh.data=3"], "cell 0: compute.mesh"),
         (["duration.length=1 step", "duration.warmup=2 steps", "grid.seed=[5]"], "cell 5: duration.warmup"),
+        (["grid.seed=[0]"], "holds cells of another grid (1); go on with that one by `blobjax study"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(undisturbed, tmp_path, more, expected):
     """Another config in the cells' directories; and what only a run can find out, its devices and data."""
-    directory = tmp_path / "new" if "mesh" in more[0] else undisturbed
+    directory = tmp_path / "new" if expected.startswith("cell") else undisturbed
     done = run(write(tmp_path, base=LONG, **SEEDS), directory, *more)
     assert done.returncode == 2, done.stdout + done.stderr
     (line,) = done.stderr.strip().splitlines()
     assert expected in line
+
+
+def test_a_study_that_was_begun_is_gone_on_with_by_its_directory(undisturbed):
+    before = {path: path.read_bytes() for path in undisturbed.glob("cells/*/metrics.jsonl")}
+    again = subprocess.run(
+        [sys.executable, "-m", "blobjax.cli", "study", str(undisturbed)], capture_output=True, text=True, timeout=200
+    )
+    assert again.returncode == 0, again.stderr
+    assert "2 cells, 2 of them done before" in again.stdout
+    assert {path: path.read_bytes() for path in undisturbed.glob("cells/*/metrics.jsonl")} == before
+    begun = load_study(str(undisturbed), [])
+    assert begun.directory == undisturbed
+    assert [cell.config.duration for cell in begun.cells] == [cell.config.duration for cell in plan(undisturbed).cells]
+
+
+def test_a_cell_whose_record_is_damaged_is_named_with_what_to_do(tmp_path):
+    path, directory = write(tmp_path), tmp_path / "study"
+    cell = directory / "cells" / "0.001_narrow"
+    cell.mkdir(parents=True)
+    (directory / "study.yaml").write_text("")
+    (cell / "config.yaml").write_text("model: [")
+    done = run(path, directory)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert "cell 0.001_narrow: " in line
+    assert line.endswith(f"remove {cell} to do it again")
 
 
 def test_a_directory_of_something_else_is_refused(tmp_path):

@@ -14,8 +14,8 @@ _PLACE = re.compile(r"logging|logging\.run_dir|logging\.wandb(\..*)?|data\.prepa
 # Differences that are of no interest either: the name stands elsewhere, and logging changes no result.
 _NO_DIFFERENCE = ("name:", "logging.", "data.prepared_dir:", "compute.compilation_cache:")
 
-# What is named like a secret (`token`, but no `tokens` and no `tokenizer`).
-_SECRET = r"(?:token(?![a-z])|secret|passw(?:or)?d|api[_-]?key|access[_-]?key|credential|authorization)[\w-]*"
+# What is named like a secret (`token`, but no `tokens` and no `tokenizer`, and not what something is per token).
+_SECRET = r"(?:(?<!per )token(?![a-z])|secret|passw(?:or)?d|api[_-]?key|access[_-]?key|credential|authorization)[\w-]*"
 # In quotes to their end, be they escaped or never closed, else up to a blank; what is redacted already stays as it is.
 _QUOTED = r"""\\+(?P<q>["']).*?(?:\\+(?P=q)|$)|"(?:[^"\\]|\\.)*(?:"|$)|'(?:[^'\\]|\\.)*(?:'|$)"""
 _VALUE = rf"(?:{HIDDEN}|{_QUOTED}|\S+)"

@@ -31,6 +31,7 @@ SECRET = "hunter2"
         ("gs://bucket/x?X-Goog-Signature=abc and", "gs://bucket/x?… and"),
         # Not the words alone, and not what is only named like one.
         ("data.tokenizer: bytes", "data.tokenizer: bytes"),
+        ("2.083 nats per token: -0.078", "2.083 nats per token: -0.078"),
         ("evaluation.sample_tokens: 256", "evaluation.sample_tokens: 256"),
         ("2,000 tokens: as expected", "2,000 tokens: as expected"),
         # Keys in quotes, and values of several words.

@@ -11,7 +11,7 @@ import numpy as np
 
 from blobjax.config import BadInputError
 from blobjax.config.closest import suggest
-from blobjax.reliability.run_directory import write_atomically
+from blobjax.reliability import output
 from blobjax.scaling import certainty, fitting
 from blobjax.scaling.laws import LAWS, Law, Settings
 from blobjax.scaling.laws.law import Columns, Estimate
@@ -245,10 +245,7 @@ def write(content: dict[str, Any], path: Path) -> None:
     Raises:
       BadInputError: the file cannot be written.
     """
-    try:
-        write_atomically(path, json.dumps(jsonable(content), indent=1, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise BadInputError(f"--out {path}: cannot be written: {error.strerror}") from None
+    output.write(path, json.dumps(jsonable(content), indent=1, ensure_ascii=False) + "\n")
 
 
 def jsonable(value: Any) -> Any:

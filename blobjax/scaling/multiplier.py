@@ -47,8 +47,8 @@ def worth(baseline: dict[str, Any], flops: float, loss: float) -> Worth:
     """What a run was worth in the baseline's compute.
 
     Args:
-      baseline: content of a fit file: a law that has a loss for FLOPs alone (power-flops; or a law of params and tokens,
-        such as chinchilla-1, -2 or -3, at whose best split it is taken).
+      baseline: content of a fit file: a law that has a loss for FLOPs alone (power-flops; or a law of params and
+        tokens, such as chinchilla-1, -2 or -3, at whose best split it is taken).
       flops: that the run took, counted as the baseline's are: of chinchilla-3 6 × params × tokens.
       loss: nats per token, measured as the baseline's was.
 

@@ -1,6 +1,7 @@
 """`blobjax laws` as a person meets it: fits, files that reproduce them, predictions, refusals."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -133,7 +134,10 @@ def test_a_prediction_for_a_size(fitted):
         (["--at", "reward=1"], "uses no 'reward'"),
         (["--at", "params"], "expected NAME=VALUE"),
         (["--flops", "1e21", "--params", "1e9", "--tokens", "1e9"], "flops is 1e.21, but 6 × params × tokens is 6e.18"),
-        (["--flops", "6e18", "--params", "1e9", "--at", "overtraining=20"], "overtraining is 20, but tokens . params is 1"),
+        (
+            ["--flops", "6e18", "--params", "1e9", "--at", "overtraining=20"],
+            "overtraining is 20, but tokens . params is 1",
+        ),
     ],
 )
 def test_a_prediction_that_cannot_be(fitted, options, said):
@@ -226,6 +230,19 @@ def test_what_cannot_be_fitted_is_one_line(tmp_path, monkeypatch, capsys, option
         cli.app(["laws", "fit", path, *options], standalone_mode=False)
     assert len(caught.value.problems) == 1
     assert not (tmp_path / "fit.json").exists()
+
+
+@pytest.mark.parametrize(("out", "said"), [("a.csv", "is what the command reads"), ("pipe", "is not a regular file")])
+def test_a_place_for_the_fit_is_refused_before_any_work(tmp_path, monkeypatch, out, said):
+    from blobjax import cli
+
+    path = write_csv(tmp_path / "a.csv", with_noise("chinchilla-3", BESIROGLU, isoflops(), 0.01))
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "fit", lambda *_, **__: pytest.fail("it was fitted"))
+    with pytest.raises(BadInputError, match=said):
+        cli.app(["laws", "fit", path, "--law", "chinchilla-3", "--out", out], standalone_mode=False)
+    assert (tmp_path / "pipe").is_fifo()
 
 
 @pytest.mark.smoke

@@ -38,6 +38,8 @@ def make(law: Law, points: Points, settings: Settings) -> dict[str, Any]:
     if problems := law.problems(x, settings.fixed):
         raise BadInputError(*(f"--law {law.name}: {problem}" for problem in problems))
     found = fitting.fit(law, x, settings)
+    if not (np.all(np.isfinite(found.values)) and np.all(np.isfinite([found.objective, *found.residuals]))):
+        raise BadInputError(_ran_off(law, settings, found))
     draws = fitting.bootstrap(law, x, settings, found)
     failed = settings.bootstrap - len(draws)
     notes = [*points.notes, *found.notes]
@@ -81,6 +83,13 @@ def make(law: Law, points: Points, settings: Settings) -> dict[str, Any]:
         "versions": {"python": platform.python_version()}
         | {package: version(package) for package in ("blobjax", "numpy", "scipy")},
     }
+
+
+def _ran_off(law: Law, settings: Settings, found: Estimate) -> str:
+    infinite = [name for name, value in zip(law.names, found.values, strict=True) if not np.isfinite(value)]
+    what = f"{' and '.join(infinite)} ran off to infinity" if infinite else "the law has no value at some points"
+    fixed = "".join(f" --fix {name}={value:g}" for name, value in settings.fixed.items())
+    return f"--law {law.name} was not fitted: {what}; look at {f'{fixed[1:]} and ' if fixed else ''}the points"
 
 
 def _resampled(settings: Settings, fitted: int) -> list[str]:
@@ -281,7 +290,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def values(content: dict[str, Any]) -> np.ndarray:
     """The law's parameters, in its order; [P]. An exponent that means nothing is one: its coefficient is zero."""
-    found = np.array([entry["value"] for entry in content["parameters"].values()], float)
+    found = np.array([content["parameters"][name]["value"] for name in LAWS[content["law"]].names], float)
     return np.where(np.isnan(found), 1.0, found)
 
 

@@ -117,6 +117,19 @@ def test_a_prediction_for_a_budget(fitted, content):
     assert any("times the largest that was fitted" in note for note in result["notes"])
 
 
+def test_the_order_of_keys_in_a_fit_file_means_nothing(content, tmp_path):
+    (tmp_path / "fit.json").write_text(json.dumps(content, sort_keys=True))
+    given = {"params": 1e9, "tokens": 2e10}
+    assert command.predict(str(tmp_path / "fit.json"), given)[0] == predict(content, given)
+
+
+def test_a_fit_that_ran_off_is_none(tmp_path):
+    """A floor above every loss leaves nothing for the terms of size and data to say."""
+    path = write_csv(tmp_path / "a.csv", with_noise("chinchilla-3", BESIROGLU, isoflops(), 0.01))
+    with pytest.raises(BadInputError, match=r"was not fitted: .* ran off to infinity; look at --fix E=5 and the points"):
+        command.fit([path], "chinchilla-3", fixed=["E=5"], bootstrap=0, starts=5)
+
+
 def test_a_prediction_for_a_size(fitted):
     result, words = command.predict(str(fitted[0] / "fit.json"), {"params": 1e9, "tokens": 2e10})
     assert "optimum" not in result

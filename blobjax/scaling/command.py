@@ -92,7 +92,10 @@ def predict(path: str, given: dict[str, float | None], others: Sequence[str] = (
     """
     content = fit_file.read(Path(path))
     at = {name: value for name, value in given.items() if value is not None}
-    at |= {name: _float(f"--at {name}", value) for name, value in _pairs("--at", others).items()}
+    more = {name: _float(f"--at {name}", value) for name, value in _pairs("--at", others).items()}
+    if twice := [name for name in more if name in at]:
+        raise BadInputError(f"--at {twice[0]}: is given as --{twice[0]} too; give one of them")
+    at |= more
     if not at:
         raise BadInputError("give what to predict for: --flops, --params, --tokens or --at COLUMN=VALUE")
     result = evaluate(content, at)
@@ -113,6 +116,8 @@ def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
         name, equals, value = each.partition("=")
         if not (name and equals and value):
             raise BadInputError(f"{option} {each}: expected NAME=VALUE")
+        if name.strip() in pairs:
+            raise BadInputError(f"{option} {name.strip()}: is given twice; give it once")
         pairs[name.strip()] = value.strip()
     return pairs
 

@@ -13,12 +13,10 @@ from blobjax.config import BadInputError
 from blobjax.config.closest import suggest
 from blobjax.reliability import output
 from blobjax.scaling import certainty, fitting
+from blobjax.scaling.fit_schema import FORMAT, damage
 from blobjax.scaling.laws import LAWS, Law, Settings
 from blobjax.scaling.laws.law import Columns, Estimate
 from blobjax.scaling.points import Points
-
-FORMAT = 1
-"""Of the file: readers refuse a newer one."""
 
 
 def make(law: Law, points: Points, settings: Settings) -> dict[str, Any]:
@@ -283,8 +281,8 @@ def read(path: Path) -> dict[str, Any]:
         raise BadInputError(f"{path}: law '{law}' is not known here; {suggest(law, LAWS)}")
     if count != FORMAT:
         raise BadInputError(f"{path}: format {count} is not known here, only {FORMAT}; fit again with this version")
-    if damage := _damage(content):
-        raise BadInputError(f"{path}: is damaged: {damage}; fit its points again")
+    if wrong := damage(content):
+        raise BadInputError(f"{path}: is damaged: {wrong}; fit its points again")
     return content
 
 
@@ -297,30 +295,6 @@ def values(content: dict[str, Any]) -> np.ndarray:
 def draws(content: dict[str, Any]) -> np.ndarray:
     """The same of its resamples; [R, P], R is 0 where none were drawn."""
     return np.array(content["bootstrap"]["draws"], float).reshape(-1, len(content["parameters"]))
-
-
-def _damage(content: dict[str, Any]) -> str:
-    """What a fit file lacks of what is read from it; empty for a whole one."""
-    law = LAWS[content["law"]]
-    try:
-        found = {name: content["parameters"][name]["value"] for name in law.names}
-        for coefficient, exponent in law.exponents.items():
-            if found[coefficient] == 0 and found[exponent] is None:
-                found[exponent] = 1.0
-        values = {name: float(value) for name, value in found.items()}
-        for name, positive in zip(law.names, law.positive, strict=True):
-            if not np.isfinite(values[name]) or (positive and values[name] < 0):
-                return f"{name} is {values[name]:g}"
-        np.array(content["bootstrap"]["draws"], float).reshape(-1, len(law.names))
-        numbers = [content["bootstrap"]["share"], *content["residuals"]]
-        numbers += [each for column in content["points"]["columns"].values() for each in column]
-        if not np.isfinite(np.array(numbers, float)).all() or law.target not in content["points"]["columns"]:
-            return "not all of its points are numbers"
-        Settings(**{**content["settings"], "delta": 0.0}), [*content["notes"], *content["details"]]
-        wanted = ("counted", "derived", "profiles", "future", "beside", "formula", "source", "target", "objective")
-        return next((f"it has no {name}" for name in wanted if name not in content), "")
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        return f"{type(error).__name__}: {error}"[:120]
 
 
 def refit(content: dict[str, Any]) -> dict[str, Any]:

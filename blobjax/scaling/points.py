@@ -162,13 +162,27 @@ def _header(path: str, cells: list[str]) -> list[str]:
     return names
 
 
+class _TwiceError(Exception):
+    pass
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    cells = dict(pairs)
+    if len(cells) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _TwiceError(next(name for name in names if names.count(name) > 1))
+    return cells
+
+
 def _jsonl(path: str, text: str) -> list[Row]:
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            cells = json.loads(line)
+            cells = json.loads(line, object_pairs_hook=_object)
+        except _TwiceError as error:
+            raise BadInputError(f"{path}:{number}: key '{error}' stands twice") from None
         except (ValueError, RecursionError) as error:
             raise BadInputError(f"{path}:{number}: not JSON: {error}") from None
         if not isinstance(cells, dict):
@@ -288,6 +302,12 @@ def _columns(law: Law, table: Table, named: dict[str, str]) -> tuple[dict[str, n
                 meanings[name] = words
                 if name in wanted:
                     wanted += sources
+    source_of: dict[str, str] = {}
+    for name in [name for name in dict.fromkeys(wanted) if named.get(name, name) in known]:
+        if (other := source_of.setdefault(named.get(name, name), name)) != name:
+            problems.append(
+                f"--col: column '{named.get(name, name)}' would be {other} and {name}; give one of them another"
+            )
     for name in dict.fromkeys(wanted):
         problems += wrong.get(name, ())
     for name in (*law.needs, law.target):

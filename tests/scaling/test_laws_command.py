@@ -126,7 +126,7 @@ def test_the_order_of_keys_in_a_fit_file_means_nothing(content, tmp_path):
 def test_a_fit_that_ran_off_is_none(tmp_path):
     """A floor above every loss leaves nothing for the terms of size and data to say."""
     path = write_csv(tmp_path / "a.csv", with_noise("chinchilla-3", BESIROGLU, isoflops(), 0.01))
-    with pytest.raises(BadInputError, match=r"was not fitted: .* ran off to infinity; look at --fix E=5 and the points"):
+    with pytest.raises(BadInputError, match="ran off to infinity; look at --fix E=5 and the points"):
         command.fit([path], "chinchilla-3", fixed=["E=5"], bootstrap=0, starts=5)
 
 
@@ -146,6 +146,8 @@ def test_a_prediction_for_a_size(fitted):
         (["--params", "-1", "--tokens", "1e9"], "params is -1, and must be more than 0"),
         (["--at", "reward=1"], "uses no 'reward'"),
         (["--at", "params"], "expected NAME=VALUE"),
+        (["--params", "1e9", "--at", "params=1e8"], "--at params: is given as --params too"),
+        (["--at", "params=1e9", "--at", "params=1e8"], "--at params: is given twice"),
         (["--flops", "1e21", "--params", "1e9", "--tokens", "1e9"], "flops is 1e.21, but 6 × params × tokens is 6e.18"),
         (
             ["--flops", "6e18", "--params", "1e9", "--at", "overtraining=20"],
@@ -187,22 +189,62 @@ def test_no_other_file_is_a_fit(tmp_path):
             fit_file.read(tmp_path / f"{name}.json")
 
 
-@pytest.mark.parametrize("spoil", [
-    lambda c: c.pop("parameters"),
-    lambda c: c["parameters"]["E"].update(value=-1.0),
-    lambda c: c["parameters"]["E"].update(value=None),
-    lambda c: c["bootstrap"].update(draws=[[1.0]]),
-    lambda c: c.update(settings="x"),
-    lambda c: c["points"].pop("columns"),
-    lambda c: c.update(law=["kaplan"]),
+def _set(value, *keys):
+    """What sets a value deep in a fit file."""
+
+    def spoil(content):
+        for key in keys[:-1]:
+            content = content[key]
+        content[keys[-1]] = value
+
+    return spoil
+
+
+@pytest.mark.parametrize(("spoil", "said"), [
+    (lambda c: c.pop("parameters"), "parameters: Field required"),
+    (_set(-1.0, "parameters", "E", "value"), "parameters.E: is -1"),
+    (_set(None, "parameters", "E", "value"), "parameters.E: has no value"),
+    (_set("1.8", "parameters", "E", "value"), "parameters.E.value: Input should be a valid number"),
+    (_set(100.0, "parameters", "E", "value"), "with these values the residuals are others"),
+    (_set(100.0, "parameters", "E", "high"), "its interval, .* is not that of the draws"),
+    (lambda c: c["parameters"].update(F=c["parameters"]["E"]), "chinchilla-3 has no 'F'"),
+    (lambda c: c["parameters"].pop("E"), "there is no 'E'"),
+    (_set([[1.0]], "bootstrap", "draws"), "bootstrap.draws: not all have 5 numbers"),
+    (_set(float("nan"), "bootstrap", "draws", 0, 0), "Input should be a finite number"),
+    (_set(-1.0, "bootstrap", "draws", 0, 0), "not all of what must be positive is"),
+    (lambda c: c["bootstrap"]["draws"].pop(), "39 draws and 0 that failed, of 40"),
+    (_set(5, "bootstrap", "share"), "bootstrap.share: Input should be less"),
+    (_set(-1, "bootstrap", "share"), "bootstrap.share: Input should be greater"),
+    (_set("x", "settings"), "settings: "),
+    (_set("x", "settings", "level"), "settings.level: "),
+    (_set(None, "settings", "level"), "settings.level: "),
+    (_set(None, "settings", "fixed"), "settings.fixed: "),
+    (_set({"F": 1.0}, "settings", "fixed"), "settings.fixed: chinchilla-3 has no 'F'"),
+    (_set(-5, "settings", "seed"), "settings.seed: "),
+    (_set("x", "settings", "seed"), "settings.seed: "),
+    (_set(-3, "settings", "bootstrap"), "settings.bootstrap: "),
+    (_set("many", "settings", "starts"), "settings.starts: "),
+    (_set([], "residuals"), "residuals: "),
+    (lambda c: c["residuals"].pop(), "residuals: 239 for 240 points"),
+    (_set("reward", "target"), "target: is 'reward', of chinchilla-3 'loss'"),
+    (_set(5, "counted"), "counted: "),
+    (lambda c: c["points"].pop("columns"), "points.columns: Field required"),
+    (lambda c: c["points"].pop("dropped"), "points.dropped: Field required"),
+    (lambda c: c["points"]["columns"].pop("tokens"), "there is no 'tokens'"),
+    (lambda c: c["points"]["columns"]["params"].pop(), "has 239 numbers for 240 points"),
+    (_set(-1.0, "points", "columns", "params", 0), "points.columns.params: not all are more than 0"),
+    (_set({"flops": []}, "details", "budgets"), "details.budgets"),
+    (_set(True, "format"), "format: "),
+    (_set(["kaplan"], "law"), "is not known here"),
 ])  # fmt: skip
-def test_a_damaged_fit_file_is_one_line(content, tmp_path, spoil):
+def test_a_damaged_fit_file_is_one_line(content, tmp_path, spoil, said):
     spoilt = json.loads(json.dumps(content))
     spoil(spoilt)
     (tmp_path / "fit.json").write_text(json.dumps(spoilt))
-    with pytest.raises(BadInputError) as refused:
+    with pytest.raises(BadInputError, match=said) as refused:
         fit_file.read(tmp_path / "fit.json")
-    assert len(refused.value.problems) == 1
+    (line,) = refused.value.problems
+    assert "\n" not in line
 
 
 def test_a_fit_that_cannot_be_written_leaves_the_one_that_is_there(content, tmp_path, monkeypatch):
@@ -223,6 +265,9 @@ def test_a_fit_that_cannot_be_written_leaves_the_one_that_is_there(content, tmp_
         (["--law", "chinchila-3"], "did you mean 'chinchilla-3'?"),
         ([], "give --law NAME; known: power-flops"),
         (["--law", "chinchilla-3", "--col", "loss"], "expected NAME=VALUE"),
+        (["--law", "chinchilla-3", "--col", "loss=loss", "--col", "loss=params"], "--col loss: is given twice"),
+        (["--law", "chinchilla-3", "--col", "loss=params"], "column 'params' would be params and loss"),
+        (["--law", "chinchilla-3", "--fix", "E=1", "--fix", "E=2"], "--fix E: is given twice"),
         (["--law", "chinchilla-3", "--fix", "gamma=1"], "no such parameter"),
         (["--law", "chinchilla-3", "--fix", "E=-1"], "must be more than 0"),
         (["--law", "chinchilla-2", "--fix", "a=0.5"], "an estimator of its own"),

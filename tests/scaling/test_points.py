@@ -223,6 +223,8 @@ def test_what_is_not_used_need_not_be_a_number(tmp_path):
 def test_other_files(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"params": 1}\nnot json\n')
     assert "a.jsonl:2: not JSON" in refused(tmp_path / "a.jsonl")[0]
+    (tmp_path / "a.jsonl").write_text('{"params": 1}\n{"params": 1, "loss": 2, "loss": 3}\n')
+    assert "a.jsonl:2: key 'loss' stands twice" in refused(tmp_path / "a.jsonl")[0]
     (tmp_path / "a.txt").write_text("")
     assert ".csv or .jsonl" in refused(tmp_path / "a.txt")[0]
     assert "cannot be read" in refused(tmp_path / "nowhere.csv")[0]
@@ -260,6 +262,11 @@ def test_tokens_that_follow_from_params_tell_nothing():
     params = np.geomspace(1e7, 1e9, 12)
     x = {"params": params, "tokens": 20 * params, "flops": 120 * params**2}
     assert "cannot be told apart" in LAW.problems(with_noise("chinchilla-3", BESIROGLU, x, 0.01), {})[0]
+
+
+def test_a_loss_that_does_not_vary_is_no_law():
+    x = {**sizes_and_tokens(4, 4), "loss": np.full(16, 2.5)}
+    assert LAW.problems(x, {}) == ["loss is 2.5 at all points, so there is nothing to fit"]
 
 
 def test_as_many_points_as_parameters_are_too_few():

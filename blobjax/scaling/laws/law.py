@@ -176,6 +176,8 @@ class Law:
         count, free = len(x[self.target]), len(self.parameters) - len(fixed)
         if count <= free:
             return [f"{count} points for {free} free parameters; it takes at least {free + 1}"]
+        if np.ptp(x[self.target]) <= 1e-12 * np.abs(x[self.target]).max():
+            return [f"{self.target} is {x[self.target][0]:g} at all points, so there is nothing to fit"]
         wanted = {name: most for name, most in self.distinct.items() if name in x}
         found = {name: len(budgets(x[name], 0.01)) for name in wanted}
         too_few = [

@@ -252,8 +252,11 @@ def choose(
         columns, places = _kept(columns, places, ~missing)
     _refuse_unsound(law, columns, places)
     twice = _repeated(columns)
-    if twice and drop_duplicates:
+    if twice and (drop_duplicates or law.curves):
         dropped["duplicates"] = len(twice)
+        if law.curves:
+            notes += (f"{len(twice)} points of training curves stand twice and count once: runs that differ in their "
+                      "length alone begin alike",)  # fmt: skip
         keep = np.ones(len(places), bool)
         keep[list(twice)] = False
         columns, places = _kept(columns, places, keep)

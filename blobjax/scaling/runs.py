@@ -11,9 +11,10 @@ import numpy as np
 
 from blobjax.compute.flops import flops_per_token, param_count
 from blobjax.config import BadInputError, Config
+from blobjax.config.load import read_yaml
 from blobjax.reliability import mixture, outcome
 from blobjax.reliability.outcome import Outcome, as_float
-from blobjax.reliability.run_directory import RunDirectory
+from blobjax.reliability.run_directory import RunDirectory, read_jsonl
 
 MEANINGS = {
     "params": "trained parameters, embeddings and output projection in",
@@ -56,10 +57,12 @@ def read(path: Path, curves: bool) -> Found:
     """
     study = (path / "study.yaml").is_file()
     folders = sorted(p for p in (path / "cells").glob("*") if p.is_dir()) if study else [path]
+    own = _own(path) if study else None
     if not study and not (path / "config.yaml").is_file():
         raise BadInputError(f"{path}: neither the directory of a run (config.yaml) nor of a study (study.yaml)")
     rows: list[tuple[str, dict[str, Any]]] = []
-    passed_over = []
+    passed_over: list[str] = []
+    others: list[str] = []
     digest = hashlib.sha256()
     for folder in folders:
         directory = RunDirectory(folder)
@@ -72,14 +75,47 @@ def read(path: Path, curves: bool) -> Found:
         if result.status != "finished":
             passed_over.append(f"{folder.name} ({result.status})")
             continue
+        if own is not None and folder.name not in own:
+            others.append(folder.name)
+            continue
         for file in (directory.config, directory.metrics):
             digest.update(file.read_bytes())
         rows += [(str(folder), cells) for cells in (_curve(config, result) if curves else [end(config, result)])]
     if not rows:
+        passed_over += [f"{name} (not of the study's grid)" for name in others]
         why = f": {', '.join(passed_over)}" if passed_over else ""
         raise BadInputError(f"{path}: no finished run{why}; finish it, or give other points")
-    notes = (f"{path}: left out as not finished: {', '.join(passed_over)}",) if passed_over else ()
-    return Found(rows, digest.hexdigest(), notes)
+    notes = [f"{path}: left out as not finished: {', '.join(passed_over)}"] if passed_over else []
+    if others:
+        notes.append(
+            f"{path}: left out as cells.jsonl does not list them as cells of the grid in study.yaml: "
+            f"{', '.join(others)}; the study's command, given again, lists what is its own"
+        )
+    return Found(rows, digest.hexdigest(), tuple(notes))
+
+
+def _own(study: Path) -> set[str] | None:
+    """Names of a study's cells, among which those of another grid may lie; None: it has not listed them yet.
+
+    It does when it has come to an end or is interrupted.
+    """
+    listed = study / "cells.jsonl"
+    if not listed.is_file():
+        return None
+    grid = read_yaml(study / "study.yaml").get("grid")
+    return {str(line.get("cell")) for line in read_jsonl(listed) if _within(line.get("labels"), grid)}
+
+
+def _within(labels: Any, grid: Any) -> bool:
+    """Whether these are labels of a grid: cells.jsonl is older than study.yaml until the study has ended."""
+    if not isinstance(labels, dict) or not isinstance(grid, dict) or labels.keys() != grid.keys():
+        return False
+    return all(
+        isinstance(values, dict)
+        # A label such as 3e-5 is read as the number it is.
+        and any(labels[axis] == key or (isinstance(key, float) and as_float(labels[axis]) == key) for key in values)
+        for axis, values in grid.items()
+    )
 
 
 def _sizes(config: Config, tokens: float) -> dict[str, Any]:

@@ -140,6 +140,15 @@ def test_rows_that_stand_twice(tmp_path, x):
     assert np.array_equal(points.columns["loss"], x["loss"])
 
 
+def test_runs_that_begin_alike_share_points_of_their_curves(tmp_path, x):
+    doubled = {name: np.append(column, column[[1, 4]]) for name, column in x.items()}
+    write_csv(tmp_path / "a.csv", doubled)
+    points = chosen(tmp_path / "a.csv", LAWS["chinchilla-1"])
+    assert np.array_equal(points.columns["loss"], x["loss"])
+    assert points.dropped == {"duplicates": 2}
+    assert "2 points of training curves stand twice and count once" in points.notes[-1]
+
+
 def test_another_seed_is_no_duplicate(tmp_path, x):
     other = {**x, "loss": x["loss"] * 1.001}
     write_csv(tmp_path / "a.csv", {name: np.append(column, other[name]) for name, column in x.items()})
@@ -345,6 +354,20 @@ def test_a_study_gives_its_finished_cells_and_names_the_others(tmp_path):
     assert len(table.rows) == 3
     assert "broken (failed)" in table.notes[0]
     assert len({row.cells["params"] for row in table.rows}) == 3
+
+
+def test_a_study_gives_the_cells_of_its_own_grid(tmp_path):
+    """Cells that a grid before left in the same directory are other points, as is what cells.jsonl said of them."""
+    (tmp_path / "study.yaml").write_text("grid: {rate: {3e-5: {}}, width: {'32': {}, '64': {}}}\n")
+    for width in (32, 64, 96, 128):
+        make_run(tmp_path / "cells" / str(width), width=width)
+    lines = [{"cell": str(width), "labels": {"rate": "3e-5", "width": str(width)}} for width in (32, 64, 96)]
+    lines.append({"cell": "128", "labels": {"d": "32", "width": "32"}})
+    assert len(read([str(tmp_path)]).rows) == 4
+    (tmp_path / "cells.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    table = read([str(tmp_path)])
+    assert [row.place[-2:] for row in table.rows] == ["32", "64"]
+    assert "not list them as cells of the grid in study.yaml: 128, 96;" in table.notes[0]
 
 
 def test_a_run_moved_elsewhere_is_read_where_it_lies(tmp_path):

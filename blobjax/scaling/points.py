@@ -20,7 +20,7 @@ import numpy as np
 from blobjax.config import BadInputError
 from blobjax.config.closest import suggest
 from blobjax.scaling import runs
-from blobjax.scaling.laws.law import Columns, Law
+from blobjax.scaling.laws.law import RANGE, Columns, Law
 
 # How many lines of the same kind of trouble are told one by one.
 _TOLD = 5
@@ -301,7 +301,8 @@ def _columns(law: Law, table: Table, named: dict[str, str]) -> tuple[dict[str, n
     for _ in range(2):  # over-training may need tokens that follow from flops
         for name, (sources, rule, words) in _DERIVED.items():
             if name in usable and name not in columns and all(source in columns for source in sources):
-                columns[name] = rule(*(columns[source] for source in sources))
+                with np.errstate(all="ignore"):  # refused with the rows
+                    columns[name] = rule(*(columns[source] for source in sources))
                 meanings[name] = words
                 if name in wanted:
                     wanted += sources
@@ -357,7 +358,8 @@ def _without_gaps(
         sources, rule, words = _DERIVED.get(name, ((name,), None, ""))
         said = f"column '{name}' is missing in {gaps} rows that have all else"
         if rule is not None and all(source in columns for source in sources):
-            columns[name], meanings[name] = rule(*(columns[source] for source in sources)), words
+            with np.errstate(all="ignore"):
+                columns[name], meanings[name] = rule(*(columns[source] for source in sources)), words
             notes.append(f"{said}: all rows take {words.partition(':')[0]} instead")
         else:
             notes.append(f"{said}: it is not used")
@@ -379,6 +381,9 @@ def _refuse_unsound(law: Law, columns: Columns, places: list[str]) -> None:
                 problems.append(f"{place}: {name} is infinite; remove the row, or leave the cell empty")
             elif value <= 0 and (name != law.target or law.log):
                 problems.append(f"{place}: {name} is {value:g}, and must be more than 0; correct or remove the row")
+            elif value and not RANGE[0] <= abs(value) <= RANGE[1]:
+                within = f"{RANGE[0]:g} to {RANGE[1]:g}"
+                problems.append(f"{place}: {name} is {value:g}, and a law takes {within}; correct or remove the row")
     if problems:
         raise BadInputError(*_some(problems))
 

@@ -117,6 +117,13 @@ def test_a_prediction_for_a_budget(fitted, content):
     assert any("times the largest that was fitted" in note for note in result["notes"])
 
 
+@pytest.mark.filterwarnings("error")
+def test_where_the_law_overflows_there_is_no_prediction(content):
+    steep = {**content["parameters"], "alpha": {**content["parameters"]["alpha"], "value": 8.0}}
+    with pytest.raises(BadInputError, match="has no value there"):
+        predict({**content, "parameters": steep}, {"params": 1e-45, "tokens": 1e9})
+
+
 def test_the_order_of_keys_in_a_fit_file_means_nothing(content, tmp_path):
     (tmp_path / "fit.json").write_text(json.dumps(content, sort_keys=True))
     given = {"params": 1e9, "tokens": 2e10}
@@ -145,6 +152,8 @@ def test_a_prediction_for_a_size(fitted):
         (["--params", "1e9"], "needs tokens too; give --tokens, or --flops alone"),
         (["--params", "-1", "--tokens", "1e9"], "params is -1, and must be more than 0"),
         (["--at", "reward=1"], "uses no 'reward'"),
+        (["--flops", "1e-300"], "flops is 1e-300; it takes 1e-50 to 1e.50"),
+        (["--params", "1e200", "--tokens", "1e200"], "params is 1e.200; it takes"),
         (["--at", "params"], "expected NAME=VALUE"),
         (["--params", "1e9", "--at", "params=1e8"], "--at params: is given as --params too"),
         (["--at", "params=1e9", "--at", "params=1e8"], "--at params: is given twice"),

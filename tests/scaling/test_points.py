@@ -113,6 +113,16 @@ def test_a_size_of_zero_is_refused(tmp_path, x):
     assert "a.csv:5: params is 0" in refused(tmp_path / "a.csv")[0]
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [1e300, 1e-300])
+def test_a_size_that_overflows_is_refused(tmp_path, x, value):
+    x["params"][3] = x["tokens"][3] = value
+    del x["flops"]
+    write_csv(tmp_path / "a.csv", x)
+    lines = refused(tmp_path / "a.csv")
+    assert f"a.csv:5: params is {value:g}, and a law takes 1e-50 to 1e+50" in lines[0]
+
+
 def test_a_reward_may_be_zero_or_less(tmp_path):
     write_csv(tmp_path / "a.csv", {"flops": np.arange(1.0, 8), "reward": np.arange(-3.0, 4)})
     assert len(chosen(tmp_path / "a.csv", LAWS["rl-compute"]).columns["reward"]) == 7

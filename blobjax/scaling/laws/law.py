@@ -19,6 +19,9 @@ Values = dict[str, float]
 """Name of a parameter to its value, in its own unit (never a logarithm)."""
 
 
+RANGE = (1e-50, 1e50)
+"""Between these lie the values a law is of: far beyond any, and near enough that no power or product overflows."""
+
 # A best split is looked for where params are at most e to this times above or below the square root of flops / 6.
 _SPLIT = 12
 

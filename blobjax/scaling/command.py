@@ -12,7 +12,7 @@ from blobjax.config import BadInputError
 from blobjax.config.closest import suggest
 from blobjax.scaling import fit_file, text
 from blobjax.scaling.laws import LAWS, Settings
-from blobjax.scaling.points import choose, read
+from blobjax.scaling.points import choose, plain, read
 from blobjax.scaling.prediction import predict as evaluate
 
 
@@ -124,7 +124,7 @@ def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
 
 def _float(option: str, value: str) -> float:
     try:
-        number = float(value)
+        number = plain(value)
     except ValueError:
         number = np.nan
     if not np.isfinite(number):

@@ -15,7 +15,7 @@ from blobjax.reliability import output
 from blobjax.scaling import certainty, fitting
 from blobjax.scaling.fit_schema import FORMAT, damage
 from blobjax.scaling.laws import LAWS, Law, Settings
-from blobjax.scaling.laws.law import Columns, Estimate
+from blobjax.scaling.laws.law import MOST_RESAMPLES, Columns, Estimate
 from blobjax.scaling.points import Points
 
 
@@ -33,6 +33,10 @@ def make(law: Law, points: Points, settings: Settings) -> dict[str, Any]:
     for name, value in settings.fixed.items():
         if law.positive[law.names.index(name)] and value <= 0:
             raise BadInputError(f"--fix {name}={value:g}: must be more than 0")
+    if settings.bootstrap > MOST_RESAMPLES:
+        raise BadInputError(
+            f"--bootstrap {settings.bootstrap}: must be {MOST_RESAMPLES} or less; 1000 tell all there is"
+        )
     if problems := law.problems(x, settings.fixed):
         raise BadInputError(*(f"--law {law.name}: {problem}" for problem in problems))
     found = fitting.fit(law, x, settings)
@@ -270,6 +274,8 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
       BadInputError: it is none, or of a law or a format that is not known here.
     """
+    if path.exists() and not path.is_file():
+        raise BadInputError(f"{path}: is not a regular file; make a fit file with blobjax laws fit")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         law, count = content["law"], content["format"]

@@ -112,6 +112,8 @@ def _read_one(path: Path, curves: bool) -> Table:
     readers: dict[str, Callable[[str, str], list[Row]]] = {".csv": _csv, ".jsonl": _jsonl}
     if path.suffix.lower() not in readers:
         raise BadInputError(f"{path}: points come from a .csv or .jsonl file, or the directory of a run or a study")
+    if path.exists() and not path.is_file():
+        raise BadInputError(f"{path}: is not a regular file, and points are not read from a pipe; save them to one")
     try:
         content = path.read_bytes()
         text = content.decode("utf-8-sig")
@@ -203,7 +205,18 @@ def _number(name: str, cell: Any) -> float:
         raise ValueError
     if isinstance(cell, str) and _THOUSANDS.fullmatch(cell.strip()) and (name in _COUNTS or cell.count(",") > 1):
         return float(cell.replace(",", ""))
-    return float(cell)
+    return plain(cell) if isinstance(cell, str) else float(cell)
+
+
+def plain(text: str) -> float:
+    """The number that a text is; what Python alone takes for one (1_000, other scripts' digits) is none.
+
+    Raises:
+      ValueError: it is none.
+    """
+    if not text.isascii() or "_" in text:
+        raise ValueError
+    return float(text)
 
 
 # How a missing column follows from others, and how that is said.

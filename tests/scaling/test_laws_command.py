@@ -193,6 +193,9 @@ def test_no_other_file_is_a_fit(tmp_path):
     (tmp_path / "a.json").write_text('{"law": "chinchilla-9", "format": 1}')
     (tmp_path / "b.json").write_text("[]")
     (tmp_path / "c.json").write_text('{"law": "kaplan", "format": 99}')
+    os.mkfifo(tmp_path / "e.json")
+    with pytest.raises(BadInputError, match="not a regular file"):
+        fit_file.read(tmp_path / "e.json")
     for name, said in (("a", "did you mean"), ("b", "not a fit file"), ("c", "format 99"), ("d", "cannot be read")):
         with pytest.raises(BadInputError, match=said):
             fit_file.read(tmp_path / f"{name}.json")
@@ -285,6 +288,8 @@ def test_a_fit_that_cannot_be_written_leaves_the_one_that_is_there(content, tmp_
         (["--law", "chinchilla-3", "--drop-highest-loss", "40"], "there are 40 points"),
         (["--law", "rl-compute"], "needs a column 'reward'"),
         (["--law", "kaplan", "--fix", "alpha_N=x"], "not a number"),
+        (["--law", "kaplan", "--fix", "alpha_N=1_0"], "not a number"),
+        (["--law", "kaplan", "--bootstrap", "1000000000"], "--bootstrap 1000000000: must be 100000 or less"),
     ],
 )
 def test_what_cannot_be_fitted_is_one_line(tmp_path, monkeypatch, capsys, options, said):

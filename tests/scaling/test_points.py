@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -178,6 +179,8 @@ def test_many_problems_are_told_shortly(tmp_path, x):
     [
         ("params,tokens,los\n1,2,3\n", "needs a column 'loss'; did you mean 'los'?"),
         ("params,tokens,loss\n1,two,3\n", "a.csv:2: tokens is 'two', not a number"),
+        ("params,tokens,loss\n1,1_000,3\n", "a.csv:2: tokens is '1_000', not a number"),
+        ("params,tokens,loss\n1,٣,3\n", "a.csv:2: tokens is '٣', not a number"),
         ("params,tokens,loss\n", "holds no points"),
         ("", "holds no points"),
         ("params,params,loss\n1,2,3\n", "column 'params' stands twice"),
@@ -250,6 +253,8 @@ def test_other_files(tmp_path):
     (tmp_path / "b.csv").write_bytes(b"\xff\xfe\x00")
     assert "not UTF-8" in refused(tmp_path / "b.csv")[0]
     (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe.csv")
+    assert "is not a regular file" in refused(tmp_path / "pipe.csv")[0]
     assert "neither the directory of a run" in refused(tmp_path / "empty")[0]
 
 

@@ -22,6 +22,9 @@ Values = dict[str, float]
 RANGE = (1e-50, 1e50)
 """Between these lie the values a law is of: far beyond any, and near enough that no power or product overflows."""
 
+MOST_RESAMPLES = 100_000
+"""More would only take time and fill the fit file."""
+
 # A best split is looked for where params are at most e to this times above or below the square root of flops / 6.
 _SPLIT = 12
 

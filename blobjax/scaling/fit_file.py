@@ -31,8 +31,9 @@ def make(law: Law, points: Points, settings: Settings) -> dict[str, Any]:
     if settings.fixed and law.estimate is not None:
         raise BadInputError(f"--fix: --law {law.name} has an estimator of its own, which fits all its parameters")
     for name, value in settings.fixed.items():
-        if law.positive[law.names.index(name)] and value <= 0:
-            raise BadInputError(f"--fix {name}={value:g}: must be more than 0")
+        parameter = law.parameters[law.names.index(name)]
+        if parameter.positive and (value < 0 or (value == 0 and not parameter.zero)):
+            raise BadInputError(f"--fix {name}={value:g}: must be {'0 or more' if parameter.zero else 'more than 0'}")
     if settings.bootstrap > MOST_RESAMPLES:
         raise BadInputError(
             f"--bootstrap {settings.bootstrap}: must be {MOST_RESAMPLES} or less; 1000 tell all there is"
@@ -243,7 +244,7 @@ def _profiles(
     # A draw that came out as zero has no logarithm; this is far enough.
     inner = np.maximum(law.internal(draws), np.log(np.finfo(float).tiny))
     for i, name in enumerate(law.names):
-        if parameters[name]["weakly_identified"]:
+        if parameters[name]["weakly_identified"] and parameters[name]["value"] is not None:
             low, high = certainty.interval(inner[:, i], within)
             if high > low:
                 table[name] = asdict(certainty.profile(law, x, settings, found, name, (high - low) / 2))

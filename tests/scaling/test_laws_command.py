@@ -13,7 +13,17 @@ from blobjax.scaling import certainty, command, fit_file, text
 from blobjax.scaling.laws import LAWS
 from blobjax.scaling.laws.law import Estimate
 from blobjax.scaling.prediction import predict
-from tests.scaling.synthetic import BESIROGLU, cross, harmful_size, isoflops, repeated, scattered, with_noise, write_csv
+from tests.scaling.synthetic import (
+    BESIROGLU,
+    cross,
+    harmful_size,
+    isoflops,
+    repeated,
+    scattered,
+    sizes_and_tokens,
+    with_noise,
+    write_csv,
+)
 
 
 def blobjax(*arguments: str, cwd) -> subprocess.CompletedProcess[str]:
@@ -281,7 +291,8 @@ def test_a_fit_that_cannot_be_written_leaves_the_one_that_is_there(content, tmp_
         (["--law", "chinchilla-3", "--col", "loss=params"], "column 'params' would be params and loss"),
         (["--law", "chinchilla-3", "--fix", "E=1", "--fix", "E=2"], "--fix E: is given twice"),
         (["--law", "chinchilla-3", "--fix", "gamma=1"], "no such parameter"),
-        (["--law", "chinchilla-3", "--fix", "E=-1"], "must be more than 0"),
+        (["--law", "chinchilla-3", "--fix", "E=-1"], "must be 0 or more"),
+        (["--law", "kaplan", "--fix", "alpha_N=0"], "must be more than 0"),
         (["--law", "chinchilla-2", "--fix", "a=0.5"], "an estimator of its own"),
         (["--law", "chinchilla-2", "--delta", "1e-3"], "does not minimise a Huber loss"),
         (["--law", "chinchilla-3", "--delta", "0"], "must be more than 0"),
@@ -389,6 +400,30 @@ def test_a_coefficient_of_zero_is_a_result(tmp_path, name, x, zero):
     result, _ = command.predict(str(tmp_path / "fit.json"), at)
     assert result["loss"]["run_low"] < result["loss"]["low"] <= result["loss"]["value"] <= result["loss"]["high"]
     assert command.fit([str(tmp_path / "fit.json")], "")["parameters"] == content["parameters"]
+
+
+@pytest.mark.parametrize(("name", "fixed", "values"), [
+    ("power-flops", "E", [0, 60, 0.08]),
+    ("chinchilla-3", "E", [0, 30, 60, 0.1, 0.12]),
+    ("chinchilla-3", "A", [1.8, 0, 2000, None, 0.35]),
+    ("over-training", "a", [1.8, 0, 500, 0.18]),
+    ("precision-weights", "E", [0, 30, 60, 0.1, 0.12, 2.5]),
+    ("data-constrained", "E", [0, 50, 100, 0.12, 15, 5]),
+])  # fmt: skip
+def test_a_term_that_is_held_at_zero_drops_out(tmp_path, name, fixed, values):
+    x = repeated() if name == "data-constrained" else sizes_and_tokens(5, 5)
+    x |= {"overtraining": x["tokens"] / x["params"], "weight_bits": np.resize([3.0, 6.0, 12.0], len(x["params"]))}
+    x = with_noise(name, [1.0 if value is None else value for value in values], x, 1e-4)
+    options = {"fixed": [f"{fixed}=0"], "starts": 2, "bootstrap": 0 if name == "data-constrained" else 10}
+    content = command.fit([write_csv(tmp_path / "a.csv", x)], name, **options)
+    found = [entry["value"] for entry in content["parameters"].values()]
+    assert [value for value in found if value is not None] == pytest.approx(
+        [value for value in values if value is not None], rel=0.1
+    )
+    assert [value is None for value in found] == [value is None for value in values]
+    fit_file.write(content, tmp_path / "fit.json")
+    again = json.loads(json.dumps(fit_file.jsonable(command.fit([str(tmp_path / "fit.json")], ""))))
+    assert again == fit_file.read(tmp_path / "fit.json")
 
 
 def test_an_exponent_without_a_coefficient_has_no_value(tmp_path):

@@ -37,11 +37,13 @@ class Parameter:
       name: as the paper calls it.
       meaning: what it is, with its unit.
       positive: only positive values make sense; it is fitted as its logarithm.
+      zero: it may be held at zero, as its term then drops out: a floor or a coefficient.
     """
 
     name: str
     meaning: str
     positive: bool = True
+    zero: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from blobjax.config import BadInputError
 from blobjax.config.closest import suggest
 from blobjax.scaling import fit_file, text
 from blobjax.scaling.laws import LAWS, Settings
-from blobjax.scaling.points import choose, plain, read
+from blobjax.scaling.points import choose
 from blobjax.scaling.prediction import predict as evaluate
+from blobjax.scaling.tables import plain, read
 
 
 def fit(

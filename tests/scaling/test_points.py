@@ -11,7 +11,8 @@ from blobjax.compute.flops import flops_per_token, param_count
 from blobjax.config import BadInputError, dump
 from blobjax.report import facts
 from blobjax.scaling.laws import LAWS
-from blobjax.scaling.points import choose, read
+from blobjax.scaling.points import choose
+from blobjax.scaling.tables import read
 from tests.scaling.synthetic import BESIROGLU, isoflops, sizes_and_tokens, with_noise, write_csv
 from tests.tiny import tiny
 
@@ -166,6 +167,27 @@ def test_another_seed_is_no_duplicate(tmp_path, x):
     assert len(chosen(tmp_path / "a.csv").columns["loss"]) == 32
 
 
+def test_all_that_is_wrong_in_a_row_is_told(tmp_path, x):
+    """What follows from a wrong cell is not told as well."""
+    del x["tokens"]
+    write_csv(tmp_path / "a.csv", x)
+    lines = (tmp_path / "a.csv").read_text().splitlines()
+    lines[3] = "7B,1_0,-2"
+    lines[5] = ",1e18,0"
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    told = [line.removeprefix(f"{tmp_path}/a.csv:").partition(";")[0] for line in refused(tmp_path / "a.csv")]
+    assert told == [
+        "4: params is '7B', not a number",
+        "4: flops is '1_0', not a number",
+        "4: loss is -2, and must be more than 0",
+        "6: params is missing or NaN",
+        "6: tokens is missing or NaN",
+        "and 1 more of the kind",
+    ]
+    # A row that is dropped is not asked about.
+    assert len(refused(tmp_path / "a.csv", drop_missing=True)) == 3
+
+
 def test_many_problems_are_told_shortly(tmp_path, x):
     x["loss"][:] = -1
     write_csv(tmp_path / "a.csv", x)
@@ -178,6 +200,7 @@ def test_many_problems_are_told_shortly(tmp_path, x):
     ("content", "said"),
     [
         ("params,tokens,los\n1,2,3\n", "needs a column 'loss'; did you mean 'los'?"),
+        ("Model Size,D,L\n1,2,3\n", "needs a column 'params'; known: Model Size, D, L. Give --col params=COLUMN"),
         ("params,tokens,loss\n1,two,3\n", "a.csv:2: tokens is 'two', not a number"),
         ("params,tokens,loss\n1,1_000,3\n", "a.csv:2: tokens is '1_000', not a number"),
         ("params,tokens,loss\n1,٣,3\n", "a.csv:2: tokens is '٣', not a number"),

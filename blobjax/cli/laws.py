@@ -41,10 +41,11 @@ def laws_fit(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Fit a scaling law to points, with intervals and a table of how it would have predicted the future."""
-    from pathlib import Path
-
+    from blobjax.reliability import output
     from blobjax.scaling import command, fit_file, text
 
+    # A fit file that is fitted again may be replaced: by the same.
+    path = output.check(out, ".json", [each for each in points if not each.endswith(".json")])
     content = command.fit(
         points,
         law,
@@ -60,7 +61,7 @@ def laws_fit(
         level=level,
         seed=seed,
     )
-    fit_file.write(content, Path(out))
+    fit_file.write(content, path)
     typer.echo(command.as_json(content) if as_json else f"{text.fit(content)}\n\nfit file: {out}")
 
 

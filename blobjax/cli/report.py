@@ -5,10 +5,12 @@ from typing import Annotated
 
 import typer
 
+from blobjax.config.errors import BadInputError
+
 
 def report(
     directory: Annotated[str, typer.Argument(metavar="RUN|STUDY", help="A run's directory, or a study's.")],
-    out: Annotated[str, typer.Option(help="The file; report.html in that directory by default.")] = "",
+    out: Annotated[str | None, typer.Option(help="The file; report.html in that directory by default.")] = None,
     price: Annotated[float | None, typer.Option(help="Of one chip-hour.")] = None,
     grid: Annotated[float | None, typer.Option(help="Carbon intensity of the electricity, gCO2e per kWh.")] = None,
     host_overhead: Annotated[float, typer.Option(help="Power of hosts over that of what was metered.")] = 1.5,
@@ -17,12 +19,15 @@ def report(
     """Write one self-contained page: loss, speed, time, flow, energy and cost; also of what crashed or still runs."""
     from blobjax.report.prices import Prices
 
+    if out is not None and not out.strip():
+        raise BadInputError("--out: an empty name; give a file, or leave --out away")
+    page = out or ""
     path, prices = Path(directory).expanduser(), Prices(price, grid, host_overhead, pue)
     if (path / "study.yaml").is_file():
         from blobjax.studies import report as study
 
-        typer.echo(f"page: {study.report(path, out, prices)}")
+        typer.echo(f"page: {study.report(path, page, prices)}")
     else:
         from blobjax.report import command
 
-        typer.echo(f"page: {command.run(path, out, prices)}")
+        typer.echo(f"page: {command.run(path, page, prices)}")

@@ -96,15 +96,15 @@ def plan(
     compiles: Annotated[
         int | None, typer.Option(min=1, help="Layouts that fit to compile in a --search; 3 by default.")
     ] = None,
-    out: Annotated[str, typer.Option(help="Where --search also writes the YAML.")] = "",
+    out: Annotated[str | None, typer.Option(help="Where --search also writes the YAML.")] = None,
 ) -> None:
     """Compile the train step for hardware that is not here: memory, collectives, time, energy, cost."""
     from blobjax.scaling.plan import command
     from blobjax.scaling.plan.estimate import Assumptions
 
     assumed = Assumptions(watts=watts, host_overhead=host_overhead, pue=pue, price=price, grid=grid)
-    if not search and (out or compiles is not None):
-        raise BadInputError(f"{'--out' if out else '--compiles'} is for --search; give both, or neither")
+    if not search and (out is not None or compiles is not None):
+        raise BadInputError(f"{'--compiles' if out is None else '--out'} is for --search; give both, or neither")
     if search:
         found, report = command.search(
             config, overrides or [], on, slices, assumed, 3 if compiles is None else compiles, out, as_json, size

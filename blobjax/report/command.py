@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from blobjax.config import BadInputError
-from blobjax.reliability.run_directory import write_atomically
+from blobjax.reliability import output
 from blobjax.report.prices import Prices
 
 NAME = "report.html"
@@ -24,24 +24,10 @@ def check(directory: Path, out: str) -> Path:
         raise BadInputError(f"{directory}: is no directory; give a run's, such as runs/laptop, or a study's")
     if find_spec("matplotlib") is None:
         raise BadInputError("a report draws plots, and matplotlib is not installed; pip install 'blobjax[plot]'")
-    path = Path(out).expanduser() if out else directory / NAME
-    if path.is_dir():
-        raise BadInputError(f"--out {out}: is a directory; give a file, such as {Path(out) / NAME}")
-    if not path.parent.is_dir():
-        raise BadInputError(f"--out {out}: there is no directory {path.parent}")
-    return path
+    return output.check(out or str(directory / NAME), ".html", [directory])
 
 
-def write(path: Path, text: str) -> None:
-    """Writes a page.
-
-    Raises:
-      BadInputError: it cannot be written.
-    """
-    try:
-        write_atomically(path, text)
-    except OSError as error:
-        raise BadInputError(f"{path}: cannot be written: {error.strerror or error}; give another with --out") from None
+write = output.write
 
 
 def run(directory: Path, out: str, prices: Prices) -> Path:

@@ -12,8 +12,9 @@ from blobjax.config import BadInputError
 from blobjax.config.closest import suggest
 from blobjax.scaling import fit_file, text
 from blobjax.scaling.laws import LAWS, Settings
-from blobjax.scaling.points import choose, read
+from blobjax.scaling.points import choose
 from blobjax.scaling.prediction import predict as evaluate
+from blobjax.scaling.tables import plain, read
 
 
 def fit(
@@ -92,7 +93,10 @@ def predict(path: str, given: dict[str, float | None], others: Sequence[str] = (
     """
     content = fit_file.read(Path(path))
     at = {name: value for name, value in given.items() if value is not None}
-    at |= {name: _float(f"--at {name}", value) for name, value in _pairs("--at", others).items()}
+    more = {name: _float(f"--at {name}", value) for name, value in _pairs("--at", others).items()}
+    if twice := [name for name in more if name in at]:
+        raise BadInputError(f"--at {twice[0]}: is given as --{twice[0]} too; give one of them")
+    at |= more
     if not at:
         raise BadInputError("give what to predict for: --flops, --params, --tokens or --at COLUMN=VALUE")
     result = evaluate(content, at)
@@ -113,13 +117,15 @@ def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
         name, equals, value = each.partition("=")
         if not (name and equals and value):
             raise BadInputError(f"{option} {each}: expected NAME=VALUE")
+        if name.strip() in pairs:
+            raise BadInputError(f"{option} {name.strip()}: is given twice; give it once")
         pairs[name.strip()] = value.strip()
     return pairs
 
 
 def _float(option: str, value: str) -> float:
     try:
-        number = float(value)
+        number = plain(value)
     except ValueError:
         number = np.nan
     if not np.isfinite(number):

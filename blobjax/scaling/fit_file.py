@@ -11,14 +11,12 @@ import numpy as np
 
 from blobjax.config import BadInputError
 from blobjax.config.closest import suggest
-from blobjax.reliability.run_directory import write_atomically
+from blobjax.reliability import output
 from blobjax.scaling import certainty, fitting
+from blobjax.scaling.fit_schema import FORMAT, damage
 from blobjax.scaling.laws import LAWS, Law, Settings
-from blobjax.scaling.laws.law import Columns, Estimate
+from blobjax.scaling.laws.law import MOST_RESAMPLES, Columns, Estimate
 from blobjax.scaling.points import Points
-
-FORMAT = 1
-"""Of the file: readers refuse a newer one."""
 
 
 def make(law: Law, points: Points, settings: Settings) -> dict[str, Any]:
@@ -33,11 +31,18 @@ def make(law: Law, points: Points, settings: Settings) -> dict[str, Any]:
     if settings.fixed and law.estimate is not None:
         raise BadInputError(f"--fix: --law {law.name} has an estimator of its own, which fits all its parameters")
     for name, value in settings.fixed.items():
-        if law.positive[law.names.index(name)] and value <= 0:
-            raise BadInputError(f"--fix {name}={value:g}: must be more than 0")
+        parameter = law.parameters[law.names.index(name)]
+        if parameter.positive and (value < 0 or (value == 0 and not parameter.zero)):
+            raise BadInputError(f"--fix {name}={value:g}: must be {'0 or more' if parameter.zero else 'more than 0'}")
+    if settings.bootstrap > MOST_RESAMPLES:
+        raise BadInputError(
+            f"--bootstrap {settings.bootstrap}: must be {MOST_RESAMPLES} or less; 1000 tell all there is"
+        )
     if problems := law.problems(x, settings.fixed):
         raise BadInputError(*(f"--law {law.name}: {problem}" for problem in problems))
     found = fitting.fit(law, x, settings)
+    if not (np.all(np.isfinite(found.values)) and np.all(np.isfinite([found.objective, *found.residuals]))):
+        raise BadInputError(_ran_off(law, settings, found))
     draws = fitting.bootstrap(law, x, settings, found)
     failed = settings.bootstrap - len(draws)
     notes = [*points.notes, *found.notes]
@@ -81,6 +86,13 @@ def make(law: Law, points: Points, settings: Settings) -> dict[str, Any]:
         "versions": {"python": platform.python_version()}
         | {package: version(package) for package in ("blobjax", "numpy", "scipy")},
     }
+
+
+def _ran_off(law: Law, settings: Settings, found: Estimate) -> str:
+    infinite = [name for name, value in zip(law.names, found.values, strict=True) if not np.isfinite(value)]
+    what = f"{' and '.join(infinite)} ran off to infinity" if infinite else "the law has no value at some points"
+    fixed = "".join(f" --fix {name}={value:g}" for name, value in settings.fixed.items())
+    return f"--law {law.name} was not fitted: {what}; look at {f'{fixed[1:]} and ' if fixed else ''}the points"
 
 
 def _resampled(settings: Settings, fitted: int) -> list[str]:
@@ -232,7 +244,7 @@ def _profiles(
     # A draw that came out as zero has no logarithm; this is far enough.
     inner = np.maximum(law.internal(draws), np.log(np.finfo(float).tiny))
     for i, name in enumerate(law.names):
-        if parameters[name]["weakly_identified"]:
+        if parameters[name]["weakly_identified"] and parameters[name]["value"] is not None:
             low, high = certainty.interval(inner[:, i], within)
             if high > low:
                 table[name] = asdict(certainty.profile(law, x, settings, found, name, (high - low) / 2))
@@ -245,10 +257,7 @@ def write(content: dict[str, Any], path: Path) -> None:
     Raises:
       BadInputError: the file cannot be written.
     """
-    try:
-        write_atomically(path, json.dumps(jsonable(content), indent=1, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise BadInputError(f"--out {path}: cannot be written: {error.strerror}") from None
+    output.write(path, json.dumps(jsonable(content), indent=1, ensure_ascii=False) + "\n")
 
 
 def jsonable(value: Any) -> Any:
@@ -266,6 +275,8 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
       BadInputError: it is none, or of a law or a format that is not known here.
     """
+    if path.exists() and not path.is_file():
+        raise BadInputError(f"{path}: is not a regular file; make a fit file with blobjax laws fit")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         law, count = content["law"], content["format"]
@@ -277,44 +288,20 @@ def read(path: Path) -> dict[str, Any]:
         raise BadInputError(f"{path}: law '{law}' is not known here; {suggest(law, LAWS)}")
     if count != FORMAT:
         raise BadInputError(f"{path}: format {count} is not known here, only {FORMAT}; fit again with this version")
-    if damage := _damage(content):
-        raise BadInputError(f"{path}: is damaged: {damage}; fit its points again")
+    if wrong := damage(content):
+        raise BadInputError(f"{path}: is damaged: {wrong}; fit its points again")
     return content
 
 
 def values(content: dict[str, Any]) -> np.ndarray:
     """The law's parameters, in its order; [P]. An exponent that means nothing is one: its coefficient is zero."""
-    found = np.array([entry["value"] for entry in content["parameters"].values()], float)
+    found = np.array([content["parameters"][name]["value"] for name in LAWS[content["law"]].names], float)
     return np.where(np.isnan(found), 1.0, found)
 
 
 def draws(content: dict[str, Any]) -> np.ndarray:
     """The same of its resamples; [R, P], R is 0 where none were drawn."""
     return np.array(content["bootstrap"]["draws"], float).reshape(-1, len(content["parameters"]))
-
-
-def _damage(content: dict[str, Any]) -> str:
-    """What a fit file lacks of what is read from it; empty for a whole one."""
-    law = LAWS[content["law"]]
-    try:
-        found = {name: content["parameters"][name]["value"] for name in law.names}
-        for coefficient, exponent in law.exponents.items():
-            if found[coefficient] == 0 and found[exponent] is None:
-                found[exponent] = 1.0
-        values = {name: float(value) for name, value in found.items()}
-        for name, positive in zip(law.names, law.positive, strict=True):
-            if not np.isfinite(values[name]) or (positive and values[name] < 0):
-                return f"{name} is {values[name]:g}"
-        np.array(content["bootstrap"]["draws"], float).reshape(-1, len(law.names))
-        numbers = [content["bootstrap"]["share"], *content["residuals"]]
-        numbers += [each for column in content["points"]["columns"].values() for each in column]
-        if not np.isfinite(np.array(numbers, float)).all() or law.target not in content["points"]["columns"]:
-            return "not all of its points are numbers"
-        Settings(**{**content["settings"], "delta": 0.0}), [*content["notes"], *content["details"]]
-        wanted = ("counted", "derived", "profiles", "future", "beside", "formula", "source", "target", "objective")
-        return next((f"it has no {name}" for name in wanted if name not in content), "")
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        return f"{type(error).__name__}: {error}"[:120]
 
 
 def refit(content: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import numpy as np
 from blobjax.config import BadInputError
 from blobjax.scaling import certainty, fit_file
 from blobjax.scaling.laws import LAWS, Law
+from blobjax.scaling.laws.law import RANGE
 
 # Columns of which two tell all.
 _SIZES = ("flops", "params", "tokens", "overtraining")
@@ -35,7 +36,10 @@ def predict(content: dict[str, Any], given: dict[str, float]) -> dict[str, Any]:
       BadInputError: a column that the law needs is missing, unknown or not positive.
     """
     law = LAWS[content["law"]]
+    least, most = RANGE
     wrong = [f"{name} is {value:g}, and must be more than 0" for name, value in given.items() if not 0 < value < np.inf]
+    wrong += [f"{name} is {value:g}; it takes {least:g} to {most:g}" for name, value in given.items()
+              if 0 < value < np.inf and not least <= value <= most]  # fmt: skip
     # Kaplan's tokens are those of a data set, and follow from no budget.
     two = len({*law.uses} & {*_SIZES}) > 1 and law.optimum is not None
     known = [*dict.fromkeys((*law.uses, *(_SIZES if two else ())))]
@@ -63,6 +67,8 @@ def predict(content: dict[str, Any], given: dict[str, float]) -> dict[str, Any]:
     else:
         ats = [at] * len(draws)
     value = law.predict(values, _columns(at)).item()
+    if not np.isfinite(value):
+        raise BadInputError(f"--law {law.name} has no value there; give others, nearer to what was fitted")
     of_law = np.array([law.predict(draw, _columns(each)).item() for draw, each in zip(draws, ats, strict=True)])
     notes = []
     if lacking := int(np.sum(~np.isfinite(of_law))):

@@ -59,7 +59,7 @@ def read(path: Path, curves: bool) -> Found:
     if not study and not (path / "config.yaml").is_file():
         raise BadInputError(f"{path}: neither the directory of a run (config.yaml) nor of a study (study.yaml)")
     rows: list[tuple[str, dict[str, Any]]] = []
-    passed_over = []
+    passed_over: list[str] = []
     digest = hashlib.sha256()
     for folder in folders:
         directory = RunDirectory(folder)

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from blobjax import cli
 from blobjax.config import BadInputError
 from blobjax.reliability.status import lines as status_lines
 from blobjax.report import command, facts, run_page
@@ -245,6 +246,7 @@ def test_the_command_writes_the_page_and_needs_no_jax(tmp_path):
         ("", {"pue": 0.5}, "--pue 0.5 must be a number of at least 1"),
         ("{tmp}", {}, "is a directory; give a file"),
         ("{tmp}/no/x.html", {}, "there is no directory"),
+        ("{tmp}/run/metrics.jsonl", {}, "belongs to the run or study in"),
     ],
 )
 def test_what_cannot_be_is_one_line(tmp_path, out, prices, words):
@@ -253,6 +255,13 @@ def test_what_cannot_be_is_one_line(tmp_path, out, prices, words):
         command.run(run, out.replace("{tmp}", str(tmp_path)), Prices(**prices))
     (said,) = caught.value.problems
     assert words in said
+
+
+def test_an_empty_name_is_no_file(tmp_path):
+    run = write(tmp_path / "run", [start(0), stop(9)], [line(1), line(2)])
+    with pytest.raises(BadInputError, match="--out: an empty name"):
+        cli.app(["report", str(run), "--out", ""], standalone_mode=False)
+    assert not (run / "report.html").exists()
 
 
 def test_what_is_no_run_is_one_line(tmp_path):

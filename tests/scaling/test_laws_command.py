@@ -1,6 +1,7 @@
 """`blobjax laws` as a person meets it: fits, files that reproduce them, predictions, refusals."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -12,7 +13,17 @@ from blobjax.scaling import certainty, command, fit_file, text
 from blobjax.scaling.laws import LAWS
 from blobjax.scaling.laws.law import Estimate
 from blobjax.scaling.prediction import predict
-from tests.scaling.synthetic import BESIROGLU, cross, harmful_size, isoflops, repeated, scattered, with_noise, write_csv
+from tests.scaling.synthetic import (
+    BESIROGLU,
+    cross,
+    harmful_size,
+    isoflops,
+    repeated,
+    scattered,
+    sizes_and_tokens,
+    with_noise,
+    write_csv,
+)
 
 
 def blobjax(*arguments: str, cwd) -> subprocess.CompletedProcess[str]:
@@ -116,6 +127,26 @@ def test_a_prediction_for_a_budget(fitted, content):
     assert any("times the largest that was fitted" in note for note in result["notes"])
 
 
+@pytest.mark.filterwarnings("error")
+def test_where_the_law_overflows_there_is_no_prediction(content):
+    steep = {**content["parameters"], "alpha": {**content["parameters"]["alpha"], "value": 8.0}}
+    with pytest.raises(BadInputError, match="has no value there"):
+        predict({**content, "parameters": steep}, {"params": 1e-45, "tokens": 1e9})
+
+
+def test_the_order_of_keys_in_a_fit_file_means_nothing(content, tmp_path):
+    (tmp_path / "fit.json").write_text(json.dumps(content, sort_keys=True))
+    given = {"params": 1e9, "tokens": 2e10}
+    assert command.predict(str(tmp_path / "fit.json"), given)[0] == predict(content, given)
+
+
+def test_a_fit_that_ran_off_is_none(tmp_path):
+    """A floor above every loss leaves nothing for the terms of size and data to say."""
+    path = write_csv(tmp_path / "a.csv", with_noise("chinchilla-3", BESIROGLU, isoflops(), 0.01))
+    with pytest.raises(BadInputError, match="ran off to infinity; look at --fix E=5 and the points"):
+        command.fit([path], "chinchilla-3", fixed=["E=5"], bootstrap=0, starts=5)
+
+
 def test_a_prediction_for_a_size(fitted):
     result, words = command.predict(str(fitted[0] / "fit.json"), {"params": 1e9, "tokens": 2e10})
     assert "optimum" not in result
@@ -131,9 +162,16 @@ def test_a_prediction_for_a_size(fitted):
         (["--params", "1e9"], "needs tokens too; give --tokens, or --flops alone"),
         (["--params", "-1", "--tokens", "1e9"], "params is -1, and must be more than 0"),
         (["--at", "reward=1"], "uses no 'reward'"),
+        (["--flops", "1e-300"], "flops is 1e-300; it takes 1e-50 to 1e.50"),
+        (["--params", "1e200", "--tokens", "1e200"], "params is 1e.200; it takes"),
         (["--at", "params"], "expected NAME=VALUE"),
+        (["--params", "1e9", "--at", "params=1e8"], "--at params: is given as --params too"),
+        (["--at", "params=1e9", "--at", "params=1e8"], "--at params: is given twice"),
         (["--flops", "1e21", "--params", "1e9", "--tokens", "1e9"], "flops is 1e.21, but 6 × params × tokens is 6e.18"),
-        (["--flops", "6e18", "--params", "1e9", "--at", "overtraining=20"], "overtraining is 20, but tokens"),
+        (
+            ["--flops", "6e18", "--params", "1e9", "--at", "overtraining=20"],
+            "overtraining is 20, but tokens . params is 1",
+        ),
     ],
 )
 def test_a_prediction_that_cannot_be(fitted, options, said):
@@ -165,27 +203,70 @@ def test_no_other_file_is_a_fit(tmp_path):
     (tmp_path / "a.json").write_text('{"law": "chinchilla-9", "format": 1}')
     (tmp_path / "b.json").write_text("[]")
     (tmp_path / "c.json").write_text('{"law": "kaplan", "format": 99}')
+    os.mkfifo(tmp_path / "e.json")
+    with pytest.raises(BadInputError, match="not a regular file"):
+        fit_file.read(tmp_path / "e.json")
     for name, said in (("a", "did you mean"), ("b", "not a fit file"), ("c", "format 99"), ("d", "cannot be read")):
         with pytest.raises(BadInputError, match=said):
             fit_file.read(tmp_path / f"{name}.json")
 
 
-@pytest.mark.parametrize("spoil", [
-    lambda c: c.pop("parameters"),
-    lambda c: c["parameters"]["E"].update(value=-1.0),
-    lambda c: c["parameters"]["E"].update(value=None),
-    lambda c: c["bootstrap"].update(draws=[[1.0]]),
-    lambda c: c.update(settings="x"),
-    lambda c: c["points"].pop("columns"),
-    lambda c: c.update(law=["kaplan"]),
+def _set(value, *keys):
+    """What sets a value deep in a fit file."""
+
+    def spoil(content):
+        for key in keys[:-1]:
+            content = content[key]
+        content[keys[-1]] = value
+
+    return spoil
+
+
+@pytest.mark.parametrize(("spoil", "said"), [
+    (lambda c: c.pop("parameters"), "parameters: Field required"),
+    (_set(-1.0, "parameters", "E", "value"), "parameters.E: is -1"),
+    (_set(None, "parameters", "E", "value"), "parameters.E: has no value"),
+    (_set("1.8", "parameters", "E", "value"), "parameters.E.value: Input should be a valid number"),
+    (_set(100.0, "parameters", "E", "value"), "with these values the residuals are others"),
+    (_set(100.0, "parameters", "E", "high"), "its interval, .* is not that of the draws"),
+    (lambda c: c["parameters"].update(F=c["parameters"]["E"]), "chinchilla-3 has no 'F'"),
+    (lambda c: c["parameters"].pop("E"), "there is no 'E'"),
+    (_set([[1.0]], "bootstrap", "draws"), "bootstrap.draws: not all have 5 numbers"),
+    (_set(float("nan"), "bootstrap", "draws", 0, 0), "Input should be a finite number"),
+    (_set(-1.0, "bootstrap", "draws", 0, 0), "not all of what must be positive is"),
+    (lambda c: c["bootstrap"]["draws"].pop(), "39 draws and 0 that failed, of 40"),
+    (_set(5, "bootstrap", "share"), "bootstrap.share: Input should be less"),
+    (_set(-1, "bootstrap", "share"), "bootstrap.share: Input should be greater"),
+    (_set("x", "settings"), "settings: "),
+    (_set("x", "settings", "level"), "settings.level: "),
+    (_set(None, "settings", "level"), "settings.level: "),
+    (_set(None, "settings", "fixed"), "settings.fixed: "),
+    (_set({"F": 1.0}, "settings", "fixed"), "settings.fixed: chinchilla-3 has no 'F'"),
+    (_set(-5, "settings", "seed"), "settings.seed: "),
+    (_set("x", "settings", "seed"), "settings.seed: "),
+    (_set(-3, "settings", "bootstrap"), "settings.bootstrap: "),
+    (_set("many", "settings", "starts"), "settings.starts: "),
+    (_set([], "residuals"), "residuals: "),
+    (lambda c: c["residuals"].pop(), "residuals: 239 for 240 points"),
+    (_set("reward", "target"), "target: is 'reward', of chinchilla-3 'loss'"),
+    (_set(5, "counted"), "counted: "),
+    (lambda c: c["points"].pop("columns"), "points.columns: Field required"),
+    (lambda c: c["points"].pop("dropped"), "points.dropped: Field required"),
+    (lambda c: c["points"]["columns"].pop("tokens"), "there is no 'tokens'"),
+    (lambda c: c["points"]["columns"]["params"].pop(), "has 239 numbers for 240 points"),
+    (_set(-1.0, "points", "columns", "params", 0), "points.columns.params: not all are more than 0"),
+    (_set({"flops": []}, "details", "budgets"), "details.budgets"),
+    (_set(True, "format"), "format: "),
+    (_set(["kaplan"], "law"), "is not known here"),
 ])  # fmt: skip
-def test_a_damaged_fit_file_is_one_line(content, tmp_path, spoil):
+def test_a_damaged_fit_file_is_one_line(content, tmp_path, spoil, said):
     spoilt = json.loads(json.dumps(content))
     spoil(spoilt)
     (tmp_path / "fit.json").write_text(json.dumps(spoilt))
-    with pytest.raises(BadInputError) as refused:
+    with pytest.raises(BadInputError, match=said) as refused:
         fit_file.read(tmp_path / "fit.json")
-    assert len(refused.value.problems) == 1
+    (line,) = refused.value.problems
+    assert "\n" not in line
 
 
 def test_a_fit_that_cannot_be_written_leaves_the_one_that_is_there(content, tmp_path, monkeypatch):
@@ -206,14 +287,20 @@ def test_a_fit_that_cannot_be_written_leaves_the_one_that_is_there(content, tmp_
         (["--law", "chinchila-3"], "did you mean 'chinchilla-3'?"),
         ([], "give --law NAME; known: power-flops"),
         (["--law", "chinchilla-3", "--col", "loss"], "expected NAME=VALUE"),
+        (["--law", "chinchilla-3", "--col", "loss=loss", "--col", "loss=params"], "--col loss: is given twice"),
+        (["--law", "chinchilla-3", "--col", "loss=params"], "column 'params' would be params and loss"),
+        (["--law", "chinchilla-3", "--fix", "E=1", "--fix", "E=2"], "--fix E: is given twice"),
         (["--law", "chinchilla-3", "--fix", "gamma=1"], "no such parameter"),
-        (["--law", "chinchilla-3", "--fix", "E=-1"], "must be more than 0"),
+        (["--law", "chinchilla-3", "--fix", "E=-1"], "must be 0 or more"),
+        (["--law", "kaplan", "--fix", "alpha_N=0"], "must be more than 0"),
         (["--law", "chinchilla-2", "--fix", "a=0.5"], "an estimator of its own"),
         (["--law", "chinchilla-2", "--delta", "1e-3"], "does not minimise a Huber loss"),
         (["--law", "chinchilla-3", "--delta", "0"], "must be more than 0"),
         (["--law", "chinchilla-3", "--drop-highest-loss", "40"], "there are 40 points"),
         (["--law", "rl-compute"], "needs a column 'reward'"),
         (["--law", "kaplan", "--fix", "alpha_N=x"], "not a number"),
+        (["--law", "kaplan", "--fix", "alpha_N=1_0"], "not a number"),
+        (["--law", "kaplan", "--bootstrap", "1000000000"], "--bootstrap 1000000000: must be 100000 or less"),
     ],
 )
 def test_what_cannot_be_fitted_is_one_line(tmp_path, monkeypatch, capsys, options, said):
@@ -226,6 +313,19 @@ def test_what_cannot_be_fitted_is_one_line(tmp_path, monkeypatch, capsys, option
         cli.app(["laws", "fit", path, *options], standalone_mode=False)
     assert len(caught.value.problems) == 1
     assert not (tmp_path / "fit.json").exists()
+
+
+@pytest.mark.parametrize(("out", "said"), [("a.csv", "is what the command reads"), ("pipe", "is not a regular file")])
+def test_a_place_for_the_fit_is_refused_before_any_work(tmp_path, monkeypatch, out, said):
+    from blobjax import cli
+
+    path = write_csv(tmp_path / "a.csv", with_noise("chinchilla-3", BESIROGLU, isoflops(), 0.01))
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "fit", lambda *_, **__: pytest.fail("it was fitted"))
+    with pytest.raises(BadInputError, match=said):
+        cli.app(["laws", "fit", path, "--law", "chinchilla-3", "--out", out], standalone_mode=False)
+    assert (tmp_path / "pipe").is_fifo()
 
 
 @pytest.mark.smoke
@@ -300,6 +400,30 @@ def test_a_coefficient_of_zero_is_a_result(tmp_path, name, x, zero):
     result, _ = command.predict(str(tmp_path / "fit.json"), at)
     assert result["loss"]["run_low"] < result["loss"]["low"] <= result["loss"]["value"] <= result["loss"]["high"]
     assert command.fit([str(tmp_path / "fit.json")], "")["parameters"] == content["parameters"]
+
+
+@pytest.mark.parametrize(("name", "fixed", "values"), [
+    ("power-flops", "E", [0, 60, 0.08]),
+    ("chinchilla-3", "E", [0, 30, 60, 0.1, 0.12]),
+    ("chinchilla-3", "A", [1.8, 0, 2000, None, 0.35]),
+    ("over-training", "a", [1.8, 0, 500, 0.18]),
+    ("precision-weights", "E", [0, 30, 60, 0.1, 0.12, 2.5]),
+    ("data-constrained", "E", [0, 50, 100, 0.12, 15, 5]),
+])  # fmt: skip
+def test_a_term_that_is_held_at_zero_drops_out(tmp_path, name, fixed, values):
+    x = repeated() if name == "data-constrained" else sizes_and_tokens(5, 5)
+    x |= {"overtraining": x["tokens"] / x["params"], "weight_bits": np.resize([3.0, 6.0, 12.0], len(x["params"]))}
+    x = with_noise(name, [1.0 if value is None else value for value in values], x, 1e-4)
+    options = {"fixed": [f"{fixed}=0"], "starts": 2, "bootstrap": 0 if name == "data-constrained" else 10}
+    content = command.fit([write_csv(tmp_path / "a.csv", x)], name, **options)
+    found = [entry["value"] for entry in content["parameters"].values()]
+    assert [value for value in found if value is not None] == pytest.approx(
+        [value for value in values if value is not None], rel=0.1
+    )
+    assert [value is None for value in found] == [value is None for value in values]
+    fit_file.write(content, tmp_path / "fit.json")
+    again = json.loads(json.dumps(fit_file.jsonable(command.fit([str(tmp_path / "fit.json")], ""))))
+    assert again == fit_file.read(tmp_path / "fit.json")
 
 
 def test_an_exponent_without_a_coefficient_has_no_value(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from blobjax.compute.flops import flops_per_token, param_count
 from blobjax.config import BadInputError, dump
 from blobjax.report import facts
 from blobjax.scaling.laws import LAWS
-from blobjax.scaling.points import choose, read
+from blobjax.scaling.points import choose
+from blobjax.scaling.tables import read
 from tests.scaling.synthetic import BESIROGLU, isoflops, sizes_and_tokens, with_noise, write_csv
 from tests.tiny import tiny
 
@@ -113,6 +115,16 @@ def test_a_size_of_zero_is_refused(tmp_path, x):
     assert "a.csv:5: params is 0" in refused(tmp_path / "a.csv")[0]
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [1e300, 1e-300])
+def test_a_size_that_overflows_is_refused(tmp_path, x, value):
+    x["params"][3] = x["tokens"][3] = value
+    del x["flops"]
+    write_csv(tmp_path / "a.csv", x)
+    lines = refused(tmp_path / "a.csv")
+    assert f"a.csv:5: params is {value:g}, and a law takes 1e-50 to 1e+50" in lines[0]
+
+
 def test_a_reward_may_be_zero_or_less(tmp_path):
     write_csv(tmp_path / "a.csv", {"flops": np.arange(1.0, 8), "reward": np.arange(-3.0, 4)})
     assert len(chosen(tmp_path / "a.csv", LAWS["rl-compute"]).columns["reward"]) == 7
@@ -140,10 +152,40 @@ def test_rows_that_stand_twice(tmp_path, x):
     assert np.array_equal(points.columns["loss"], x["loss"])
 
 
+def test_runs_that_begin_alike_share_points_of_their_curves(tmp_path, x):
+    doubled = {name: np.append(column, column[[1, 4]]) for name, column in x.items()}
+    write_csv(tmp_path / "a.csv", doubled)
+    points = chosen(tmp_path / "a.csv", LAWS["chinchilla-1"])
+    assert np.array_equal(points.columns["loss"], x["loss"])
+    assert points.dropped == {"duplicates": 2}
+    assert "2 points of training curves stand twice and count once" in points.notes[-1]
+
+
 def test_another_seed_is_no_duplicate(tmp_path, x):
     other = {**x, "loss": x["loss"] * 1.001}
     write_csv(tmp_path / "a.csv", {name: np.append(column, other[name]) for name, column in x.items()})
     assert len(chosen(tmp_path / "a.csv").columns["loss"]) == 32
+
+
+def test_all_that_is_wrong_in_a_row_is_told(tmp_path, x):
+    """What follows from a wrong cell is not told as well."""
+    del x["tokens"]
+    write_csv(tmp_path / "a.csv", x)
+    lines = (tmp_path / "a.csv").read_text().splitlines()
+    lines[3] = "7B,1_0,-2"
+    lines[5] = ",1e18,0"
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    told = [line.removeprefix(f"{tmp_path}/a.csv:").partition(";")[0] for line in refused(tmp_path / "a.csv")]
+    assert told == [
+        "4: params is '7B', not a number",
+        "4: flops is '1_0', not a number",
+        "4: loss is -2, and must be more than 0",
+        "6: params is missing or NaN",
+        "6: tokens is missing or NaN",
+        "and 1 more of the kind",
+    ]
+    # A row that is dropped is not asked about.
+    assert len(refused(tmp_path / "a.csv", drop_missing=True)) == 3
 
 
 def test_many_problems_are_told_shortly(tmp_path, x):
@@ -158,7 +200,10 @@ def test_many_problems_are_told_shortly(tmp_path, x):
     ("content", "said"),
     [
         ("params,tokens,los\n1,2,3\n", "needs a column 'loss'; did you mean 'los'?"),
+        ("Model Size,D,L\n1,2,3\n", "needs a column 'params'; known: Model Size, D, L. Give --col params=COLUMN"),
         ("params,tokens,loss\n1,two,3\n", "a.csv:2: tokens is 'two', not a number"),
+        ("params,tokens,loss\n1,1_000,3\n", "a.csv:2: tokens is '1_000', not a number"),
+        ("params,tokens,loss\n1,٣,3\n", "a.csv:2: tokens is '٣', not a number"),
         ("params,tokens,loss\n", "holds no points"),
         ("", "holds no points"),
         ("params,params,loss\n1,2,3\n", "column 'params' stands twice"),
@@ -223,12 +268,16 @@ def test_what_is_not_used_need_not_be_a_number(tmp_path):
 def test_other_files(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"params": 1}\nnot json\n')
     assert "a.jsonl:2: not JSON" in refused(tmp_path / "a.jsonl")[0]
+    (tmp_path / "a.jsonl").write_text('{"params": 1}\n{"params": 1, "loss": 2, "loss": 3}\n')
+    assert "a.jsonl:2: key 'loss' stands twice" in refused(tmp_path / "a.jsonl")[0]
     (tmp_path / "a.txt").write_text("")
     assert ".csv or .jsonl" in refused(tmp_path / "a.txt")[0]
     assert "cannot be read" in refused(tmp_path / "nowhere.csv")[0]
     (tmp_path / "b.csv").write_bytes(b"\xff\xfe\x00")
     assert "not UTF-8" in refused(tmp_path / "b.csv")[0]
     (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe.csv")
+    assert "is not a regular file" in refused(tmp_path / "pipe.csv")[0]
     assert "neither the directory of a run" in refused(tmp_path / "empty")[0]
 
 
@@ -260,6 +309,11 @@ def test_tokens_that_follow_from_params_tell_nothing():
     params = np.geomspace(1e7, 1e9, 12)
     x = {"params": params, "tokens": 20 * params, "flops": 120 * params**2}
     assert "cannot be told apart" in LAW.problems(with_noise("chinchilla-3", BESIROGLU, x, 0.01), {})[0]
+
+
+def test_a_loss_that_does_not_vary_is_no_law():
+    x = {**sizes_and_tokens(4, 4), "loss": np.full(16, 2.5)}
+    assert LAW.problems(x, {}) == ["loss is 2.5 at all points, so there is nothing to fit"]
 
 
 def test_as_many_points_as_parameters_are_too_few():

@@ -29,9 +29,9 @@ from blobjax.scaling.laws.law import (
 )
 
 PARAMETERS = (
-    Parameter("E", "loss that stays: entropy of the text, nats per token"),
-    Parameter("A", "what size costs, nats times params to the alpha"),
-    Parameter("B", "what data costs, nats times tokens to the beta"),
+    Parameter("E", "loss that stays: entropy of the text, nats per token", zero=True),
+    Parameter("A", "what size costs, nats times params to the alpha", zero=True),
+    Parameter("B", "what data costs, nats times tokens to the beta", zero=True),
     Parameter("alpha", "exponent of size", positive=False),
     Parameter("beta", "exponent of data", positive=False),
 )
@@ -74,6 +74,7 @@ CHINCHILLA_3 = Law(
     distinct={"params": 3, "tokens": 3, "flops": 3},
     check=apart,
     derived=_derived,
+    exponents={"A": "alpha", "B": "beta"},
     optimum=best_split,
 )
 

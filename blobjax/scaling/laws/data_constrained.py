@@ -66,7 +66,7 @@ DATA_CONSTRAINED = Law(
     formula="L = E + A N'^-alpha + B D'^-alpha, D' = U_D + U_D R_D (1 - exp(-(D/U_D - 1)/R_D)), N' alike with R_N",
     source="Muennighoff et al. 2023, equations 5 to 7",
     parameters=(
-        Parameter("E", "loss that stays, nats per token"),
+        Parameter("E", "loss that stays, nats per token", zero=True),
         Parameter("A", "what size costs, nats times params to the alpha"),
         Parameter("B", "what data costs, nats times tokens to the alpha"),
         Parameter("alpha", "exponent of both"),

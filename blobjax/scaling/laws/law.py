@@ -19,6 +19,12 @@ Values = dict[str, float]
 """Name of a parameter to its value, in its own unit (never a logarithm)."""
 
 
+RANGE = (1e-50, 1e50)
+"""Between these lie the values a law is of: far beyond any, and near enough that no power or product overflows."""
+
+MOST_RESAMPLES = 100_000
+"""More would only take time and fill the fit file."""
+
 # A best split is looked for where params are at most e to this times above or below the square root of flops / 6.
 _SPLIT = 12
 
@@ -31,11 +37,13 @@ class Parameter:
       name: as the paper calls it.
       meaning: what it is, with its unit.
       positive: only positive values make sense; it is fitted as its logarithm.
+      zero: it may be held at zero, as its term then drops out: a floor or a coefficient.
     """
 
     name: str
     meaning: str
     positive: bool = True
+    zero: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,6 +184,8 @@ class Law:
         count, free = len(x[self.target]), len(self.parameters) - len(fixed)
         if count <= free:
             return [f"{count} points for {free} free parameters; it takes at least {free + 1}"]
+        if np.ptp(x[self.target]) <= 1e-12 * np.abs(x[self.target]).max():
+            return [f"{self.target} is {x[self.target][0]:g} at all points, so there is nothing to fit"]
         wanted = {name: most for name, most in self.distinct.items() if name in x}
         found = {name: len(budgets(x[name], 0.01)) for name in wanted}
         too_few = [

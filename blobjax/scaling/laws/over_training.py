@@ -43,9 +43,9 @@ OVER_TRAINING = Law(
     formula="L(C, M) = E + (a M^eta + b M^-eta) C^-eta, M = D / N",
     source="Gadre et al. 2024, equation 4",
     parameters=(
-        Parameter("E", "loss that stays, nats per token"),
-        Parameter("a", "what size costs, nats times flops per multiplier to the eta"),
-        Parameter("b", "what data costs, nats times flops times multiplier to the eta"),
+        Parameter("E", "loss that stays, nats per token", zero=True),
+        Parameter("a", "what size costs, nats times flops per multiplier to the eta", zero=True),
+        Parameter("b", "what data costs, nats times flops times multiplier to the eta", zero=True),
         Parameter("eta", "exponent of compute, half that of size and data"),
     ),
     curve=_curve,

@@ -30,7 +30,7 @@ def _law(name: str, letter: str) -> Law:
         formula=f"L({letter}) = E + A {letter}^-alpha",
         source=SOURCE,
         parameters=(
-            Parameter("E", "loss that stays, nats per token"),
+            Parameter("E", "loss that stays, nats per token", zero=True),
             Parameter("A", f"nats times {name} to the alpha"),
             Parameter("alpha", "exponent", positive=False),
         ),

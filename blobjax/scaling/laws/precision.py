@@ -60,7 +60,7 @@ def _law(name: str, formula: str, equation: str, gammas: dict[str, Parameter]) -
         formula=f"L = E + A N_eff^-alpha + B D^-beta, N_eff = N {formula}",
         source=f"Kumar et al. 2024, section 4, equation {equation}",
         parameters=(
-            Parameter("E", "loss that stays, nats per token"),
+            Parameter("E", "loss that stays, nats per token", zero=True),
             Parameter("A", "what size costs, nats times params to the alpha"),
             Parameter("B", "what data costs, nats times tokens to the beta"),
             Parameter("alpha", "exponent of size", positive=False),

@@ -1,12 +1,10 @@
 """`blobjax plan`: from a config and the name of a machine to what a run on it would be like."""
 
 import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from blobjax.config import BadInputError, load
-from blobjax.reliability.run_directory import write_atomically
+from blobjax.reliability import output
 from blobjax.scaling.plan.compile import TooLargeError, compile_step
 from blobjax.scaling.plan.estimate import Assumptions, make_plan
 from blobjax.scaling.plan.hardware import find_machine
@@ -51,7 +49,7 @@ def search(
     slices: int,
     assumed: Assumptions,
     compiles: int,
-    out: str = "",
+    out: str | None = None,
     as_json: bool = False,
     size: str | None = None,
 ) -> tuple[str, str]:
@@ -59,7 +57,7 @@ def search(
 
     Args:
       compiles: layouts that fit to compile, at most.
-      out: a file to write the YAML to; empty: none.
+      out: a file to write the YAML to; None: none.
       size: such as `5M`, as of `train`.
 
     Raises:
@@ -68,21 +66,10 @@ def search(
     from blobjax.scaling.plan.search import find_layout
 
     assumed.check()
-    if out:
-        _check_writable(Path(out))
+    path = None if out is None else output.check(out, ".yaml", [name])
     config = load(name, overrides, size)
     found = find_layout(config, find_machine(on, slices), assumed, compiles)
     text = found.as_yaml()
-    if out:
-        write_atomically(Path(out), text)
+    if path is not None:
+        output.write(path, text)
     return json.dumps(found.as_json(), indent=2) + "\n" if as_json else text, found.report
-
-
-def _check_writable(path: Path) -> None:
-    folder = path.parent
-    if not folder.is_dir():
-        raise BadInputError(f"--out {path}: there is no directory {folder}; make it first")
-    if path.is_dir():
-        raise BadInputError(f"--out {path} is a directory; give a file in it")
-    if not os.access(folder, os.W_OK):
-        raise BadInputError(f"--out {path}: {folder} cannot be written to")

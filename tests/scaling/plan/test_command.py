@@ -8,6 +8,8 @@ from importlib.util import find_spec
 
 import pytest
 
+from blobjax import cli
+from blobjax.config import BadInputError
 from tests.tiny import TINY
 
 
@@ -35,6 +37,19 @@ def test_a_plan_for_cpus_as_json():
 
 
 @pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("/no/such/f.yaml", "there is no directory /no/such"),
+        ("/tmp", "--out /tmp: is a directory"),
+        ("", "an empty name"),
+    ],
+)
+def test_a_place_for_the_layout_is_refused_before_any_work(out, said):
+    with pytest.raises(BadInputError, match=said):
+        cli.app(["plan", "no such config", "--on", "v5e:4x4", "--search", "--out", out], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["laptop", "--on", "v9:4x4"], "unknown chip 'v9'"),
@@ -45,8 +60,6 @@ def test_a_plan_for_cpus_as_json():
         ),
         (["laptop", "--on", "cpu:3"], "duration.global_batch_size 8 does not divide over 3 devices"),
         (["laptop", "--on", "cpu:8", "--search"], "--search weighs layouts by the chip's peaks"),
-        (["laptop", "--on", "cpu:8", "--search", "--out", "/no/such/f.yaml"], "there is no directory /no/such"),
-        (["laptop", "--on", "cpu:8", "--search", "--out", "/tmp"], "--out /tmp is a directory"),
         (["laptop", "--on", "cpu:8", "--out", "f.yaml"], "--out is for --search"),
         (["laptop", "--on", "cpu:8", "--compiles", "3"], "--compiles is for --search"),
         pytest.param(

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -31,6 +32,8 @@ def check(given: str, suffix: str, inputs: Iterable[str | Path] = ()) -> Path:
         raise BadInputError("--out: an empty name; give a file, or leave --out away")
     try:
         path = Path(given).expanduser()
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.lstat()  # newer Pythons only say that there is nothing of a name that cannot be
         refused = _refused(path.resolve(), suffix, [Path(each).expanduser() for each in inputs])
         # A link stays, and what it leads to is written.
         path = path.resolve() if path.is_symlink() else path

@@ -274,7 +274,7 @@ def check(plan: Plan) -> None:
             raise BadInputError(f"{what}; remove {directory.path} to do it again") from None
         lines = config_diff(previous, cell.config) if previous is not None else []
         # Stricter than a run is with itself: what is measured must be the same in all cells.
-        if changed := [line for line in lines if not line.startswith(("compute.", "logging."))]:
+        if changed := [line for line in lines if not line.startswith(("compute.", "logging.", "name:"))]:
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise BadInputError(
                 f"cell {cell.name} in {plan.directory} was run with another config ({'; '.join(changed[:3])}{more}); "

@@ -152,6 +152,17 @@ def test_what_is_compared_had_as_many_tokens():
     assert data_breadth.analyse([]).reproduced is None
 
 
+def test_an_interval_that_is_wider_than_anything_measured_hides_nothing():
+    lengths = (1e5, 2e5, 4e5, 8e5)
+    cells = [trained_on(name, tokens) for name in ("shakespeare", "bible", "broad") for tokens in lengths]
+    for cell, loss in zip(cells[4:8], (3.452, 3.355, 3.343, 3.384), strict=True):
+        cell.metrics[-1]["eval/jargon/cross_entropy"] = loss
+    finding = data_breadth.analyse(cells)
+    (axes,) = finding.pictures[0].figure.axes
+    assert finding.laws["bible-in-jargon"]["parameters"]["A"]["high"] > 1e6
+    assert axes.get_ylim()[1] < 4
+
+
 # Training length.
 def length(name: str, steps: int, loss: float, began: int | None = None, **optimizer):
     duration = {"start_from": "trunk@80%"} if began else {}

@@ -18,16 +18,21 @@ def curve(
 ) -> None:
     """Draws a law as a thin line in the colour of the n-th, with the interval from its resamples as a band.
 
+    What was drawn before stays in view as it was: an interval may be wider than anything measured.
+
     Args:
       content: of a fit file.
       x: the law's columns.
       xs: where on the plot these are.
     """
     law, draws = LAWS[content["law"]], fit_file.draws(content)
+    view = axes.get_ylim() if axes.lines else None
     if len(draws):
         curves = np.stack([law.predict(draw, x) for draw in draws])
         plots.band(axes, xs, *certainty.band(curves, content["bootstrap"]["share"]), n)
     axes.plot(xs, law.predict(fit_file.values(content), x), color=plots.colour(n), linewidth=1, label=label or None)
+    if view is not None:
+        axes.set_ylim(view)
 
 
 def error_bars(axes: "Axes", content: dict[str, Any] | None, line: plots.Line, n: int) -> None:

@@ -160,7 +160,7 @@ def leave_future_out(law: Law, x: Columns, settings: Settings, found: Estimate) 
     Returns:
       a row for each pair of a past and a group beyond it: `up_to` and `at` (of the column `law.future`), `points`
       fitted and `unseen` ones predicted, their mean `measured` and `predicted` target and the mean `error` and
-      `absolute_error`, relative where the law is of a logarithm, else in the target's unit; of laws of the best at a
+      `absolute_error`, relative, or of a signed target in its own unit; of laws of the best at a
       budget also `params_measured` and `params_predicted`. And why there is no such table, where there is none.
     """
     along = law.future
@@ -204,8 +204,7 @@ def _between(values: np.ndarray, last: float, edge: float) -> np.ndarray:
 
 def _row(law: Law, estimate: Estimate, unseen: Columns, along: str, up_to: float, count: int) -> dict[str, Any]:
     measured, predicted = unseen[law.target], law.predict(estimate.values, unseen)
-    # A reward may be zero or less: to be off by a share of it means nothing.
-    error = predicted / measured - 1 if law.log else predicted - measured
+    error = predicted - measured if law.signed else predicted / measured - 1
     row = {
         "up_to": up_to,
         "points": count,

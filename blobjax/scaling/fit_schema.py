@@ -144,7 +144,7 @@ def _disagreements(law: Law, file: FitFile) -> Iterator[str]:
     for name, column in columns.items():
         if len(column) != file.points.count:
             yield f"points.columns.{name}: has {len(column)} numbers for {file.points.count} points"
-        if min(column) <= 0 and (name != law.target or law.log):
+        if min(column) <= 0 and not (name == law.target and law.signed):
             yield f"points.columns.{name}: not all are more than 0"
     yield from _draws(law, file)
     yield from _residuals(law, file)

@@ -246,7 +246,7 @@ def _unsound(law: Law, name: str, value: float) -> str:
         return "missing or NaN; remove the row, or give --drop-missing" if name not in law.may_use else ""
     if math.isinf(value):
         return "infinite; remove the row, or leave the cell empty"
-    if value <= 0 and (name != law.target or law.log):
+    if value <= 0 and not (name == law.target and law.signed):
         return f"{value:g}, and must be more than 0; correct or remove the row"
     if value and not RANGE[0] <= abs(value) <= RANGE[1]:
         return f"{value:g}, and a law takes {RANGE[0]:g} to {RANGE[1]:g}; correct or remove the row"

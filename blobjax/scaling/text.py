@@ -136,9 +136,9 @@ def _future(content: dict[str, Any]) -> list[str]:
         line = [number(row["up_to"]), str(row["points"]), number(row["at"]), str(row["unseen"])]
         line += [number(row["measured"]), number(row["predicted"])]
         line += (
-            [f"{row['error']:+.2%}", f"{row['absolute_error']:.2%}"]
-            if LAWS[content["law"]].log
-            else [f"{row['error']:+.3g}", f"{row['absolute_error']:.3g}"]
+            [f"{row['error']:+.3g}", f"{row['absolute_error']:.3g}"]
+            if LAWS[content["law"]].signed
+            else [f"{row['error']:+.2%}", f"{row['absolute_error']:.2%}"]
         )
         line += [number(row["params_measured"]), number(row["params_predicted"])] if params else []
         lines.append(line)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.optimize import curve_fit
 
 from blobjax.scaling import fitting
 from blobjax.scaling.laws import LAWS, Settings
@@ -167,6 +168,16 @@ def test_where_size_or_data_is_worth_nothing_there_is_no_best_split(change):
     values = np.array([change.get(name, value) for name, value in zip(law.names, BESIROGLU, strict=True)])
     assert np.all(np.isnan(law.optimum(law, values, 1e20, {})))
     assert np.all(np.isnan([*law.derived(*values).values()]))
+
+
+def test_over_training_is_fitted_as_its_paper_does_by_least_squares_of_the_loss():
+    values, x, *_ = KNOWN["over-training"]
+    sample = with_noise("over-training", values, x, 0.02, 0)
+    found = fitting.fit(LAWS["over-training"], sample, Settings(delta=np.inf))
+    given = np.stack([sample["flops"], sample["overtraining"]])
+    theirs, _ = curve_fit(lambda x, E, a, b, eta: E + (a * x[1] ** eta + b * x[1] ** -eta) * x[0] ** -eta,
+                          given, sample["loss"], p0=values, maxfev=20000)  # fmt: skip
+    assert found.values == pytest.approx(theirs, rel=1e-4)
 
 
 def test_a_multiplier_without_end_is_none():

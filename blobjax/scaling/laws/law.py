@@ -102,6 +102,7 @@ class Law:
       may_use: columns that are used where they exist.
       target: the column that is predicted.
       log: the curve gives the target's logarithm, and residuals are of logarithms.
+      signed: the target may be zero or less, as a reward is, and an error is none of its shares.
       delta: where the Huber loss turns linear by default.
       starts: points to try, parameters as the curve takes them; None where `estimate` needs none.
       estimate: an estimator of its own; None: the curve is fitted by minimising the Huber loss.
@@ -129,6 +130,7 @@ class Law:
     may_use: tuple[str, ...] = ()
     target: str = "loss"
     log: bool = True
+    signed: bool = False
     delta: float = 1e-3
     starts: Callable[[Columns], np.ndarray] | None = None
     estimate: Callable[[Columns, Settings], Estimate] | None = None

@@ -10,11 +10,15 @@ import numpy as np
 
 from blobjax.scaling.laws.law import Columns, Law, Parameter, Values, log, log_non_negative, log_sum_exp
 
+_ABSURD = 50.0
+
 
 def _curve(x: Columns, log_E: np.ndarray, log_a: np.ndarray, log_b: np.ndarray, log_eta: np.ndarray) -> np.ndarray:
     eta = np.exp(log_eta)
     log_C, log_M = log(x, "flops"), log(x, "overtraining")
-    return log_sum_exp(log_E, log_a + eta * (log_M - log_C), log_b - eta * (log_M + log_C))
+    logarithm = log_sum_exp(log_E, log_a + eta * (log_M - log_C), log_b - eta * (log_M + log_C))
+    # Far beyond any loss a descent only has to turn back, and not to overflow.
+    return np.exp(np.where(logarithm.real > _ABSURD, _ABSURD, logarithm))
 
 
 def _starts(x: Columns) -> np.ndarray:
@@ -52,8 +56,8 @@ OVER_TRAINING = Law(
     starts=_starts,
     needs=("flops", "overtraining"),
     distinct={"flops": 3, "overtraining": 2},
-    # Least squares as in the paper, but of log loss, where its released code (scaling/laws.py of mlfoundations/scaling)
-    # gives the loss itself to scipy's curve_fit: high losses weigh less here, and values may differ by that.
+    # Least squares of the loss itself, as in the paper's released code (scaling/laws.py of mlfoundations/scaling).
+    log=False,
     delta=np.inf,
     derived=_best,
     optimum=_optimum,

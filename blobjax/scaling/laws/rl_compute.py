@@ -42,6 +42,7 @@ RL_COMPUTE = Law(
     distinct={"flops": 4},
     target="reward",
     log=False,
+    signed=True,
     delta=np.inf,
     beside=("rl-log-linear",),
 )
@@ -69,6 +70,7 @@ LOG_LINEAR = Law(
     distinct={"flops": 3},
     target="reward",
     log=False,
+    signed=True,
     delta=np.inf,
     beside=("rl-compute",),
 )

@@ -191,10 +191,11 @@ def conclude(plan: Plan, console: Console, confirm: Run | None = None) -> int:
     for words in summary["found"]:
         console.print(words, highlight=False, markup=False, soft_wrap=True)
     console.print(f"page: {folder / 'index.html'}", highlight=False, soft_wrap=True)
-    if confirm is not None and tested is None:
-        return FAILED
-    if confirm is not None and tested is not None and tested.result.status not in DONE:
-        return FAILED if tested.result.status == "failed" else RESUMABLE
+    if confirm is not None:
+        if tested is None:
+            return FAILED
+        if tested.result.status not in DONE:
+            return FAILED if tested.result.status == "failed" else RESUMABLE
     return FAILED if any(result.status == "failed" for result in results) else FINISHED
 
 

@@ -53,8 +53,7 @@ def run(plan: Plan, cells: list[Cell], progress: Progress) -> None:
         else:
             progress.begin(cell)
             answer = worker.run(Path(cell.config.logging.run_dir), configured=True)
-            if answer["code"] == 2:
-                raise BadInputError(*(f"cell {cell.name}: {line}" for line in answer["problems"]))
+            runner.refuse(cell, answer)
             if "error" in answer:
                 runner.note_failure(cell, answer["error"])
             if answer["told"] in ("SIGINT", "SIGTERM"):

@@ -155,8 +155,7 @@ class Crew:
             answer = worker.run(cell)
             if answer.get("died"):
                 del self._workers[number]
-            if answer["code"] == 2:
-                raise BadInputError(*(f"cell {cell.name}: {line}" for line in answer["problems"]))
+            refuse(cell, answer)
             if "error" in answer and not self._stopping.is_set():
                 note_failure(cell, answer["error"])
             elif answer.get("died"):
@@ -228,6 +227,16 @@ def prepare(cell: Cell) -> None:
     directory = RunDirectory(cell.config.logging.run_dir)
     directory.path.mkdir(parents=True, exist_ok=True)
     write_atomically(directory.config, dump(cell.config))
+
+
+def refuse(cell: Cell, answer: dict[str, Any]) -> None:
+    """Ends the study where a run would not take its config, devices or data: no other cell would be of use.
+
+    Raises:
+      BadInputError: with what the run said.
+    """
+    if answer["code"] == 2:
+        raise BadInputError(*(f"cell {cell.name}: {line}" for line in answer["problems"]))
 
 
 def note_failure(cell: Cell, error: str) -> None:

@@ -168,8 +168,7 @@ class Jobs:
 
     def _ended(self, cell: Cell, job: Any, before: int) -> None:
         answer = _answer(job)
-        if answer["code"] == 2:
-            raise BadInputError(*(f"cell {cell.name}: {line}" for line in answer["problems"]))
+        runner.refuse(cell, answer)
         if "error" in answer:
             runner.note_failure(cell, answer["error"])
         result = read(cell)

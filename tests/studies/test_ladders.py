@@ -243,6 +243,13 @@ def test_the_critical_batch_comes_from_steps_and_from_noise(batches):
     assert drawn(finding)
 
 
+def test_without_resamples_the_worth_of_a_batch_has_no_interval(batches, monkeypatch):
+    monkeypatch.setattr(fits, "RESAMPLES", 0)
+    worth = batch_size.analyse(batches).worth["batch 16 against 4"]
+    assert worth.multiplier < 1
+    assert (worth.low, worth.high) == (None, None)
+
+
 def test_a_best_rate_at_the_edge_of_those_tried_says_nothing_of_how_it_grows(batches):
     finding = batch_size.analyse([cell for cell in batches if cell.label("learning_rate") != "0.0005"])
     assert finding.reproduced == "partly"

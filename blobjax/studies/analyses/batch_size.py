@@ -194,12 +194,12 @@ def _worth(law: dict, run: Result, loss: float, best: dict[int, tuple[float, flo
     # Of the law and not as measured: one run's steps are between two evaluations.
     S_min, B_crit = np.concatenate([[fit_file.values(law)], fit_file.draws(law)]).T
     baseline, *resampled = S_min * (smallest + B_crit) * per_sequence
-    low, high = certainty.interval(np.array(resampled), law["bootstrap"]["share"])
+    low, high = certainty.spanned(np.array(resampled), law["bootstrap"]["share"])
     found = {}
     for batch, (steps, _) in best.items():
         flops = steps * batch * per_sequence
         name = f"batch {batch} against {smallest}"
-        found[name] = Worth(flops, loss, baseline, baseline / flops, low / flops, high / flops)
+        found[name] = Worth(flops, loss, baseline, baseline / flops, low and low / flops, high and high / flops)
     return found
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from blobjax.config import BadInputError
-from blobjax.reliability.mixture import shares
+from blobjax.reliability.mixture import held_out_loss, shares
 from blobjax.scaling import fit_file, runs
 from blobjax.scaling.laws import LAWS, Settings
 from blobjax.scaling.multiplier import Worth, worth
@@ -109,10 +109,10 @@ def held_against(baseline: dict[str, Any] | None, flops: float, loss: float) -> 
 
 def evaluations(result: Result) -> tuple[list[int], list[float]]:
     """Steps, and the held-out loss at each: the mean over the domains by their weights in the mixture."""
-    of = shares(result.cell.config)
-    series = {name: result.series(f"eval/{name}/cross_entropy") for name in of}
-    steps = next(iter(series.values()))[0]
-    return steps, [sum(share * series[name][1][i] for name, share in of.items()) for i in range(len(steps))]
+    config = result.cell.config
+    names = {f"eval/{name}/cross_entropy" for name in shares(config)}
+    lines = [line for line in result.metrics if names <= line.keys()]
+    return [line["step"] for line in lines], [held_out_loss(config, line) for line in lines]
 
 
 def with_interval(entry: dict[str, Any], form: str = ".2f") -> str:

@@ -6,11 +6,15 @@ from pathlib import Path
 
 import jax
 
+from blobjax.compute import runtime
+
 if "JAX_PLATFORMS" not in os.environ:  # JAX_PLATFORMS=cuda,cpu runs the tests marked gpu on a machine that has one
     jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 # Tests compile far more than they compute. Children inherit it; what the caller set comes last and wins.
 os.environ["XLA_FLAGS"] = " ".join(["--xla_backend_optimization_level=0", os.environ.get("XLA_FLAGS", "")]).strip()
+
+runtime.set_needed_flags()
 
 _CACHE = {
     "jax_compilation_cache_dir": str(Path(__file__).parent.parent / ".jax_cache"),

@@ -22,6 +22,8 @@ def doctor(
         from blobjax.config import load
 
         runtime.configure(load(config).compute)
+    else:
+        runtime.set_needed_flags()
     results = checks.report(directory)
     for check in results:
         typer.echo(f"{'ok    ' if check.ok else 'FAILED'}  {check.name:<12} {check.detail}")

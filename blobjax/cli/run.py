@@ -88,7 +88,9 @@ def sample(
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Decides the draw.")] = 0,
 ) -> None:
     """Continue a prompt with a run's newest checkpoint."""
+    from blobjax.compute import runtime
     from blobjax.training.inference import sample_run
 
+    runtime.set_needed_flags()
     text = sample_run(run, prompt, tokens, seed=seed, temperature=temperature, top_p=top_p)
     typer.echo(prompt + text)

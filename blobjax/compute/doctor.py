@@ -43,6 +43,7 @@ def report(directory: str | Path) -> list[Check]:
         "devices": _devices,
         "host memory": _host_memory,
         "device memory": _device_memory,
+        "arithmetic": _arithmetic,
         "collective": _collective,
         "write": lambda: _write(Path(directory)),
         "disk": lambda: _disk(Path(directory)),
@@ -88,6 +89,16 @@ def _device_memory() -> tuple[bool, str]:
         return True, "shared with the host"
     used, limit = max(used for used, _ in known), min(limit for _, limit in known)
     return True, f"{limit / 1e9:.1f} GB each, at most {used / 1e9:.1f} GB in use"
+
+
+def _arithmetic() -> tuple[bool, str]:
+    """A sum that jaxlib 0.10.2 gets wrong on a CPU (`xla_flags.needed`): the last of the rows (i, 0, 0), squared."""
+    rows = np.zeros((32_769, 3), np.float32)
+    rows[:, 0] = np.arange(len(rows))
+    squares = jax.jit(jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2)))(rows)
+    found, expected = float(squares[-1]), float(rows[-1, 0]) ** 2
+    # Powers of two, so exact in whatever a device multiplies.
+    return found == expected, f"a float32 sum of squares is {found:,.0f}, expected {expected:,.0f}"
 
 
 def _collective() -> tuple[bool, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 
 from blobjax.compute.cluster import find_place
-from blobjax.compute.xla_flags import BUNDLES
+from blobjax.compute.xla_flags import BUNDLES, needed
 from blobjax.config.closest import suggest
 from blobjax.config.errors import BadInputError
 from blobjax.config.schema import Compute
@@ -43,16 +43,28 @@ def configure(compute: Compute) -> None:
         # Setting it once jax runs is an error, even to what it is.
         if getattr(jax.config, "jax_num_cpu_devices", None) != compute.virtual_cpu_devices:
             jax.config.update("jax_num_cpu_devices", compute.virtual_cpu_devices)
-    flags = _bundle_flags(compute.xla_flags)
-    # XLA takes the last of two equal flags, so the user's stand behind ours.
-    if flags:
-        os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")]).strip()
+    _add_flags(_bundle_flags(compute.xla_flags))
+    set_needed_flags()
     if platform() == "gpu" and not any(os.environ.get(name) for name in _GPU_MEMORY_VARIABLES):
         os.environ[_GPU_MEMORY_VARIABLES[0]] = str(GPU_MEMORY_FRACTION)
     if compute.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", str(Path(compute.compilation_cache).expanduser()))
         # jax keeps only programs that took a second to compile; a start is made of many shorter ones.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def set_needed_flags() -> None:
+    """Sets the XLA flags that this jaxlib needs on a CPU. Call it before the first array of a process."""
+    if platform() == "cpu":
+        _add_flags(list(needed()))
+
+
+def _add_flags(flags: list[str]) -> None:
+    """Puts flags before those that XLA_FLAGS has: XLA takes the last of two equal flags, so the user's win."""
+    present = os.environ.get("XLA_FLAGS", "")
+    new = [flag for flag in flags if flag not in present.split()]
+    if new:
+        os.environ["XLA_FLAGS"] = " ".join([*new, present]).strip()
 
 
 def _bundle_flags(wanted: str | tuple[str, ...]) -> list[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from blobjax.config import Duration
 from blobjax.data import Stream
@@ -109,7 +110,7 @@ class StopHook:
         reasons = ["SIGTERM", "SIGINT", LIMIT]  # where several stand, the first is named
         mine = reasons.index(self._stopping.reason) if self._stopping.reason else len(reasons)
         everywhere = everyone([mine]).ravel()
-        process = int(everywhere.argmin())
+        process = int(np.argmin(everywhere))
         # jax takes the signal from its own initialisation on, a moment before us.
         reason = [*reasons, "SIGTERM"][everywhere[process]]
         self.reason = reason

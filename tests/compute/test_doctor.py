@@ -9,13 +9,15 @@ def checks(tmp_path_factory):
 
 
 def test_a_healthy_machine_passes_everything(checks):
-    assert list(checks) == ["versions", "devices", "host memory", "device memory", "collective", "write", "disk"]
+    looked_at = ["versions", "devices", "host memory", "device memory", "arithmetic", "collective", "write", "disk"]
+    assert list(checks) == looked_at
     assert all(check.ok for check in checks.values()), checks
 
 
 def test_what_it_says(checks):
     assert "jax " in checks["versions"].detail
     assert checks["devices"].detail.startswith("8 x cpu")
+    assert checks["arithmetic"].detail == "a float32 sum of squares is 1,073,741,824, expected 1,073,741,824"
     assert "sum over 8 devices is 36, expected 36" in checks["collective"].detail
     assert "1 MB written, synced and read back" in checks["write"].detail
 

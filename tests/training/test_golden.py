@@ -5,10 +5,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from tools.refresh_golden import GOLDEN, first_losses
 
 
+@pytest.mark.smoke
 def test_the_first_losses_of_the_laptop_config_are_the_recorded_ones():
     recorded = json.loads((Path(GOLDEN) / "losses" / "laptop.json").read_text())
     losses = first_losses("laptop", len(recorded["loss"]))

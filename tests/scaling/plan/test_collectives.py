@@ -91,7 +91,8 @@ def test_bytes_of_each_kind(mesh, kind, collective, payload, sent):
 
 # Of the tiny config, float32: two layers of 4 x 32 x 32 weights in attention and 3 x 32 x 64 in the MLP; a table of
 # 256 x 32, looked up and multiplied by; a batch of 16 sequences of 32 tokens.
-LAYERS, TABLE = 4 * 2 * (4 * 32 * 32 + 3 * 32 * 64), 4 * 256 * 32
+ATTENTION, MLP, TABLE = 4 * 2 * 4 * 32 * 32, 4 * 2 * 3 * 32 * 64, 4 * 256 * 32
+LAYERS = ATTENTION + MLP
 UNROLLED = ("compute.scan_layers=false", "compute.remat=none")
 LOOPED = ("compute.scan_layers=true", "compute.remat=full")
 
@@ -108,10 +109,13 @@ def test_data_parallelism_sums_every_gradient_once(how):
     assert found == LAYERS + 2 * TABLE + 4 * (5 * 32 + 4 * 8 + 4)
 
 
-@pytest.mark.parametrize(("how", "tables"), [(UNROLLED, 1), (LOOPED, 2)], ids=["unrolled", "looped"])
-def test_fsdp_gathers_every_layer_forward_and_backward(how, tables):
-    found = bytes_of_step("all-gather", ("fsdp",), "compute.mesh={fsdp: 8}", *how)
-    assert found == 2 * LAYERS + tables * TABLE
+@pytest.mark.parametrize("how", [UNROLLED, LOOPED], ids=["unrolled", "looped"])
+def test_fsdp_gathers_every_layer_forward_and_backward(how):
+    """The table twice as well, for the look-up and for the product; of another size than the attention's matrices."""
+    found = bytes_of_step("all-gather", ("fsdp",), "compute.mesh={fsdp: 8}", "model.vocab_size=512", *how)
+    # jaxlib 0.10 gathers the attention's matrices once where layers are unrolled, and keeps them for the backward pass.
+    kept = ATTENTION if how == UNROLLED and jax.__version_info__ < (0, 11) else 0
+    assert found == 2 * LAYERS - kept + 2 * (2 * TABLE)
 
 
 @pytest.mark.parametrize(("how", "sums"), [(UNROLLED, 16), (LOOPED, 18)], ids=["unrolled", "looped"])

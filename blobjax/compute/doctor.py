@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from blobjax.compute import accelerators
+from blobjax.compute.memory import container_limit
 
 _PACKAGES = ("blobjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 # The laptop job's checkpoints and token shards fit into a tenth of this; less free space than this is an
@@ -75,10 +76,8 @@ def _devices() -> tuple[bool, str]:
 def _host_memory() -> tuple[bool, str]:
     page = os.sysconf("SC_PAGE_SIZE")
     total, free = os.sysconf("SC_PHYS_PAGES") * page, os.sysconf("SC_AVPHYS_PAGES") * page
-    # A container's limit is not visible in the machine's own numbers.
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.exists() else "max"
-    bound = "" if text == "max" else f", limited to {int(text) / 1e9:.1f} GB by the container"
+    limit = container_limit()
+    bound = "" if limit is None else f", limited to {limit / 1e9:.1f} GB by the container"
     return True, f"{free / 1e9:.1f} GB free of {total / 1e9:.1f} GB{bound}; {os.cpu_count()} CPU cores"
 
 

@@ -56,6 +56,8 @@ def verdict(error: BaseException) -> tuple[int, str]:
         return 130, "blobjax: interrupted"
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return 2, f"blobjax: {str(error.filename)[:60]}… is longer than a file's name can be"
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return 1, f"blobjax: out of memory: {(str(error).splitlines() or ['in Python'])[0][:200]}"
     return 1, "".join(traceback.format_exception(error)) + _whose()
 
 

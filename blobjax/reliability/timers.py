@@ -53,6 +53,21 @@ def check_agreement(**facts: str) -> None:
             )
 
 
+def refuse_together(problem: str) -> None:
+    """Returns if no process has a problem; a collective.
+
+    Args:
+      problem: this process's, in one line; empty if it has none.
+
+    Raises:
+      BadInputError: on every process; those without a problem name the first that has one.
+    """
+    found = everyone([bool(problem)])[:, 0]
+    if found.any():
+        elsewhere = f"process {int(np.argmax(found))} cannot go on; its own line says why"
+        raise BadInputError(problem or elsewhere)
+
+
 class Every:
     """Due at multiples of a number of steps, or when a time has passed since it was last due or begun anew.
 

@@ -13,9 +13,10 @@ from blobjax.config import BadInputError, Config
 from blobjax.config.diff import changed_maths
 from blobjax.data import Stream, Tokenizer
 from blobjax.reliability.run_directory import RunDirectory, read_jsonl
-from blobjax.reliability.timers import check_agreement
+from blobjax.reliability.timers import check_agreement, refuse_together
 from blobjax.training import branching, checkpoint_files
 from blobjax.training.branching import Trunk
+from blobjax.training.memory import state_problem
 from blobjax.training.program import Program, make_program
 from blobjax.training.recovery import Passage, read_passages, windows
 
@@ -103,6 +104,7 @@ def preflight(config: Config, allow_config_change: bool) -> Setting:
         trunk=str(trunk.step if trunk else 0),
         **{"data passed over": json.dumps(passages), "steps checked for corruption": str(checked)},
     )
+    refuse_together(state_problem(program))
     writes = jax.process_index() == 0
     return Setting(
         began, program, stream, prepared.fingerprint, directory, resuming, saved, trunk, passages, checked, writes

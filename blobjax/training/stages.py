@@ -3,18 +3,12 @@
 import time
 from typing import Any
 
+from blobjax.config import HaltedError
 from blobjax.reliability.run_directory import EventLog
+from blobjax.training.memory import memory_bytes, step_problem
 from blobjax.training.program import Program
 from blobjax.training.state import TrainState
 from blobjax.training.step import Batch, Metrics
-
-
-def memory_bytes(compiled: Any) -> dict[str, int]:
-    """What a compiled step takes of one device, as the compiler laid it out; empty where it does not tell."""
-    said = compiled.memory_analysis()
-    if said is None:
-        return {}
-    return {"arguments": said.argument_size_in_bytes, "temporaries": said.temp_size_in_bytes}
 
 
 class Stages:
@@ -46,7 +40,10 @@ class Stages:
     def _step(self, batch_size: int) -> Any:
         if batch_size not in self._compiled:
             began = time.monotonic()
-            compiled = self._compiled[batch_size] = self._program.lower_train_step(batch_size).compile()
+            compiled = self._program.lower_train_step(batch_size).compile()
             seconds = time.monotonic() - began
+            if problem := step_problem(self._program, batch_size, compiled):
+                raise HaltedError(f"the batch warm-up has come to {batch_size} sequences: {problem}")
+            self._compiled[batch_size] = compiled
             self._events.write("compile", seconds=seconds, batch_size=batch_size, memory_bytes=memory_bytes(compiled))
         return self._compiled[batch_size]

@@ -11,7 +11,7 @@ import jax
 from rich.console import Console
 
 from blobjax.compute.runtime import HEARTBEAT_SECONDS
-from blobjax.config import Config
+from blobjax.config import Config, HaltedError
 from blobjax.reliability.clock import Clock
 from blobjax.reliability.energy_log import EnergyLog, energy_line, meter_of_this_process
 from blobjax.reliability.leaving import failing_in_time
@@ -20,7 +20,7 @@ from blobjax.reliability.run_directory import EventLog, read_jsonl
 from blobjax.reliability.stopping import RESUMABLE, Stopping
 from blobjax.reliability.stragglers import Stragglers
 from blobjax.reliability.supervisor import restarted
-from blobjax.reliability.timers import Earliest, Every
+from blobjax.reliability.timers import Earliest, Every, refuse_together
 from blobjax.reliability.watchdog import Watchdog
 from blobjax.training import flow_summary
 from blobjax.training.announcements import facts, headline, warnings
@@ -32,13 +32,14 @@ from blobjax.training.hooks import EvaluateHook, ProfileHook, StopHook, Watched
 from blobjax.training.inference import sample
 from blobjax.training.landscape import LandscapeHook
 from blobjax.training.loop import Hook, StepReport
+from blobjax.training.memory import memory_bytes, ran_out, step_problem
 from blobjax.training.preflight import Setting, preflight
 from blobjax.training.progress import PatientConsole
 from blobjax.training.recorder import Recorder
 from blobjax.training.recovery import Recovery, quarantined, write_passages
 from blobjax.training.saving import SaveHook
 from blobjax.training.snapshots import SnapshotRing
-from blobjax.training.stages import Stages, memory_bytes
+from blobjax.training.stages import Stages
 from blobjax.training.state import TrainState
 from blobjax.training.step import Batch
 
@@ -62,7 +63,7 @@ def train(
     Raises:
       BadInputError: anything about the config, the data, the devices or the run directory that cannot work; no run has
         been begun or changed then.
-      HaltedError: going on would waste what it costs.
+      HaltedError: going on would waste what it costs, or memory ran out.
     """
     clock = clock or Clock()
     if stopping is None:
@@ -89,6 +90,9 @@ def train(
             return attempt.run(allow_config_change, stack)
         except BaseException as error:
             attempt.end(reason=f"{type(error).__name__}: {error}"[:500].removesuffix(": "))
+            batch_size = config.duration.global_batch_size
+            if problem := ran_out(setting.program, batch_size, attempt.memory_bytes, error):
+                raise HaltedError(problem) from None
             raise
 
 
@@ -143,6 +147,7 @@ class _Attempt:
         self.checkpointer = Checkpointer(setting.directory.checkpoints, setting.config.checkpoint)
         self.energy: EnergyLog | None = None
         self.sequences_before = 0
+        self.memory_bytes: dict[str, int] = {}
 
     def run(self, allow_config_change: bool, stack: ExitStack) -> int:
         """All of it; returns the exit code."""
@@ -224,6 +229,8 @@ class _Attempt:
             ready = time.monotonic()
             with self.clock.on("compile"):
                 compiled, compile_seconds = compiling.result()
+        self.memory_bytes = memory_bytes(compiled)
+        refuse_together(step_problem(program, batch_size, compiled))
         if newest:
             events.write("restore", step=newest.step, seconds=ready - restoring, verified=newest.verified)
             events.write("resume", step=newest.step)
@@ -237,7 +244,7 @@ class _Attempt:
             facts = {"run": str(setting.trunk.directory.path), "sequences": sequences}
             changed = setting.trunk.differences(setting.config)
             events.write("branch", step=setting.first, seconds=ready - restoring, **facts, changed=changed)
-        events.write("compile", seconds=compile_seconds, batch_size=batch_size, memory_bytes=memory_bytes(compiled))
+        events.write("compile", seconds=compile_seconds, batch_size=batch_size, memory_bytes=self.memory_bytes)
         return _Begun(state, sequences, bool(newest), Stages(program, {batch_size: compiled}, events))
 
     def _beginning(self, data: str | None) -> tuple[TrainState, int]:

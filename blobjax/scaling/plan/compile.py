@@ -17,7 +17,8 @@ from blobjax.scaling.plan import hlo
 from blobjax.scaling.plan.collectives import Collective, collectives
 from blobjax.scaling.plan.flops import hardware_flops
 from blobjax.scaling.plan.hardware import Machine
-from blobjax.scaling.plan.memory import bytes_on_device, kept_for_backward, traffic
+from blobjax.scaling.plan.memory import kept_for_backward, traffic
+from blobjax.training.memory import bytes_on_device
 from blobjax.training.program import Program, make_program
 
 

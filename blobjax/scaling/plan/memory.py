@@ -7,9 +7,6 @@ follows from shapes and shardings; which of its temporaries are activations kept
 import math
 import re
 from dataclasses import replace
-from typing import Any
-
-import jax
 
 from blobjax.scaling.plan.hlo import Computation, Instruction, Module, array_bytes
 
@@ -35,12 +32,6 @@ _NO_TRAFFIC = frozenset(
 _NOT_ACTIVATIONS = ("parameter", "constant", "while", "all-gather", "all-gather-done")
 # A layout that ends in S(1), …: not in device memory, but in a TPU's vector memory or the host's.
 _ELSEWHERE = re.compile(r"\b[a-z][a-z0-9]*\[[0-9,]*\]\{[^{}]*S\(\d+\)[^{}]*\}")
-
-
-def bytes_on_device(abstract: Any) -> int:
-    """Bytes of a tree of ShapeDtypeStructs on one device, from their shardings."""
-    leaves = jax.tree.leaves(abstract)
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def kept_for_backward(module: Module) -> int:

@@ -10,7 +10,7 @@ from blobjax.scaling.plan import hardware
 from blobjax.scaling.plan.compile import TooLargeError, _needed, _notes, compile_step, program_for
 from blobjax.scaling.plan.hardware import find_machine
 from blobjax.scaling.plan.hlo import Module
-from blobjax.training.stages import memory_bytes
+from blobjax.training.memory import memory_bytes
 from tests.tiny import tiny
 
 needs_libtpu = pytest.mark.skipif(find_spec("libtpu") is None, reason="needs libtpu: pip install 'blobjax[plan-tpu]'")

@@ -1,0 +1,93 @@
+"""What does not fit into memory is one line, before anything is allocated where its size says so."""
+
+import re
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from blobjax.compute.sharding import make_layout
+from blobjax.config import BadInputError
+from blobjax.reliability.leaving import verdict
+from blobjax.training import memory
+from blobjax.training.program import make_program
+from blobjax.training.trainer import train
+from tests.tiny import tiny
+
+
+def program_for(*overrides):
+    config = tiny(*overrides)
+    return make_program(config, make_layout(config, jax.devices()[:1]), tokens_per_epoch=10**6)
+
+
+@pytest.fixture
+def small_machine(monkeypatch):
+    """A device with the memory that a test gives it."""
+
+    def has(size: int) -> None:
+        monkeypatch.setattr(memory, "capacity", lambda device: size)
+
+    return has
+
+
+def test_a_state_that_does_not_fit_is_refused_before_it_is_made(small_machine):
+    program = program_for()
+    needed = memory.bytes_on_device(program.state)
+    small_machine(needed)
+    assert memory.state_problem(program) == ""
+    small_machine(needed - 1)
+    assert memory.state_problem(program).startswith(
+        "parameters and optimizer state take 0.00 GB of each device, and cpu"
+    )
+
+
+def test_a_step_that_does_not_fit_names_the_knob_that_makes_it_fit(small_machine):
+    """The accumulation that is named does make it fit, by the compiler's own count."""
+    overrides = ("duration.global_batch_size=256", "compute.mesh={data: 1}")
+    program = program_for(*overrides)
+    compiled = program.lower_train_step().compile()
+    needed = memory.memory_bytes(compiled)
+    small_machine(sum(needed.values()))
+    assert memory.step_problem(program, 256, compiled) == ""
+    has = needed["arguments"] + needed["temporaries"] // 3
+    small_machine(has)
+    line = memory.step_problem(program, 256, compiled)
+    assert re.fullmatch(
+        r"a step takes 0\.\d\d GB of each device \(arguments 0\.\d\d GB, temporaries 0\.\d\d GB\), and cpu "
+        r"has 0\.\d\d GB; try compute\.gradient_accumulation=4, compute\.remat=full or compute\.loss_chunk_tokens=1024",
+        line,
+    ), line
+    smaller = program_for(*overrides, "compute.gradient_accumulation=4").lower_train_step().compile()
+    assert sum(memory.memory_bytes(smaller).values()) <= has
+
+
+@pytest.mark.parametrize("part", ["state", "step"])
+def test_a_run_that_does_not_fit_leaves_nothing(part, small_machine, tmp_path, capsys):
+    config = tiny(f"logging.run_dir={tmp_path}/run", "compute.mesh={data: 1}")
+    state = memory.bytes_on_device(program_for().state)
+    small_machine(state - 1 if part == "state" else state + 1)
+    with pytest.raises(BadInputError) as refused:
+        train(config)
+    assert len(refused.value.problems) == 1
+    assert not (tmp_path / "run" / "config.yaml").exists()
+    assert not (tmp_path / "run" / "events.jsonl").exists()
+
+
+def test_a_batch_of_a_hundred_thousand_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "blobjax.cli", "train", "laptop", "duration.global_batch_size=100000"]
+    done = subprocess.run([*command, f"logging.run_dir={tmp_path}/run"], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "compute.gradient_accumulation=" in done.stderr
+
+
+def test_memory_that_runs_out_under_way_is_one_line():
+    program = program_for()
+    error = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.")
+    line = memory.ran_out(program, 16, {"arguments": 10**9, "temporaries": 2 * 10**9}, error)
+    assert line.startswith(
+        "out of memory: a step takes 3.00 GB of each device (arguments 1.00 GB, temporaries 2.00 GB); "
+    )
+    assert memory.ran_out(program, 16, {}, ValueError("another")) == ""
+    assert verdict(error) == (1, "blobjax: out of memory: RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.")

@@ -204,7 +204,7 @@ def load_study(name: str, overrides: Sequence[str], directory: Path | None = Non
       BadInputError: every problem found, one line each.
     """
     path = find_study(name)
-    content = read_yaml(path)
+    content = read_yaml(path, Study)
     problems: list[str] = []
     settings: list[Setting] = []
     for override in overrides:

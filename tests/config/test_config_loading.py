@@ -107,7 +107,7 @@ def test_one_axis_on_the_rest_needs_no_word_about_data():
 BROKEN = {
     "list at the top": ("- a", "a.yaml: expected keys and values at the top, not list"),
     "not yaml": ("model: [1", "a.yaml:1: not valid YAML: expected ',' or ']', but got '<stream end>'"),
-    "key twice": ("seed: 1\nmodel: {}\nseed: 2", "a.yaml:3: not valid YAML: key 'seed' stands twice"),
+    "key twice": ("seed: 1\nmodel: {}\nseed: 2", "a.yaml:3: not valid YAML: duplicate key 'seed'"),
     "not text": (b"\xff\xfe\x00", "a.yaml: is not UTF-8 text"),
     "python object": ("a: !!python/name:os.system", "a.yaml:1: not valid YAML: could not determine a constructor"),
     "control character": ("a: \x00", "a.yaml: not valid YAML: unacceptable character #x0000"),

@@ -1,0 +1,109 @@
+"""A key that holds text gets what was written, in a file and in an override, with quotes and without."""
+
+import pytest
+
+from blobjax.config import BadInputError, load
+from blobjax.config.load import dump
+
+# Behind `key: ` in a file and behind `key=` on the command line, and what is meant.
+PLAIN = {
+    ("name", "20261130"): "20261130",
+    ("name", "2026-11-30"): "2026-11-30",
+    ("name", "no"): "no",
+    ("name", "1e5"): "1e5",
+    ("name", "010"): "010",
+    ("name", "'quoted'"): "quoted",
+    ("data.tokenizer", "007"): "007",
+    ("logging.run_dir", "2026"): "2026",
+    ("evaluation.sample_prompt", "off"): "off",
+    ("evaluation.sample_prompt", '"ROMEO:\\n"'): "ROMEO:\n",
+}
+
+
+def at(config, key):
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def in_a_file(tmp_path, key, written):
+    *sections, last = key.split(".")
+    lines = [f"{'  ' * depth}{section}:" for depth, section in enumerate(sections)]
+    (tmp_path / "a.yaml").write_text("\n".join([*lines, f"{'  ' * len(sections)}{last}: {written}"]))
+    return load(str(tmp_path / "a.yaml"))
+
+
+@pytest.mark.parametrize(("key", "written"), PLAIN)
+def test_text_is_what_was_written(key, written, tmp_path):
+    meant = PLAIN[key, written]
+    assert at(load("laptop", [f"{key}={written}"]), key) == meant
+    config = in_a_file(tmp_path, key, written)
+    assert at(config, key) == meant
+    (tmp_path / "resolved.yaml").write_text(dump(config))
+    assert load(str(tmp_path / "resolved.yaml")) == config
+
+
+@pytest.mark.parametrize("prompt", ["User: ", "ROMEO:", "- a list?", "{braces", "# no comment", "a: b: c", "", "*star"])
+def test_an_override_of_a_text_is_not_yaml(prompt):
+    assert load("laptop", [f"evaluation.sample_prompt={prompt}"]).evaluation.sample_prompt == prompt
+
+
+def test_quotes_that_do_not_match_are_a_line():
+    with pytest.raises(BadInputError) as refused:
+        load("laptop", ["name='quo", "seed=-1"])
+    assert refused.value.problems == (
+        "override name: the quotes do not match in 'quo",
+        "override: seed: expected at least 0, not -1",
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "write"),
+    [("sample_prompt: User: ", "'User:'"), ("sample_prompt: ROMEO: it's", "'ROMEO: it''s'")],
+)
+def test_a_value_in_a_file_that_needs_quotes_says_what_to_write(line, write, tmp_path):
+    (tmp_path / "a.yaml").write_text(f"evaluation:\n  {line}\n")
+    with pytest.raises(BadInputError) as refused:
+        load(str(tmp_path / "a.yaml"))
+    expected = f"a.yaml:2: not valid YAML: a value that holds ': ' needs quotes; write sample_prompt: {write}"
+    assert refused.value.problems[0].endswith(expected)
+    (tmp_path / "a.yaml").write_text(f"evaluation:\n  sample_prompt: {write}\n")
+    assert load(str(tmp_path / "a.yaml")).evaluation.sample_prompt
+
+
+def test_numbers_are_what_people_mean():
+    config = load("laptop", ["seed=010", "optimizer.learning_rate=1e-3", "duration.global_batch_size=0x10"])
+    assert (config.seed, config.optimizer.learning_rate, config.duration.global_batch_size) == (10, 1e-3, 16)
+    with pytest.raises(BadInputError, match=r"not '1:30:00'$"):
+        load("laptop", ["duration.wall_clock_limit=1:30:00"])
+
+
+def test_true_and_false_by_all_their_names():
+    assert load("laptop", ["model.tie_embeddings=no"]).model.tie_embeddings is False
+    assert load("laptop", ["compute.scan_layers=on"]).compute.scan_layers is True
+
+
+def test_text_inside_sections_lists_and_free_names(tmp_path):
+    config = load(
+        "laptop",
+        [
+            "data.sources.2026={kind: text, path: 1e3}",
+            "data.sources.no.path=2026-11-30",
+            "data.sources.no.kind=text",
+            "data.mixture={2026: 1, no: 2, bible: 1}",
+            "compute.sharding_rules=[[embed, null], [heads, [data, no]]]",
+            "logging.wandb={project: 7, entity: null}",
+        ],
+    )
+    assert {name: source.path for name, source in config.data.sources.items()} == {"2026": "1e3", "no": "2026-11-30"}
+    assert config.data.mixture == {"2026": 1, "no": 2, "bible": 1}
+    assert config.compute.sharding_rules == (("embed", None), ("heads", ("data", "no")))
+    assert (config.logging.wandb.project, config.logging.wandb.entity) == ("7", None)
+
+
+def test_everything_wrong_is_reported_together(tmp_path):
+    """A bad size, a bad override, a wrong type and what does not fit together."""
+    with pytest.raises(BadInputError) as refused:
+        load("laptop", ["nonsense", "seed=-1", "data.seq_len=2048"], size="huge")
+    starts = ["override 'nonsense'", "size 'huge'", "override: seed:", "override, configs/laptop.yaml: data.seq_len"]
+    assert [line.startswith(start) for line, start in zip(refused.value.problems, starts, strict=True)] == [True] * 4

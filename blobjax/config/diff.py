@@ -1,5 +1,7 @@
-"""What differs between two configs, and which differences would make a resumed run another run."""
+"""What differs between two configs, and which differences would make a resumed run another run, or several processes
+other runs."""
 
+from fnmatch import fnmatchcase
 from typing import Any
 
 from blobjax.config.schema import Config
@@ -32,6 +34,24 @@ _SAME_MATHS = (
     "conditioning.curvature_iterations",
 )
 
+# What may differ between the hosts of one run: where things lie on each, and what each tells of itself. Whatever these
+# lead to is compared once it was read: the data by its fingerprint, the checkpoint a run begins from by its step.
+OWN_TO_A_HOST = (
+    "logging.run_dir",  # a shared file system may be mounted at another place
+    "logging.wandb",  # process 0 alone speaks to it
+    "data.prepared_dir",
+    "data.sources.*.path",
+    "data.tokenizer",
+    "duration.start_from",
+    "compute.compilation_cache",
+    "compute.device_watts",  # of the host's own devices, for its own count of energy
+)
+
+
+def own_to_a_host(key: str) -> bool:
+    """Whether processes of one run may have different values of this dotted key."""
+    return any(fnmatchcase(key, own) or key.startswith(f"{own}.") for own in OWN_TO_A_HOST)
+
 
 def changes_maths(key: str) -> bool:
     """Whether a run resumed with another value of this dotted key would be another run.
@@ -54,7 +74,7 @@ def changed_maths(old: Config, new: Config) -> list[str]:
 
 def config_diff(old: Config, new: Config) -> list[str]:
     """One line for each key that differs: `model.d_model: 256 -> 512`, in schema order."""
-    before, after = _leaves(old.model_dump(mode="json")), _leaves(new.model_dump(mode="json"))
+    before, after = leaves(old.model_dump(mode="json")), leaves(new.model_dump(mode="json"))
     return [
         f"{key}: {_show(before, key)} -> {_show(after, key)}"
         for key in [*before, *(key for key in after if key not in before)]
@@ -62,15 +82,16 @@ def config_diff(old: Config, new: Config) -> list[str]:
     ]
 
 
-def _leaves(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
+def leaves(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key to value, of a config as a dictionary."""
+    found: dict[str, Any] = {}
     for key, value in node.items():
         if isinstance(value, dict) and value:
-            leaves |= _leaves(value, f"{prefix}{key}.")
+            found |= leaves(value, f"{prefix}{key}.")
         else:
-            leaves[f"{prefix}{key}"] = value
-    return leaves
+            found[f"{prefix}{key}"] = value
+    return found
 
 
-def _show(leaves: dict[str, Any], key: str) -> str:
-    return str(leaves[key]) if key in leaves else "(absent)"
+def _show(values: dict[str, Any], key: str) -> str:
+    return str(values[key]) if key in values else "(absent)"

@@ -1,7 +1,6 @@
 """When something is due: every so many steps, or every so much time, the same answer on every process."""
 
 import time
-import zlib
 from collections.abc import Callable, Sequence
 
 import jax
@@ -30,27 +29,6 @@ def everyone(values: Sequence[int]) -> np.ndarray:
     from jax.experimental import multihost_utils
 
     return np.asarray(multihost_utils.process_allgather(mine))
-
-
-def check_agreement(**facts: str) -> None:
-    """Returns once every process has come here with the same facts.
-
-    Raises:
-      BadInputError: on every process, naming a fact that differs: a config, data or a run directory that is not the
-        same for all would train on mixed batches or wait for ever.
-    """
-    if jax.process_count() == 1:
-        return
-    from jax.experimental import multihost_utils
-
-    digests = [zlib.crc32(fact.encode()) for fact in facts.values()]
-    everywhere = multihost_utils.process_allgather(np.array(digests, np.uint32))
-    for name, column in zip(facts, np.asarray(everywhere).T, strict=True):
-        if len(set(column.tolist())) > 1:
-            raise BadInputError(
-                f"the processes disagree on the {name}: give all the same config, the same data and one run directory "
-                "on a file system that all share"
-            )
 
 
 def refuse_together(problem: str) -> None:

@@ -10,10 +10,10 @@ import jax
 from blobjax import data
 from blobjax.compute.sharding import make_layout
 from blobjax.config import BadInputError, Config
-from blobjax.config.diff import changed_maths
 from blobjax.data import Stream, Tokenizer
+from blobjax.reliability.agreement import check_agreement, check_programs
 from blobjax.reliability.run_directory import RunDirectory, read_jsonl
-from blobjax.reliability.timers import check_agreement, refuse_together
+from blobjax.reliability.timers import refuse_together
 from blobjax.training import branching, checkpoint_files
 from blobjax.training.branching import Trunk
 from blobjax.training.memory import state_problem
@@ -74,6 +74,8 @@ def preflight(config: Config, allow_config_change: bool) -> Setting:
       BadInputError: what cannot work, and how it could.
     """
     began = time.monotonic()
+    # First of all: processes that differ may wait for each other in anything that follows.
+    check_programs(config, allow_config_change=allow_config_change)
     directory = RunDirectory(config.logging.run_dir)
     resuming = directory.check(config, allow_config_change)
     _check_wandb(config)
@@ -98,7 +100,6 @@ def preflight(config: Config, allow_config_change: bool) -> Setting:
     # Also a barrier: no process may look at the directory while process 0 claims it.
     check_agreement(
         # What must be the same on all processes, as text.
-        maths="\n".join(changed_maths(Config(), config)),
         data=prepared.fingerprint,
         checkpoints=str(saved[-1:]),
         trunk=str(trunk.step if trunk else 0),

@@ -15,9 +15,9 @@ import jax
 
 from blobjax.config import BadInputError, HaltedError
 from blobjax.data import PassedOver, Stream
+from blobjax.reliability.agreement import check_agreement
 from blobjax.reliability.clock import Clock
 from blobjax.reliability.run_directory import EventLog, RunDirectory, write_atomically
-from blobjax.reliability.timers import check_agreement
 from blobjax.reliability.watchdog import Watchdog
 from blobjax.training.batches import Position
 from blobjax.training.checkpoints import Checkpointer

@@ -4,8 +4,9 @@
 
 Every process gets the same command and, in its environment, its place: JAX_COORDINATOR_ADDRESS on loopback,
 JAX_NUM_PROCESSES, JAX_PROCESS_ID and JAX_NUM_CPU_DEVICES. Output is prefixed with the process's number. When one
-fails, the others are ended; the exit code is that of the first to fail. Ctrl-C and SIGTERM are passed on once, so that
-the processes can save and end by themselves, all with 75, which is then the exit code here too; a second one kills.
+fails, the others are ended; the exit code is that of the first to fail. Ctrl-C, SIGTERM and SIGHUP are passed on once,
+so that the processes can save and end by themselves, all with 75, which is then the exit code here too; a second one
+kills.
 Needs the standard library only.
 """
 
@@ -26,6 +27,8 @@ STOPPING_SECONDS = 60
 
 
 def main(arguments: list[str] | None = None) -> int:
+    # What a process prints must not be lost for a terminal that cannot show it.
+    sys.stdout.reconfigure(errors="replace")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", "--processes", type=_positive, default=2, help="how many processes (default 2)")
     parser.add_argument("-d", "--devices", type=_positive, default=1, help="CPU devices in each (default 1)")
@@ -105,15 +108,21 @@ def _print_lines(rank: int, process: subprocess.Popen) -> threading.Thread:
 
 
 def _pass_signals_on(processes: list[subprocess.Popen]) -> list[int]:
-    """Passes the first SIGINT or SIGTERM on to all processes and kills them at the second; returns those received."""
+    """Passes the first signal on to all processes and kills them at the second; returns those received.
+
+    What is ignored (SIGHUP under nohup) is ignored by the processes too.
+    """
     received: list[int] = []
 
     def handle(number: int, _frame: object) -> None:
         received.append(number)
-        _signal_all(processes, signal.SIGKILL if len(received) > 1 else signal.Signals(number))
+        # A terminal that is closed may send its signal twice, once itself and once by its shell.
+        again = [each for each in received[1:] if each != signal.SIGHUP]
+        _signal_all(processes, signal.SIGKILL if again else signal.Signals(number))
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handle)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handle)
     return received
 
 

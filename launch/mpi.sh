@@ -37,7 +37,7 @@ export JAX_COORDINATOR_ADDRESS=$COORDINATOR
 [ -t 1 ] || export TTY_COMPATIBLE=0
 
 # mpirun told to stop kills its processes after a second. What it passes on, and lets them take their time over, is
-# SIGUSR1, to a process's children too: so this script takes SIGTERM and Ctrl-C in its place, and the shell around each
+# SIGUSR1, to a process's children too: so this script takes SIGTERM, SIGHUP and Ctrl-C in its place, and the shell around each
 # process, which itself is deaf to SIGUSR1, gives it a SIGTERM again.
 # Open MPI 4 and 5 both tell each process its rank and how many there are; jax itself finds only 4's.
 # shellcheck disable=SC2016  # each process's own variables
@@ -49,6 +49,6 @@ setsid mpirun "${options[@]}" -x BLOBJAX -x JAX_COORDINATOR_ADDRESS ${TTY_COMPAT
   while kill -0 "$run" 2>/dev/null; do wait "$run"; done
   wait "$run"' train "$@" </dev/null &
 mpirun=$!
-trap 'kill -USR1 "$mpirun"' TERM INT
+trap 'kill -USR1 "$mpirun"' TERM INT HUP
 while kill -0 "$mpirun" 2>/dev/null; do wait "$mpirun"; done
 wait "$mpirun"

@@ -21,9 +21,11 @@ import tempfile  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from blobjax.config import BadInputError, load  # noqa: E402
+from blobjax.reliability import streams  # noqa: E402
 
 
 def main() -> int:
+    streams.open_standard()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a path or a name in configs/")
     parser.add_argument("overrides", nargs="*", help="dotted.key=value")

@@ -14,9 +14,11 @@ import sys
 import time
 
 from blobjax.config import BadInputError, load
+from blobjax.reliability import streams
 
 
 def main() -> int:
+    streams.open_standard()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a path or a name in configs/")
     parser.add_argument("overrides", nargs="+", help="dotted.key=value, of the second program only")

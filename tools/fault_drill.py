@@ -22,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from blobjax.reliability import streams  # noqa: E402
 from tools.drills import checkpoints, data, processes, resume, storage  # noqa: E402, F401
 from tools.drills.registry import DRILLS, Drill  # noqa: E402
 from tools.drills.run import CannotRunError, DrillFailedError, Drills  # noqa: E402
@@ -30,6 +31,7 @@ BEGIN, END = "<!-- fault drills: begin -->", "<!-- fault drills: end -->"
 
 
 def main() -> int:
+    streams.open_standard()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="drills to run; all of them by default")
     parser.add_argument("--list", action="store_true", help="say which there are, and run none")

@@ -23,7 +23,12 @@ def seconds_to_first_step(config: str, overrides: list[str]) -> float:
         environment = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
         began = time.perf_counter()
         with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=environment,
         ) as process:
             assert process.stdout is not None
             seconds, lines = None, []

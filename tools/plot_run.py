@@ -8,10 +8,12 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+from blobjax.reliability import streams
 from blobjax.reliability.run_directory import RunDirectory, read_jsonl
 
 
 def main() -> int:
+    streams.open_standard()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="a run directory")
     parser.add_argument("picture", help="the PNG or SVG to write")

@@ -28,7 +28,8 @@ def say(line: str) -> None:
     # A live progress line, or the ^C that a terminal shows, may stand there already.
     start = "\r\n" if os.isatty(2) else ""
     with contextlib.suppress(OSError):
-        os.write(2, f"{start}{line.rstrip()}\n".encode())
+        encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+        os.write(2, f"{start}{line.rstrip()}\n".encode(encoding, "backslashreplace"))
 
 
 def leave(code: int, last_words: str = "", together_seconds: float = 0) -> NoReturn:

@@ -22,6 +22,8 @@ from blobjax.reliability.leaving import leave, say, within
 
 RESUMABLE = 75
 LIMIT = "wall-clock limit"
+# What a process is told to stop by: Ctrl-C, a scheduler, a terminal that was closed (an ssh session that broke).
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Writing down why may meet a file system that does not answer.
 FAREWELL_SECONDS = 1.0
 
@@ -30,10 +32,10 @@ class Stopping:
     """Whether this process, or another of the run, was told to stop.
 
     Args:
-      grace_seconds: after SIGTERM this process is gone within so long, whatever it hangs in.
+      grace_seconds: after SIGTERM or SIGHUP this process is gone within so long, whatever it hangs in.
 
     Attributes:
-      reason: why this process was told to: SIGINT, SIGTERM, or the wall-clock limit; empty when it was not.
+      reason: why this process was told to: SIGINT, SIGTERM, SIGHUP, or the wall-clock limit; empty when it was not.
       resumable: whether a run that ended now would lose no more than what came after its newest checkpoint.
       farewell: is told why this process ends at once, where it does not come to its own end; it may write it down.
     """
@@ -44,6 +46,7 @@ class Stopping:
         self.farewell: Callable[[str], None] | None = None
         self._grace = grace_seconds
         self._deadline: float | None = None
+        self._bounded_by = ""
         self._seen: set[signal.Signals] = set()
         self._begun = False
         self._asked = 0
@@ -52,12 +55,12 @@ class Stopping:
         self._pipe: tuple[int, int] | None = None
 
     def listen(self) -> None:
-        """Takes SIGINT and SIGTERM until `close`; main thread only. What is ignored (Ctrl-C in a shell's job in the
-        background) stays ignored."""
+        """Takes `SIGNALS` until `close`; main thread only. What is ignored (SIGHUP under nohup, Ctrl-C in a shell's job
+        in the background) stays ignored."""
         self._pipe = read, write = os.pipe()
         os.set_blocking(write, False)
         self._wakeup_before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._handlers[number] = signal.signal(number, _do_nothing)
         threading.Thread(target=self._read, args=(read,), daemon=True).start()
@@ -106,13 +109,14 @@ class Stopping:
         while True:
             left = None if self._deadline is None else max(self._deadline - time.monotonic(), 0)
             if not select.select([pipe], [], [], left)[0]:
-                self._leave(f"not stopped within {self._grace:g} s of SIGTERM (reliability.grace), so it ends now")
+                of = f"within {self._grace:g} s of {self._bounded_by} (reliability.grace)"
+                self._leave(f"not stopped {of}, so it ends now")
             numbers = os.read(pipe, 16)
             if not numbers:
                 os.close(pipe)
                 return
             for number in numbers:
-                if number in (signal.SIGINT, signal.SIGTERM):
+                if number in SIGNALS:
                     self._take(signal.Signals(number))
 
     def _take(self, number: signal.Signals) -> None:
@@ -121,11 +125,12 @@ class Stopping:
         if number in self._seen:
             if number is signal.SIGINT:
                 self._leave("interrupted again, so it ends now")
-            return  # a second SIGTERM prolongs nothing: the grace period goes on from the first
+            return
         self._seen.add(number)
         hint = "Ctrl-C again stops now"
-        if number is signal.SIGTERM:
-            self._deadline = time.monotonic() + self._grace
+        if number is not signal.SIGINT:
+            if self._deadline is None:  # a second one prolongs nothing: the grace period goes on from the first
+                self._deadline, self._bounded_by = time.monotonic() + self._grace, number.name
             hint = f"gone within {self._grace:g} s"
         say(f"blobjax: {number.name}: stopping after this step, saving; {hint}")
         self.request(number.name)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 from blobjax.config import BadInputError
 from blobjax.reliability.run_directory import RunDirectory, read_jsonl
+from blobjax.reliability.stopping import SIGNALS
 
 # Where a child finds out that it was restarted: how often, and what the one before it ended with.
 RESTART, PREVIOUS = "BLOBJAX_RESTART", "BLOBJAX_PREVIOUS_EXIT"
@@ -117,7 +118,8 @@ def supervise(
 
 
 class _Signals:
-    """Passes SIGINT and SIGTERM on to the child, each as often as it comes; a context manager."""
+    """Passes SIGINT, SIGTERM and SIGHUP on to the child, each as often as it comes, but for what is ignored here and so
+    by the child; a context manager."""
 
     def __init__(self) -> None:
         self.received: list[int] = []
@@ -125,7 +127,8 @@ class _Signals:
         self._told = threading.Event()
 
     def __enter__(self) -> "_Signals":
-        self._before = {number: signal.signal(number, self._take) for number in (signal.SIGINT, signal.SIGTERM)}
+        heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._take) for number in heard}
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -22,6 +22,7 @@ from blobjax.config import BadInputError
 from blobjax.config.load import shipped_studies
 from blobjax.reliability.outcome import DONE
 from blobjax.reliability.run_directory import write_atomically
+from blobjax.reliability.stopping import SIGNALS
 from blobjax.report import redaction
 from blobjax.studies import confirmation, here, runner
 from blobjax.studies.analyses import ANALYSES, found, lacking
@@ -77,7 +78,7 @@ def study(
     submits = executor(plan.directory, slurm) if on == "slurm" else None
     if on == "here":
         here.start(plan)
-    with runner.locked(plan.directory) as lock, _terminated_as_interrupted():
+    with runner.locked(plan.directory) as lock, _told_to_stop():
         write_atomically(plan.directory / "study.yaml", _record(plan))
         cells = runner.unfinished(plan)
         done = len(plan.cells) - len(cells)
@@ -127,17 +128,19 @@ def _record(plan: Plan) -> str:
 
 
 @contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM does what Ctrl-C does: saves, and ends with 75."""
+def _told_to_stop() -> Iterator[None]:
+    """Ctrl-C, SIGTERM and SIGHUP save, and end with 75; what is ignored (nohup) stays ignored."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, interrupt) for number in heard}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 Run = Callable[[Plan, list[Cell], int], None]
@@ -182,7 +185,7 @@ def conclude(plan: Plan, console: Console, confirm: Run | None = None) -> int:
     pictures = []
     for picture in finding.pictures:
         png = plots.to_png(picture.figure)
-        (folder / f"{picture.name}.png").write_bytes(png)
+        write_atomically(folder / f"{picture.name}.png", png)
         pictures.append((picture.caption, png))
     for name, content in finding.laws.items():
         fit_file.write(content, folder / f"fit-{name}.json")

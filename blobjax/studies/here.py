@@ -56,7 +56,7 @@ def run(plan: Plan, cells: list[Cell], progress: Progress) -> None:
             runner.refuse(cell, answer)
             if "error" in answer:
                 runner.note_failure(cell, answer["error"])
-            if answer["told"] in ("SIGINT", "SIGTERM"):
+            if answer["told"] in ("SIGINT", "SIGTERM", "SIGHUP"):
                 raise KeyboardInterrupt
         progress.end(read(cell))
         order.ended(cell)

@@ -18,12 +18,15 @@ from typing import Any
 
 from blobjax.compute import runtime
 from blobjax.config import BadInputError, Config, HaltedError, load
+from blobjax.reliability import streams
 from blobjax.reliability.stopping import Stopping
 from blobjax.studies import runner
 
 
 def main() -> None:
     """Serves until its input ends."""
+    streams.open_standard()
+    sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     orders: queue.SimpleQueue[str] = queue.SimpleQueue()
     busy = threading.Event()
@@ -63,6 +66,7 @@ def run_one(directory: str, study: str) -> dict[str, Any]:
     """
     for name, value in runner.compilation_cache(Path(study)).items():
         os.environ.setdefault(name, value)
+    streams.open_standard()
     # Slurm says so by this signal, through submitit, when the job's time is nearly up: then it saves and stops.
     signal.signal(signal.SIGUSR2, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     with (Path(directory) / "log.txt").open("a", encoding="utf-8") as log:

@@ -107,7 +107,7 @@ class StopHook:
 
     def explain(self, step: int) -> None:
         """Finds out, with all the others, which of them was told to stop, and by what."""
-        reasons = ["SIGTERM", "SIGINT", LIMIT]  # where several stand, the first is named
+        reasons = ["SIGTERM", "SIGHUP", "SIGINT", LIMIT]  # where several stand, the first is named
         mine = reasons.index(self._stopping.reason) if self._stopping.reason else len(reasons)
         everywhere = everyone([mine]).ravel()
         process = int(np.argmin(everywhere))

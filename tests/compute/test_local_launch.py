@@ -55,7 +55,7 @@ def test_a_killed_process_counts_as_a_failure():
     assert done.stderr == "local.py: process 0 was killed by SIGKILL; ending the others\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_passed_on_so_that_a_trainer_can_save(number):
     code = (
         "import signal, sys, time\n"
@@ -67,6 +67,18 @@ def test_a_signal_is_passed_on_so_that_a_trainer_can_save(number):
         process.send_signal(number)
         assert sorted(process.stdout.read().splitlines()) == ["[0] saved", "[1] saved"]
     assert process.returncode == 75
+
+
+def test_under_nohup_a_closed_terminal_is_nothing_to_the_launcher_and_its_processes():
+    code = (
+        "import os, signal, time\nprint('up')\nos.kill(os.getpid(), signal.SIGHUP)\ntime.sleep(0.5)\nprint('went on')\n"
+    )
+    nohup = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *command("-n", "1", code=code)]
+    with subprocess.Popen(nohup, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "[0] up\n"
+        process.send_signal(signal.SIGHUP)
+        assert process.stdout.read() == "[0] went on\n"
+    assert process.returncode == 0
 
 
 def test_a_second_signal_kills():

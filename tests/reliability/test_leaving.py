@@ -73,9 +73,10 @@ def test_the_command_line_ends_whatever_a_command_does(ends, code):
     done = run(
         "import types, typer\n"
         "from blobjax import cli\n"
+        "from blobjax.cli import commands\n"
         "distributed = types.SimpleNamespace(is_initialized=lambda: False, shutdown=lambda: None)\n"
         "sys.modules['jax'] = types.SimpleNamespace(distributed=distributed)\n"
-        "@cli.app.command()\n"
+        "@commands.app.command()\n"
         f"def ends(): {ends}\n"
         "sys.argv = ['blobjax', 'ends']\n"
         "cli.main()\n"

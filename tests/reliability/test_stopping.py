@@ -37,7 +37,7 @@ def end(process: subprocess.Popen) -> tuple[int, list[str]]:
     return process.returncode, errors.splitlines()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_before_the_first_step_a_signal_ends_it_at_once_and_nothing_is_lost(number):
     process = child(after="")
     process.send_signal(number)
@@ -46,14 +46,16 @@ def test_before_the_first_step_a_signal_ends_it_at_once_and_nothing_is_lost(numb
     assert line == f"blobjax: {number.name} before the first step, nothing is lost; run the same command to go on"
 
 
-def test_after_sigterm_it_is_gone_within_the_grace_period_whatever_it_hangs_in():
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_after_sigterm_it_is_gone_within_the_grace_period_whatever_it_hangs_in(number):
     process = child(grace=1.0)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     code, lines = end(process)
     assert code == 75
     assert lines == [
-        "blobjax: SIGTERM: stopping after this step, saving; gone within 1 s",
-        "blobjax: not stopped within 1 s of SIGTERM (reliability.grace), so it ends now; run the same command to go on",
+        f"blobjax: {number.name}: stopping after this step, saving; gone within 1 s",
+        f"blobjax: not stopped within 1 s of {number.name} (reliability.grace), so it ends now; run the same command "
+        "to go on",
     ]
 
 
@@ -87,12 +89,13 @@ def test_the_first_ctrl_c_speaks_at_once_and_the_second_ends_it():
     assert line.startswith("blobjax: interrupted again")
 
 
-def test_what_is_ignored_stays_ignored():
-    """A shell starts its jobs in the background so, and Ctrl-C is not meant for them."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_what_is_ignored_stays_ignored(number):
+    """A shell starts its jobs in the background so, and Ctrl-C is not meant for them; nohup is for the other."""
     process = child(
-        before="signal.signal(signal.SIGINT, signal.SIG_IGN)", hang="import time; time.sleep(0.5); sys.exit(7)"
+        before=f"signal.signal({int(number)}, signal.SIG_IGN)", hang="import time; time.sleep(0.5); sys.exit(7)"
     )
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     assert end(process) == (7, [])
 
 

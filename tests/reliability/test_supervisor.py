@@ -76,11 +76,12 @@ def test_the_command_is_the_same_but_for_the_restarts():
     assert _without_restarts(given) == ["train", "laptop", "name=x", "--coordinator", "a:1"]
 
 
-def test_signals_are_passed_on_and_end_it(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_are_passed_on_and_end_it(tmp_path, number):
     ready = tmp_path / "ready"
     child = (
         "import pathlib, signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+        f"signal.signal({int(number)}, lambda *_: sys.exit(75))\n"
         f"pathlib.Path({str(ready)!r}).touch()\n"
         "time.sleep(60)"
     )
@@ -92,7 +93,7 @@ def test_signals_are_passed_on_and_end_it(tmp_path):
         deadline = time.monotonic() + 60
         while not ready.exists() and time.monotonic() < deadline:
             time.sleep(0.02)
-        supervisor.send_signal(signal.SIGTERM)
+        supervisor.send_signal(number)
         assert supervisor.wait(timeout=60) == 75
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from blobjax import cli
+from blobjax.cli import commands
 from blobjax.config import BadInputError
 from blobjax.reliability.status import lines as status_lines
 from blobjax.report import command, facts, run_page
@@ -260,7 +260,7 @@ def test_what_cannot_be_is_one_line(tmp_path, out, prices, words):
 def test_an_empty_name_is_no_file(tmp_path):
     run = write(tmp_path / "run", [start(0), stop(9)], [line(1), line(2)])
     with pytest.raises(BadInputError, match="--out: an empty name"):
-        cli.app(["report", str(run), "--out", ""], standalone_mode=False)
+        commands.app(["report", str(run), "--out", ""], standalone_mode=False)
     assert not (run / "report.html").exists()
 
 

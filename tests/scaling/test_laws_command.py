@@ -305,26 +305,26 @@ def test_a_fit_that_cannot_be_written_leaves_the_one_that_is_there(content, tmp_
 )
 def test_what_cannot_be_fitted_is_one_line(tmp_path, monkeypatch, capsys, options, said):
     """Through the command line's own main, in this process: a process for each would take a second."""
-    from blobjax import cli
+    from blobjax.cli import commands
 
     path = write_csv(tmp_path / "a.csv", with_noise("chinchilla-3", BESIROGLU, isoflops(), 0.01))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInputError, match=said) as caught:
-        cli.app(["laws", "fit", path, *options], standalone_mode=False)
+        commands.app(["laws", "fit", path, *options], standalone_mode=False)
     assert len(caught.value.problems) == 1
     assert not (tmp_path / "fit.json").exists()
 
 
 @pytest.mark.parametrize(("out", "said"), [("a.csv", "is what the command reads"), ("pipe", "is not a regular file")])
 def test_a_place_for_the_fit_is_refused_before_any_work(tmp_path, monkeypatch, out, said):
-    from blobjax import cli
+    from blobjax.cli import commands
 
     path = write_csv(tmp_path / "a.csv", with_noise("chinchilla-3", BESIROGLU, isoflops(), 0.01))
     os.mkfifo(tmp_path / "pipe")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command, "fit", lambda *_, **__: pytest.fail("it was fitted"))
     with pytest.raises(BadInputError, match=said):
-        cli.app(["laws", "fit", path, "--law", "chinchilla-3", "--out", out], standalone_mode=False)
+        commands.app(["laws", "fit", path, "--law", "chinchilla-3", "--out", out], standalone_mode=False)
     assert (tmp_path / "pipe").is_fifo()
 
 

@@ -181,7 +181,7 @@ def test_in_its_own_process_it_comes_to_the_same(tmp_path, undisturbed):
     until_step(first, 50, process)
     # Nobody else runs it.
     assert int((first / ".blobjax-lock").read_text()) == process.pid
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGHUP)
     output, errors = process.communicate(timeout=100)
     assert process.returncode == 75, errors
     assert "run the same command to go on" in output

@@ -1,10 +1,14 @@
 """Real processes of one run: told to stop, failing, killed and hanging, each at the worst moment."""
 
+import fcntl
 import os
+import pty
+import select
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -116,6 +120,35 @@ def test_sigterm_to_one_of_two_stops_both_at_one_step_and_nothing_is_lost(tmp_pa
             codes, outputs = run.end()
         assert codes == [0, 0], outputs
     assert losses(tmp_path / "run") == losses(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--restarts", "1"]], ids=["alone", "supervised"])
+def test_a_terminal_that_is_closed_means_saved_and_resumable(tmp_path, arguments):
+    """A broken ssh session: SIGHUP to all that the terminal controls, and nothing can be printed any more."""
+    master, slave = pty.openpty()
+    settings = [*TINY, f"logging.run_dir={tmp_path / 'run'}", "duration.length=100000 steps", "checkpoint.every=99%"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "blobjax.cli", "train", "laptop", *settings, *arguments],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(slave)
+    deadline = time.monotonic() + 120
+    try:
+        while not any(line["step"] >= 3 for line in read_jsonl(tmp_path / "run" / "metrics.jsonl")):
+            assert time.monotonic() < deadline
+            if select.select([master], [], [], 0.05)[0]:
+                os.read(master, 4096)  # as a terminal does: what is full would hold the run up
+        os.close(master)
+        assert process.wait(timeout=BOUND) == 75
+    finally:
+        process.kill()
+    (preempt,) = events(tmp_path / "run", "preempt")
+    assert preempt["signal"] == "SIGHUP"
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [str(preempt["step"])]
 
 
 def test_ctrl_c_before_the_first_step_stops_both_before_it(tmp_path):

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from blobjax import cli
+from blobjax.cli import commands
 from blobjax.config import BadInputError
 from tests.tiny import TINY
 
@@ -46,7 +46,7 @@ def test_a_plan_for_cpus_as_json():
 )
 def test_a_place_for_the_layout_is_refused_before_any_work(out, said):
     with pytest.raises(BadInputError, match=said):
-        cli.app(["plan", "no such config", "--on", "v5e:4x4", "--search", "--out", out], standalone_mode=False)
+        commands.app(["plan", "no such config", "--on", "v5e:4x4", "--search", "--out", out], standalone_mode=False)
 
 
 @pytest.mark.parametrize(

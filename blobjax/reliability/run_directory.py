@@ -12,25 +12,37 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TextIO
 
 from blobjax.config import BadInputError, Config, dump, load
 from blobjax.config.diff import changed_maths
 from blobjax.config.load import read_yaml
+from blobjax.config.paths import expanded
 
 # Names of files that a crash may leave behind and that mean nothing.
 _OURS = ".blobjax-"
+# Patterns of all that a run writes into its directory, and of what is written there for it: a study's log, a page.
+_FILES = (
+    *("config.yaml", "metrics.jsonl", "events.jsonl", "undone_metrics.jsonl", "passed_over.json", "halt.json"),
+    *("flow.json", "tokenizer.json", "log.txt", "report.html", "hang-*.txt", f"{_OURS}*"),
+)
+_FOLDERS = ("checkpoints", "quarantine", "energy", "tensorboard", "profile", "wandb")
 # Longer than anybody looks whether a run is alive, also where the machine is busy.
 _LOOKING_SECONDS = 1.0
 
 
 class RunDirectory:
-    """Paths of one run, and the rules for claiming them."""
+    """Paths of one run, and the rules for claiming them.
+
+    Raises:
+      BadInputError: the path is a URL, or begins at a home directory that there is not.
+    """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path).expanduser()
+        self.path = expanded(path, "run directory")
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
         self.events = self.path / "events.jsonl"
@@ -52,17 +64,14 @@ class RunDirectory:
         Raises:
           BadInputError: there is one.
         """
-        files = (self._lock, self.config, self.metrics, self.events)
-        for path in (*files, self.checkpoints, self.quarantine, self.energy, self.tensorboard):
-            if path.is_symlink():
-                raise BadInputError(
-                    f"{path} is a symbolic link, and a run writes into its own directory only; move what it points to "
-                    "here, or the whole directory to where there is room (logging.run_dir=…)"
-                )
-            kind = path.is_file() if path in files else path.is_dir()
-            if path.exists() and not kind:
-                what = "file" if path in files else "directory"
-                raise BadInputError(f"{path} is not a {what}; move it away, or choose another logging.run_dir")
+        refuse_links(self.path, (*_FILES, *_FOLDERS), "a run")
+        # The profiler writes into folders of folders, whatever they are.
+        for folder, _, _ in os.walk(self.profile):
+            refuse_links(Path(folder), "*", "a run")
+        for names, what, is_kind in ((_FILES, "file", Path.is_file), (_FOLDERS, "directory", Path.is_dir)):
+            for path in _entries(self.path, names):
+                if not is_kind(path) and path.exists():  # in this order: another process's probe may vanish meanwhile
+                    raise BadInputError(f"{path} is not a {what}; move it away, or choose another logging.run_dir")
 
     def resolved_config(self, *overrides: str) -> Config:
         """The run's record of its config, which needs no other file.
@@ -95,8 +104,6 @@ class RunDirectory:
                 f"{self.config} is the run's own record and cannot be used; restore it, or choose another directory "
                 "with logging.run_dir=…",
             )
-        if "://" in str(self.path):
-            raise BadInputError(f"run directory {self.path} is a URL; give a path of a file system all hosts share")
         if self.path.is_dir() and any(not entry.name.startswith(_OURS) for entry in self.path.iterdir()):
             raise BadInputError(
                 f"run directory {self.path} is not empty and holds no config.yaml of a run; "
@@ -193,6 +200,30 @@ class RunDirectory:
             ) from None
 
 
+def refuse_links(folder: Path, names: Iterable[str], who: str) -> None:
+    """Refuses links among what somebody writes into a folder: they lead to somebody else's files.
+
+    Args:
+      names: patterns of what is written there.
+      who: writes it, such as `a run`.
+
+    Raises:
+      BadInputError: there is one.
+    """
+    for path in _entries(folder, names):
+        if path.is_symlink():
+            raise BadInputError(
+                f"{path} is a symbolic link, and {who} writes into its own directory only; move what it points to "
+                "here, or the whole directory to where there is room"
+            )
+
+
+def _entries(folder: Path, names: Iterable[str]) -> list[Path]:
+    names = tuple(names)
+    there = folder.iterdir() if folder.is_dir() else ()
+    return [path for path in there if any(fnmatchcase(path.name, name) for name in names)]
+
+
 def _locked(file: TextIO) -> bool:
     """Takes the lock, if need be at a second try: `in_use` holds it too, for the moment that it takes to look."""
     deadline = time.monotonic() + _LOOKING_SECONDS
@@ -206,14 +237,15 @@ def _locked(file: TextIO) -> bool:
             time.sleep(0.01)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file so that readers, and restarts, see the old content or the new, never half of it."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file so that readers, and restarts, see the old content or the new, never half of it; a link in its
+    place is replaced, not followed."""
     temporary = path.with_name(f"{_OURS}{path.name}")
     # What a crash has left, or somebody else's link: never written through.
     temporary.unlink(missing_ok=True)
     try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

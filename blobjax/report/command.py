@@ -5,6 +5,7 @@ from pathlib import Path
 
 from blobjax.config import BadInputError
 from blobjax.reliability import output
+from blobjax.reliability.run_directory import refuse_links
 from blobjax.report.prices import Prices
 
 NAME = "report.html"
@@ -24,6 +25,8 @@ def check(directory: Path, out: str) -> Path:
         raise BadInputError(f"{directory}: is no directory; give a run's, such as runs/laptop, or a study's")
     if find_spec("matplotlib") is None:
         raise BadInputError("a report draws plots, and matplotlib is not installed; pip install 'blobjax[plot]'")
+    if not out:
+        refuse_links(directory, [NAME], "a report")
     return output.check(out or str(directory / NAME), ".html", [directory])
 
 

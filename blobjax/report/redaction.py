@@ -21,7 +21,16 @@ _QUOTED = r"""\\+(?P<q>["']).*?(?:\\+(?P=q)|$)|"(?:[^"\\]|\\.)*(?:"|$)|'(?:[^'\\
 _VALUE = rf"(?:{HIDDEN}|{_QUOTED}|\S+)"
 _IS = r"""[\\"']*\s*[=:]\s*"""
 _SETTING = re.compile(r"(logging|[\w-]+(?:\.[\w-]+)+)=.*", re.DOTALL)
+# Tokens that say by their own form what they are, wherever they stand: GitHub's (docs.github.com, "GitHub's token
+# formats"), GitLab's (docs.gitlab.com, "Token prefixes"), Hugging Face's (hf_), those of OpenAI and Anthropic (sk-),
+# AWS's access key ids (IAM user guide, "Understanding unique ID prefixes"), Slack's (docs.slack.dev, "Tokens"), and
+# Google's API keys (AIza).
+_TOKEN = (
+    r"(?<![A-Za-z0-9])(?:gh[pousr]_\w{16,}|github_pat_\w{16,}|glpat-[\w.-]{16,}|hf_[A-Za-z0-9]{16,}|"
+    r"sk-(?=[\w-]*\d)[\w-]{16,}|(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Z0-9])|xox[a-z](?:\.xox[a-z])?-[\w.-]{8,}|AIza[\w-]{30,})"
+)
 _HIDES = (
+    (re.compile(_TOKEN), HIDDEN),
     # Who logs in: of a password with a slash or an @ in it, up to the last @ of the word.
     (re.compile(r"""(://)(?:[^\s:/@"'<>]*:[^\s"'<>]*|[^/\s@]+)@"""), rf"\1{HIDDEN}@"),
     # What is signed.

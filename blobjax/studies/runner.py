@@ -16,7 +16,7 @@ from typing import IO, Any
 from blobjax.config import BadInputError, Config, dump
 from blobjax.config.diff import config_diff
 from blobjax.reliability.outcome import DONE
-from blobjax.reliability.run_directory import EventLog, RunDirectory, write_atomically
+from blobjax.reliability.run_directory import EventLog, RunDirectory, refuse_links, write_atomically
 from blobjax.studies.order import Order
 from blobjax.studies.progress import Progress
 from blobjax.studies.results import read
@@ -41,6 +41,8 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            encoding="utf-8",  # of run directories, whatever this machine's locale
+            errors="surrogateescape",
             env=os.environ | environment,
             start_new_session=True,
             pass_fds=(keep_open.fileno(),),
@@ -254,6 +256,13 @@ def note_end(cell: Cell) -> None:
             log.write("stop", reason="ended with the study", resumable=True)
 
 
+# Patterns of what a study writes into its directory.
+_WRITTEN = (
+    *("study.yaml", "cells", "cells.jsonl", "summary.json", "index.html", "report.html", "confirm"),
+    *("fit-*.json", "*.png", f"{_OURS}*"),
+)
+
+
 def check_directory(directory: Path) -> None:
     """Refuses what is neither a study's directory nor empty.
 
@@ -262,6 +271,8 @@ def check_directory(directory: Path) -> None:
     """
     if directory.exists() and not directory.is_dir():
         raise BadInputError(f"study directory {directory} is a file; give another with --dir")
+    refuse_links(directory, _WRITTEN, "a study")
+    refuse_links(directory / "cells", "*", "a study")
     others = directory.is_dir() and [entry for entry in directory.iterdir() if not entry.name.startswith(_OURS)]
     if others and not (directory / "study.yaml").is_file():
         raise BadInputError(f"study directory {directory} is not empty and holds no study; give another with --dir")

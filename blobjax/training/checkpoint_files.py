@@ -209,6 +209,8 @@ def quarantine(folder: Path) -> Path:
 def clear_unfinished(checkpoints: Path) -> None:
     """Deletes what a save that was killed or failed has left; nobody may be saving."""
     for each in checkpoints.glob(f"*{_UNFINISHED}*"):
+        if each.is_symlink():  # which a save would follow
+            each.unlink()
         shutil.rmtree(each, ignore_errors=True)
 
 

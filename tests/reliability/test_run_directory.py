@@ -141,12 +141,26 @@ def test_a_line_that_a_full_disk_tore_spoils_no_other(tmp_path, capsys, monkeypa
     assert "1 of its lines are lost" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", [".blobjax-lock", "config.yaml", "metrics.jsonl", "events.jsonl", "checkpoints"])
-def test_what_a_run_writes_is_never_written_through_a_link(tmp_path, name):
+FOLDERS = ("checkpoints", "quarantine", "energy", "tensorboard", "profile", "wandb", "profile/plugins/profile")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(".blobjax-lock", ".blobjax-hang-0", ".blobjax-hang-17", "hang-0.txt", "config.yaml", "metrics.jsonl"),
+        *("events.jsonl", "undone_metrics.jsonl", "passed_over.json", "halt.json", "flow.json", "tokenizer.json"),
+        *("log.txt", "report.html"),
+        *FOLDERS,
+    ],
+)
+@pytest.mark.parametrize("dangling", [False, True])
+def test_what_a_run_writes_is_never_written_through_a_link(tmp_path, name, dangling):
     directory = RunDirectory(tmp_path / "run")
     claim(directory, config(tmp_path))
     victim, path = tmp_path / "victim", directory.path / name
-    victim.mkdir() if name == "checkpoints" else victim.write_text("precious")
+    if not dangling:
+        victim.mkdir() if name in FOLDERS else victim.write_text("precious")
+    path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         path.rmdir()
     path.unlink(missing_ok=True)
@@ -154,7 +168,14 @@ def test_what_a_run_writes_is_never_written_through_a_link(tmp_path, name):
     for ask in (lambda: directory.check(config(tmp_path), False), directory.lock):
         with pytest.raises(BadInputError, match="is a symbolic link"):
             ask()
-    assert victim.is_dir() or victim.read_text() == "precious"
+    assert not victim.exists() if dangling else victim.is_dir() or victim.read_text() == "precious"
+
+
+def test_a_link_that_is_the_user_s_own_is_nothing_to_a_run(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    claim(directory, config(tmp_path))
+    (directory.path / "notes").symlink_to(tmp_path)
+    assert directory.check(config(tmp_path), False)
 
 
 def test_nor_a_file_that_is_written_whole(tmp_path):

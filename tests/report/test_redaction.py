@@ -45,6 +45,17 @@ SECRET = "hunter2"
         ('{"Authorization": "Bearer sk-abc"}', '{"Authorization": …}'),
         ("authorization: Basic dXNlcjpw", "authorization: Basic …"),
         ("sent Bearer sk-abc", "sent Bearer …"),
+        # Tokens that nothing names: whole, wherever they stand; and what only begins like one.
+        ("refused ghp_16C7e42F292c6912E7710c838347Ae178B4a here", "refused … here"),
+        ("(gho_16C7e42F292c6912E7710c838347Ae178B4a)", "(…)"),
+        ("github_pat_11ABCDEFG0abcdefghijkl_mnopqrstuvwxyz012345", "…"),
+        ("a 401 for glpat-abcdefghij0123456789.", "a 401 for …"),
+        ("'hf_abcdefghijABCDEFGHIJ0123456789abcd'", "'…'"),
+        ("sk-proj-abcdefghij_0123456789, sk-ant-api03-abcdefghij0123", "…, …"),
+        ("AKIAIOSFODNN7EXAMPLE and ASIAIOSFODNN7EXAMPLE", "… and …"),
+        ("xoxb-123456789012-abcdefghijkl xoxe.xoxp-1-abcdefgh", "… …"),
+        ("AIzaSyA0123456789abcdefghijklmnopqrstuvw", "…"),
+        ("task-level-parallelism-of-2024, hf_hub, sk-learn, sk-learn-compatible-models, mask_ghp_x, AKIA",) * 2,
         # Passwords that are no part of a URL by its grammar.
         ("https://u:p/w@host/x refused", "https://…@host/x refused"),
         ("https://u:p@w@host/x", "https://…@host/x"),

@@ -11,6 +11,16 @@ def complete_config(incomplete: str) -> list[str]:
     return [name for name in shipped() if name.startswith(incomplete)]
 
 
+def no_url(path: str | None) -> str | None:
+    """A path that is no URL, whatever becomes of it: as a path `gs://b/x` is a folder `gs:` here."""
+    from blobjax.config.errors import BadInputError
+    from blobjax.config.paths import url_problem
+
+    if problem := url_problem(path or "", "the path"):
+        raise BadInputError(problem)
+    return path
+
+
 ConfigName = Annotated[
     str,
     typer.Argument(help="A path, or a name in configs/ such as 'laptop'.", autocompletion=complete_config),
@@ -23,5 +33,5 @@ Size = Annotated[
     str | None,
     typer.Option(metavar="5M", help="Shape, learning rate, batch, decay and length for so many parameters."),
 ]
-RunPath = Annotated[str, typer.Argument(help="A run directory, such as runs/laptop.")]
+RunPath = Annotated[str, typer.Argument(help="A run directory, such as runs/laptop.", callback=no_url)]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from blobjax.cli.arguments import ConfigName, Overrides
+from blobjax.cli.arguments import ConfigName, Overrides, no_url
 
 app = typer.Typer(help="Prepare and describe training data.", no_args_is_help=True)
 
@@ -17,7 +17,9 @@ def data_prepare(
     train_bpe: Annotated[
         int | None, typer.Option(min=257, max=1_000_000, help="First train a byte-level BPE tokenizer of this size.")
     ] = None,
-    tokenizer_out: Annotated[str, typer.Option(help="Where --train-bpe writes the tokenizer.")] = "tokenizer.json",
+    tokenizer_out: Annotated[
+        str, typer.Option(help="Where --train-bpe writes the tokenizer.", callback=no_url)
+    ] = "tokenizer.json",
 ) -> None:
     """Tokenise every domain of the mixture into token shards, once."""
     from blobjax import data

@@ -4,11 +4,11 @@ from typing import Annotated
 
 import typer
 
-from blobjax.cli.arguments import complete_config
+from blobjax.cli.arguments import complete_config, no_url
 
 
 def doctor(
-    directory: Annotated[str, typer.Argument(help="A directory runs will be written to.")] = ".",
+    directory: Annotated[str, typer.Argument(help="A directory runs will be written to.", callback=no_url)] = ".",
     config: Annotated[
         str | None,
         typer.Option(help="Set the devices up as this config would.", autocompletion=complete_config),

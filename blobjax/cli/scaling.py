@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from blobjax.cli.arguments import ConfigName, Overrides, Size
+from blobjax.cli.arguments import ConfigName, Overrides, Size, no_url
 from blobjax.config.errors import BadInputError
 
 
@@ -40,7 +40,7 @@ StudyOverrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="For every cell: model.d_model=128; for the grid: grid.depth=[2,4]"),
 ]
-StudyDirectory = Annotated[str, typer.Option("--dir", help="Where; studies/NAME by default.")]
+StudyDirectory = Annotated[str, typer.Option("--dir", help="Where; studies/NAME by default.", callback=no_url)]
 
 
 @study.command("run")

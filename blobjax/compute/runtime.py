@@ -16,6 +16,7 @@ from blobjax.compute.cluster import find_place
 from blobjax.compute.xla_flags import BUNDLES, needed
 from blobjax.config.closest import suggest
 from blobjax.config.errors import BadInputError
+from blobjax.config.paths import expanded
 from blobjax.config.schema import Compute
 
 # Seconds without a sign of life after which a process counts as dead and the others are told. jax's default
@@ -34,7 +35,7 @@ def configure(compute: Compute) -> None:
     """Applies what must be said before jax starts a backend. The user's own environment wins over the config.
 
     Raises:
-      BadInputError: an unknown flag bundle.
+      BadInputError: an unknown flag bundle, or no home directory for a `~`.
     """
     if compute.virtual_cpu_devices and "JAX_NUM_CPU_DEVICES" not in os.environ:
         # Virtual devices are asked for to try a mesh; a GPU that happens to be there is not one of them.
@@ -48,7 +49,8 @@ def configure(compute: Compute) -> None:
     if platform() == "gpu" and not any(os.environ.get(name) for name in _GPU_MEMORY_VARIABLES):
         os.environ[_GPU_MEMORY_VARIABLES[0]] = str(GPU_MEMORY_FRACTION)
     if compute.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", str(Path(compute.compilation_cache).expanduser()))
+        cache = expanded(compute.compilation_cache, "compute.compilation_cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache))
         # jax keeps only programs that took a second to compile; a start is made of many shorter ones.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from blobjax.config.closest import suggest
+from blobjax.config.paths import url_problem
 from blobjax.config.schema.conditioning import MATMUL_FORMATS
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ _PROGRESS = "steps, tokens, flops, tokens/param or epochs"
 def problems(config: "Config") -> list[str]:
     """One line for each thing that does not fit together; empty when all does."""
     return [
+        *_paths(config),
         *_model(config.model),
         *_mesh(config.compute.mesh),
         *_data(config),
@@ -30,6 +32,19 @@ def problems(config: "Config") -> list[str]:
         *_matmul_formats(config),
         *_reliability(config),
     ]
+
+
+def _paths(config: "Config") -> list[str]:
+    origin, sources = config.duration.start_from, config.data.sources.items()
+    paths = {
+        "logging.run_dir": config.logging.run_dir,
+        "data.prepared_dir": config.data.prepared_dir,
+        "data.tokenizer": config.data.tokenizer,
+        "compute.compilation_cache": config.compute.compilation_cache,
+        "duration.start_from": str(origin) if origin is not None else "",
+        **{f"data.sources.{name}.path": source.path for name, source in sources},
+    }
+    return [problem for key, path in paths.items() if (problem := url_problem(path, key))]
 
 
 def _model(model: "Model") -> list[str]:

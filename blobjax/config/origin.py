@@ -8,6 +8,7 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import core_schema
 
 from blobjax.config.durations import Duration
+from blobjax.config.paths import expanded
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Origin:
 
     def directory(self, run_dir: str) -> Path:
         """The run it names, seen from a run in `run_dir`."""
-        return Path(self.run).expanduser() if "/" in self.run else Path(run_dir).expanduser().parent / self.run
+        beside = expanded(run_dir, "logging.run_dir").parent
+        return expanded(self.run, "duration.start_from") if "/" in self.run else beside / self.run
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from blobjax.config import BadInputError, Config
+from blobjax.config.paths import expanded, home
 from blobjax.config.schema import Source
 from blobjax.data import sources
 from blobjax.data.progress import Progress, silent
@@ -99,8 +100,13 @@ def prepare(config: Config, progress: Progress = silent) -> Prepared:
 def folder(config: Config) -> Path:
     """Where prepared domains are kept: data.prepared_dir, or blobjax in the user's cache directory."""
     if config.data.prepared_dir:
-        return Path(config.data.prepared_dir).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blobjax"
+        return expanded(config.data.prepared_dir, "data.prepared_dir")
+    if cache := os.environ.get("XDG_CACHE_HOME"):
+        return Path(cache) / "blobjax"
+    instead = (
+        "give data.prepared_dir=FOLDER for prepared data, and for compiled programs compute.compilation_cache=FOLDER"
+    )
+    return home(instead) / ".cache" / "blobjax"
 
 
 def held_out_position(text: bytes) -> float:

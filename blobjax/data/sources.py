@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from blobjax.config import BadInputError, Config
+from blobjax.config.paths import expanded
 from blobjax.config.schema import Source
 from blobjax.data import embedded
 
@@ -69,7 +70,7 @@ def files(source: Source, domain: str) -> list[Path]:
     Raises:
       BadInputError: none; the nearest name in the folder is suggested.
     """
-    pattern = str(Path(source.path).expanduser())
+    pattern = str(expanded(source.path, f"data.sources.{domain}.path"))
     # A path that exists is meant literally, even with a bracket in its name.
     matches = [pattern] if Path(pattern).exists() else glob.glob(pattern, recursive=True)
     found = sorted(path for path in map(Path, matches) if path.is_file())

@@ -130,7 +130,8 @@ def _agree(facts: Mapping[str, str], fix: str, patience_seconds: float | None = 
     # jax has no public way to the store.
     from jax._src.distributed import global_state
 
-    client, rank = global_state.client, global_state.process_id
+    client: Any = global_state.client
+    rank = global_state.process_id
     call = f"blobjax/agreement/{next(_calls)}"
     read = partial(_read, client, call, patience_seconds)
     client.key_value_set(f"{call}/{rank}", json.dumps(facts))

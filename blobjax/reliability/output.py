@@ -7,6 +7,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from blobjax.config import BadInputError
+from blobjax.config.paths import expanded
 from blobjax.reliability.run_directory import write_atomically
 
 # What runs and studies write and read again, each in its directory; and folders that are theirs alone.
@@ -31,7 +32,7 @@ def check(given: str, suffix: str, inputs: Iterable[str | Path] = ()) -> Path:
     if not given.strip():
         raise BadInputError("--out: an empty name; give a file, or leave --out away")
     try:
-        path = Path(given).expanduser()
+        path = expanded(given, "--out")
         with suppress(FileNotFoundError, NotADirectoryError):
             path.lstat()  # newer Pythons only say that there is nothing of a name that cannot be
         refused = _refused(path.resolve(), suffix, [Path(each).expanduser() for each in inputs])

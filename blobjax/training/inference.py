@@ -1,6 +1,5 @@
 """A run's newest parameters on this machine, and text sampled from them."""
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -58,7 +57,7 @@ def sample_run(run: str, prompt: str, tokens: int, *, seed: int, temperature: fl
     Raises:
       BadInputError: no run or no checkpoint there, or a prompt that cannot be used.
     """
-    directory = RunDirectory(Path(run))
+    directory = RunDirectory(run)
     if not directory.config.is_file():
         raise BadInputError(f"{run} is not a run directory: it has no config.yaml; give one such as runs/laptop")
     config = directory.previous_config()

@@ -118,7 +118,7 @@ def test_a_run_in_a_home_directory_that_there_is_not_is_one_line(tmp_path, comma
         ("data.prepared_dir=~nobody-here/x", "data.prepared_dir"),
         ("compute.compilation_cache=~nobody-here/x", "compute.compilation_cache"),
         ("duration.start_from=~nobody-here/x@80%", "duration.start_from"),
-        ("data={mixture: {a: 1}, sources: {a: {path: ~nobody-here/x}}}", "data.sources.a.path"),
+        ("data={seq_len: 32, mixture: {a: 1}, sources: {a: {path: ~nobody-here/x}}}", "data.sources.a.path"),
     ],
 )
 def test_nor_does_a_key_take_one(tmp_path, override, key):

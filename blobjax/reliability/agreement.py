@@ -13,9 +13,10 @@ import json
 import os
 import platform
 import re
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -45,6 +46,8 @@ _JAX_OF_A_HOST = re.compile(
 # How long process 0 waits for what the others run: they have joined it, and only import the rest of the package now.
 # One whose code knows nothing of this never answers.
 _FIRST_ANSWER_SECONDS = 300.0
+# How long what one host has written may take to be seen by another, over caches of a network's file system.
+_SEEING_SECONDS = 10.0
 # Until Python looks at the clock, and at signals, again.
 _SLICE_MS = 10_000
 _LONGEST_VALUE, _MOST_LINES = 80, 30
@@ -83,6 +86,34 @@ def check_agreement(**facts: str) -> None:
     """
     if jax.distributed.is_initialized():
         _agree(facts, "give all the same data and one run directory on a file system that all share")
+
+
+def check_shared(directory: Path) -> None:
+    """Returns once every process has seen a file that process 0 writes into a directory, or where it will be made.
+
+    Args:
+      directory: the same one, by whatever path this host knows it.
+
+    Raises:
+      BadInputError: on every process, naming those that do not see it: they have another directory, or a file system
+        that is not shared.
+    """
+    if not jax.distributed.is_initialized():
+        return
+    from jax._src.distributed import global_state
+
+    client: Any = global_state.client
+    call = f"blobjax/directory/{next(_calls)}"
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.is_dir())
+    with ExitStack() as stack:
+        if global_state.process_id == 0:
+            file = stack.enter_context(tempfile.NamedTemporaryFile(dir=existing, prefix=".blobjax-"))
+            client.key_value_set(f"{call}/name", Path(file.name).name)
+        path = existing / _read(client, call, None, "name")
+        began = time.monotonic()
+        while not (seen := path.exists()) and time.monotonic() - began < _SEEING_SECONDS:
+            time.sleep(0.1)
+        check_agreement(**{"the run directory": "shared" if seen else f"{directory}, without process 0's files"})
 
 
 def source_digest(package: Path | None = None) -> str:

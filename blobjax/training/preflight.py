@@ -11,7 +11,7 @@ from blobjax import data
 from blobjax.compute.sharding import make_layout
 from blobjax.config import BadInputError, Config
 from blobjax.data import Stream, Tokenizer
-from blobjax.reliability.agreement import check_agreement, check_programs
+from blobjax.reliability.agreement import check_agreement, check_programs, check_shared
 from blobjax.reliability.run_directory import RunDirectory, read_jsonl
 from blobjax.reliability.timers import refuse_together
 from blobjax.training import branching, checkpoint_files
@@ -78,6 +78,7 @@ def preflight(config: Config, allow_config_change: bool) -> Setting:
     check_programs(config, allow_config_change=allow_config_change)
     directory = RunDirectory(config.logging.run_dir)
     resuming = directory.check(config, allow_config_change)
+    check_shared(directory.path)
     _check_wandb(config)
     layout = make_layout(config)
     with data.show_progress() as progress:

@@ -133,6 +133,18 @@ def test_a_host_may_have_paths_caches_and_a_copy_of_the_source_of_its_own(tmp_pa
     assert [line["loss"] for line in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "loss" in line][11:]
 
 
+def test_directories_that_are_not_the_same_are_refused(tmp_path):
+    """Each would train on, until the first checkpoint has one part here and the other there."""
+    (tmp_path / "other").mkdir()
+    lines = refused(tmp_path / "run", SAME, ((f"logging.run_dir={tmp_path / 'other' / 'run'}",), {}), SAME)
+    assert lines == [
+        f"blobjax: the processes disagree on the run directory: shared (process 0, 2), {tmp_path / 'other' / 'run'}, "
+        "without process 0's files (process 1)",
+        "blobjax: give all the same data and one run directory on a file system that all share",
+    ]
+    assert not any((tmp_path / "other").iterdir())
+
+
 def test_the_digest_of_the_source_is_of_its_content_alone(tmp_path):
     shutil.copytree(PACKAGE, tmp_path / "elsewhere")
     assert source_digest(tmp_path / "elsewhere") == source_digest(PACKAGE)

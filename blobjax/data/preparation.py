@@ -5,15 +5,10 @@ held-out fraction makes another folder, and nothing ever has to be invalidated. 
 renamed when it is whole: a folder that has its name is finished.
 """
 
-import contextlib
-import fcntl
-import glob
 import hashlib
 import json
 import os
 import re
-import shutil
-import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +20,7 @@ from blobjax.config import BadInputError, Config
 from blobjax.config.schema import Source
 from blobjax.data import sources
 from blobjax.data.progress import Progress, silent
+from blobjax.data.scratch import alone, publish, remove_left_overs, scratch_folder
 from blobjax.data.shards import ShardWriter, open_shard, verify_shard
 from blobjax.data.sources import Document
 from blobjax.data.tokenizer import Tokenizer, load, token_dtype
@@ -149,7 +145,9 @@ def _domain(root: Path, plan: _Plan, tokenizer: Tokenizer, progress: Progress) -
     if not final.exists():
         try:
             root.mkdir(parents=True, exist_ok=True)
-            with _alone(root / f".{plan.folder_name}.lock"):
+            with alone(root / f".{plan.folder_name}.lock") as locked:
+                if locked:
+                    remove_left_overs(final)
                 if not final.exists():
                     _build(final, plan, tokenizer, progress)
         except OSError as error:
@@ -167,53 +165,18 @@ def _domain(root: Path, plan: _Plan, tokenizer: Tokenizer, progress: Progress) -
     return Domain(plan.domain, final, manifest)
 
 
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Lets one process of this machine in at a time; the kernel lets go for a process that dies.
-
-    It saves doing the work several times, no more: what keeps processes from spoiling each other's folders, on a file
-    system that ignores locks too, is the rename.
-    """
-    with path.open("ab") as file:
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _build(final: Path, plan: _Plan, tokenizer: Tokenizer, progress: Progress) -> None:
     """Prepares one domain in a folder of another name, then gives it its own."""
-    mine = f".{plan.folder_name}.{socket.gethostname()}."
-    for left_over in final.parent.glob(f"{glob.escape(mine)}*"):
-        shutil.rmtree(left_over, ignore_errors=True)
-    scratch = final.parent / f"{mine}{os.getpid()}"
-    scratch.mkdir()
-    progress(plan.domain, 0, plan.source_bytes)
-    try:
+    with scratch_folder(final) as scratch:
+        progress(plan.domain, 0, plan.source_bytes)
         manifest = _write(scratch, plan, tokenizer, progress)
         with (scratch / "manifest.json").open("x") as file:
             json.dump(manifest, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
-        _fsync_folder(scratch)
-        try:
-            os.rename(scratch, final)
-        except OSError:
-            # Another machine was first; its folder is as good as ours.
-            if not (final / "manifest.json").is_file():
-                raise
-        _fsync_folder(final.parent)
+        publish(scratch, final, proof="manifest.json")
         size = plan.source_bytes or sum(manifest["bytes"].values())
         progress(plan.domain, size, size)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _fsync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _write(scratch: Path, plan: _Plan, tokenizer: Tokenizer, progress: Progress) -> dict[str, Any]:

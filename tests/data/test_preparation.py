@@ -138,6 +138,65 @@ def test_processes_prepare_at_once(make_config, write_jsonl):
     assert left_overs(config) == []
 
 
+# Locks that fail as they do where a file system has none, and locks that succeed and keep nobody out.
+BROKEN_LOCKS = {"unsupported": "raise OSError(errno.ENOLCK, 'No locks available')", "without effect": "return None"}
+# Each process waits, once it has its scratch folder, until all of them have one: so all four work at the same time.
+TOGETHER = """
+import errno, fcntl, sys, time
+from pathlib import Path
+from blobjax.config import Config
+from blobjax.data import prepare
+
+def flock(*_):
+    {flock}
+
+fcntl.flock = flock
+config = Config.model_validate_json(sys.argv[1])
+processes, root = int(sys.argv[2]), Path(config.data.prepared_dir)
+
+def meet(domain, done, total):
+    deadline = time.monotonic() + 60
+    while done == 0 and not (root / "all here").exists():
+        if sum(path.is_dir() for path in root.glob(".*")) == processes:
+            (root / "all here").touch()
+        assert time.monotonic() < deadline, "the scratch folders of the others are gone"
+        time.sleep(0.01)
+
+print(prepare(config, meet).fingerprint)
+"""
+
+
+@pytest.mark.parametrize("flock", BROKEN_LOCKS.values(), ids=BROKEN_LOCKS)
+def test_processes_prepare_at_once_where_locks_do_not_work(make_config, write_jsonl, flock):
+    config = make_config(**mine(write_jsonl("a.jsonl", [f"{i} some words" for i in range(300)])))
+    command = [sys.executable, "-c", TOGETHER.format(flock=flock), config.model_dump_json(), "4"]
+    pipe = subprocess.PIPE
+    processes = [subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) for _ in range(4)]
+    ended = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, [error for _, error in ended]
+    assert {output.strip() for output, _ in ended} == {prepare(config).fingerprint}
+    assert left_overs(config) == []
+
+
+def test_only_scratch_folders_of_dead_processes_of_this_machine_are_removed(make_config, write_jsonl):
+    config = make_config(**mine(write_jsonl("a.jsonl", [f"{i} some words" for i in range(100)])))
+    final = prepare(config).domains["mine"].folder
+    shutil.rmtree(final)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    host = socket.gethostname()
+    names = {
+        "dead": f".{final.name}.{host}.{ended.pid}.00000000",
+        "alive": f".{final.name}.{host}.{os.getpid()}.00000000",
+        "elsewhere": f".{final.name}.{host}-2.{ended.pid}.00000000",
+        "not ours": f".{final.name}.{host}.notes",
+    }
+    for name in names.values():
+        (final.parent / name).mkdir()
+    prepare(config)
+    assert {which for which, name in names.items() if (final.parent / name).exists()} == set(names) - {"dead"}
+
+
 def test_the_loser_of_the_rename_takes_the_winners_folder(make_config, write_jsonl, monkeypatch):
     """Two machines on a file system whose locks do not reach across them."""
     config = make_config(**mine(write_jsonl("a.jsonl", [f"{i} some words" for i in range(100)])))
@@ -154,8 +213,6 @@ def test_the_loser_of_the_rename_takes_the_winners_folder(make_config, write_jso
 
     # The second preparation is within the first, so neither may wait for the other.
     monkeypatch.setattr(fcntl, "flock", lambda *_: None)
-    monkeypatch.setattr(os, "getpid", iter([1, 2]).__next__)
-    monkeypatch.setattr(socket, "gethostname", iter(["here", "there"]).__next__)
     monkeypatch.setattr(os, "rename", late)
     prepared = prepare(config)
     assert prepared.fingerprint == winners[0].fingerprint

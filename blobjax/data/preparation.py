@@ -8,7 +8,6 @@ renamed when it is whole: a folder that has its name is finished.
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +22,14 @@ from blobjax.data.progress import Progress, silent
 from blobjax.data.scratch import alone, publish, remove_left_overs, scratch_folder
 from blobjax.data.shards import ShardWriter, open_shard, verify_shard
 from blobjax.data.sources import Document
+from blobjax.data.split import held_out_position
 from blobjax.data.tokenizer import Tokenizer, load, token_dtype
 
-FORMAT = 1
+# Raised when the same sources come to other tokens or another split. 2: the split reads a document's normal form.
+FORMAT = 2
 SPLITS = ("train", "held_out")
 # Text handed to the tokenizer at once: enough for it to use all cores, little enough to stay out of the way.
 _BATCH_CHARACTERS = 1 << 22
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,18 @@ class Domain:
         """The flat tokens of `train` or `held_out`, memory-mapped; every document opens with the separator."""
         return open_shard(self.folder, self.manifest["shards"][split])
 
+    @property
+    def notes(self) -> list[str]:
+        """What was skipped when it was prepared, a line each."""
+        rows, paths = self.manifest.get("skipped_rows", 0), self.manifest.get("skipped_paths", [])
+        field, path = (self.manifest["source"][key] for key in ("field", "path"))
+        lines = []
+        if rows:
+            lines.append(f"domain '{self.name}': skipped {rows:,} rows whose field '{field}' is null or missing")
+        if paths:
+            lines.append(f"domain '{self.name}': skipped what '{path}' matches and is no file: {', '.join(paths)}")
+        return lines
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -63,6 +75,11 @@ class Prepared:
         """Tells these tokens from any others, wherever they lie: SHA-256 over the shards' checksums."""
         shards = {name: domain.manifest["shards"] for name, domain in sorted(self.domains.items())}
         return hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def notes(self) -> list[str]:
+        """What was skipped in preparation, a line each."""
+        return [note for domain in self.domains.values() for note in domain.notes]
 
 
 def prepare(config: Config, progress: Progress = silent) -> Prepared:
@@ -99,15 +116,6 @@ def folder(config: Config) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blobjax"
 
 
-def held_out_position(text: bytes) -> float:
-    """Where in [0, 1) the hash of a document's content falls; below data.held_out_fraction it is held out.
-
-    Independent of the other documents, their order, the domain and the tokenizer: a document that is held out once
-    is never trained on, and copies of it are held out with it.
-    """
-    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64
-
-
 @dataclass(frozen=True)
 class _Plan:
     domain: str
@@ -115,6 +123,7 @@ class _Plan:
     source_hash: str
     source_bytes: int
     held_out_fraction: float
+    max_document_bytes: int
     key: str
 
     @property
@@ -124,8 +133,6 @@ class _Plan:
 
 def _plan(config: Config, domain: str, tokenizer: Tokenizer) -> _Plan:
     """What will be prepared, and the key that everything deciding its tokens goes into."""
-    if not _NAME.fullmatch(domain):
-        raise BadInputError(f"data.mixture: domain name '{domain}' may hold letters, digits, '.', '_' and '-' only")
     source = sources.resolve(config, domain)
     origin = sources.fingerprint(source, domain)
     source_hash = _hash(origin)
@@ -133,7 +140,7 @@ def _plan(config: Config, domain: str, tokenizer: Tokenizer) -> _Plan:
     key = _hash([FORMAT, source.model_dump(), source_hash, tokenizer.fingerprint, fraction])
     in_files = source.kind not in ("embedded", "huggingface")
     size = sum(size for _, size, _ in origin) if in_files else 0
-    return _Plan(domain, source, source_hash, size, fraction, key[:16])
+    return _Plan(domain, source, source_hash, size, fraction, config.data.max_document_bytes, key[:16])
 
 
 def _hash(content: Any) -> str:
@@ -187,7 +194,8 @@ def _write(scratch: Path, plan: _Plan, tokenizer: Tokenizer, progress: Progress)
     counts = {split: {"documents": 0, "bytes": 0} for split in SPLITS}
     nuls = empty = 0
     nearest = 1.0  # the smallest hash position: the fraction that would hold out one document
-    for batch in _batches(sources.documents(plan.source, plan.domain)):
+    documents = sources.Documents(plan.source, plan.domain, plan.max_document_bytes)
+    for batch in _batches(documents):
         encoded = [_encode(document) for document in batch]
         tokens = tokenizer.encode_batch([document.text for document in batch])
         for document, text, ids in zip(batch, encoded, tokens, strict=True):
@@ -201,7 +209,7 @@ def _write(scratch: Path, plan: _Plan, tokenizer: Tokenizer, progress: Progress)
                     f"{document.path}: document {document.number}: the tokenizer's pieces do not add up to the text's "
                     f"{len(text)} bytes, so bits per byte would not be exact; use another tokenizer"
                 )
-            position = held_out_position(text)
+            position = held_out_position(document.text)
             nearest = min(nearest, position)
             split = "held_out" if position < plan.held_out_fraction else "train"
             counts[split]["documents"] += 1
@@ -212,7 +220,7 @@ def _write(scratch: Path, plan: _Plan, tokenizer: Tokenizer, progress: Progress)
         # Below the total while there is still something to do, so that reaching it means the end.
         done = batch[-1].done or written
         progress(plan.domain, min(done, plan.source_bytes - 1) if plan.source_bytes else done, plan.source_bytes)
-    _check_split(plan, counts, nearest)
+    _check_split(plan, counts, nearest, documents.skipped_rows)
     return {
         "format": FORMAT,
         "domain": plan.domain,
@@ -228,6 +236,8 @@ def _write(scratch: Path, plan: _Plan, tokenizer: Tokenizer, progress: Progress)
         "bytes": {split: counts[split]["bytes"] for split in SPLITS},
         "dropped_nuls": nuls,
         "empty_documents": empty,
+        "skipped_rows": documents.skipped_rows,
+        "skipped_paths": documents.skipped_paths,
         "shards": {split: writers[split].close() for split in SPLITS},
     }
 
@@ -254,12 +264,13 @@ def _encode(document: Document) -> bytes:
         ) from None
 
 
-def _check_split(plan: _Plan, counts: dict[str, dict[str, int]], nearest: float) -> None:
+def _check_split(plan: _Plan, counts: dict[str, dict[str, int]], nearest: float, skipped: int) -> None:
     """Both splits need a document: one to learn from, one to be judged by."""
     train, held_out = (counts[split]["documents"] for split in SPLITS)
     where = f"domain '{plan.domain}' ({plan.source.path})"
     if train + held_out == 0:
-        raise BadInputError(f"{where} holds no text")
+        rows = f"; {skipped:,} of its rows have no field '{plan.source.field}'" if skipped else ""
+        raise BadInputError(f"{where} holds no text{rows}")
     if train + held_out == 1:
         raise BadInputError(
             f"{where} is a single document; give at least two, so that one can be held out for evaluation"

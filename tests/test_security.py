@@ -113,7 +113,9 @@ def test_secrets_stay_out_of_the_report_of_a_failure(tmp_path):
 NO_PICKLE = """
 import os, sys, traceback
 def hook(event, arguments):
-    if event == "pickle.find_class" and not any("tensorboardX" in frame.filename for frame in traceback.extract_stack()):
+    if event != "pickle.find_class":
+        return
+    if not any("tensorboardX" in frame.filename for frame in traceback.extract_stack()):
         os.write(2, "".join([f"unpickled {arguments}", *traceback.format_stack()]).encode())
         os._exit(99)
 sys.addaudithook(hook)

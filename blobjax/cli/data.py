@@ -35,6 +35,8 @@ def data_prepare(
         prepared = data.prepare(settings, progress)
     for domain in prepared.domains.values():
         typer.echo(f"prepared: {domain.folder}")
+    for note in prepared.notes:
+        typer.echo(note)
 
 
 @app.command("describe")

@@ -3,16 +3,20 @@
 They live outside the sections' own validation so that all of them are found at once, whatever else is wrong.
 """
 
+import re
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from blobjax.config.closest import suggest
+from blobjax.config.errors import brief
 from blobjax.config.paths import url_problem
 from blobjax.config.schema.conditioning import MATMUL_FORMATS
 
 if TYPE_CHECKING:
     from blobjax.config.schema import Config, Mesh, Model
 
+# A domain's name becomes part of the names of folders and metrics.
+_DOMAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _PROGRESS = "steps, tokens, flops, tokens/param or epochs"
 
 
@@ -85,8 +89,13 @@ def _mesh(mesh: "Mesh") -> list[str]:
 
 
 def _data(config: "Config") -> list[str]:
-    found = []
     data, model = config.data, config.model
+    found = [
+        f"data.mixture: a domain's name has at most 100 letters, digits, '.', '_' and '-', a letter or digit first, "
+        f"not {brief(name)}"
+        for name in data.mixture
+        if not _DOMAIN.fullmatch(name)
+    ]
     if sum(data.mixture.values()) <= 0:
         found.append("data.mixture has no domain with a positive weight")
     if data.seq_len > model.max_seq_len:

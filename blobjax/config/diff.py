@@ -19,6 +19,7 @@ _SAME_MATHS = (
     # What is read, and with which tokenizer, is pinned by the tokens' fingerprint that stands in every checkpoint.
     "data.sources",
     "data.tokenizer",
+    "data.max_document_bytes",  # whether a document is taken, not what it says
     "data.prefetch",  # how early batches are made, not which
     "data.prepared_dir",  # where token shards lie; their content is checked against hashes
     "duration.wall_clock_limit",  # when to stop for now

@@ -12,6 +12,8 @@ from typing import Any
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import core_schema
 
+from blobjax.config.errors import brief
+
 _SECONDS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
 _UNITS = {
     **{unit.removesuffix("s"): unit for unit in ("steps", "tokens", "flops", "epochs", *_SECONDS)},
@@ -110,7 +112,8 @@ class Duration:
         """
         if isinstance(text, cls):
             return text
-        match = _PATTERN.match(text) if isinstance(text, str) else None
+        # Nobody writes a longer one, and the pattern takes quadratic time on many digits.
+        match = _PATTERN.match(text) if isinstance(text, str) and len(text) <= 100 else None
         unit = None
         if match:
             word = match.group(3).lower()
@@ -119,7 +122,7 @@ class Duration:
         if unit is None or math.isinf(amount) or amount * _SECONDS.get(unit, 0) > _TOO_LONG:
             raise ValueError(
                 "a duration such as '300 steps', '20M tokens', '2e15 flops', '20 tokens/param', '3 epochs', '5%' or "
-                f"'10 minutes', not {text!r}"
+                f"'10 minutes', not {brief(text)}"
             )
         return cls(amount, unit)
 

@@ -7,6 +7,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from blobjax.config.closest import suggest
+from blobjax.config.errors import brief
 from blobjax.config.schema import Config
 
 # What pydantic's error types expect, in words; {…} are filled from the error's context.
@@ -118,8 +119,7 @@ def _show(given: Any) -> str:
         return "keys and values"
     if isinstance(given, list | tuple):
         return "a list"
-    text = repr(given)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return brief(given)
 
 
 def _origin(key: str, origins: dict[str, str]) -> str:

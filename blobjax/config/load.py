@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import ValidationError
 
-from blobjax.config.errors import BadInputError
+from blobjax.config.errors import BadInputError, brief
 from blobjax.config.explain import explain
 from blobjax.config.ladder import dial
 from blobjax.config.scalars import annotation_at, as_text, holds_text, take_text
@@ -114,7 +114,9 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if key.value in seen:
-                    raise yaml.MarkedYAMLError(problem=f"duplicate key '{key.value}'", problem_mark=key.start_mark)
+                    raise yaml.MarkedYAMLError(
+                        problem=f"duplicate key '{key.value[:200]}'", problem_mark=key.start_mark
+                    )
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -171,6 +173,10 @@ def shown(path: Path) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
+# A hundred times the longest resolved config. PyYAML takes a minute for 20 MB.
+_LARGEST_FILE = 1 << 20
+
+
 def read_yaml(path: Path, schema: Any = Config) -> dict:
     """A YAML file's keys and values.
 
@@ -178,10 +184,12 @@ def read_yaml(path: Path, schema: Any = Config) -> dict:
       schema: whose text fields keep what is written.
 
     Raises:
-      BadInputError: it cannot be read, is not YAML, or holds something else.
+      BadInputError: it cannot be read, is not YAML, is too large, or holds something else.
     """
     origin = shown(path)
     try:
+        if (size := path.stat().st_size) > _LARGEST_FILE:
+            raise BadInputError(f"{origin}: has {size / 1e6:.1f} MB; a config has at most {_LARGEST_FILE / 1e6:.0f} MB")
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise BadInputError(f"{origin}: is not UTF-8 text") from None
@@ -200,7 +208,31 @@ def _read_with_includes(path: Path, including: tuple[Path, ...] = ()) -> tuple[d
     if path.resolve() in (parent.resolve() for parent in including):
         chain = " -> ".join(shown(each) for each in (*including, path))
         raise BadInputError(f"{shown(path)}: includes itself: {chain}")
-    return _include(read_yaml(path), path, including)
+    return _include(_read_included(path) if including else read_yaml(path), path, including)
+
+
+# What PyYAML quotes from the file.
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+
+
+def _read_included(path: Path) -> dict:
+    """As `read_yaml`, but an error shows no content of a file that is no config.
+
+    Whoever writes `include` chooses a file; whoever sees the errors need not be allowed to read it.
+    """
+    try:
+        content = read_yaml(path)
+    except BadInputError as error:
+        parts = [problem.partition(": not valid YAML: ") for problem in error.problems]
+        raise BadInputError(*(f"{head}{mark}{_QUOTED.sub('…', rest)}" for head, mark, rest in parts)) from None
+    known = ["include", *Config.model_fields]
+    strange = [key for key in content if not difflib.get_close_matches(str(key)[:80], known, 1, 0.75)]
+    if 2 * len(strange) > len(content):
+        raise BadInputError(
+            f"{shown(path)}: is included and is not a config: {len(strange)} of its {len(content)} keys are unknown; "
+            f"known: {', '.join(known)}"
+        )
+    return content
 
 
 def _include(content: dict, path: Path, including: tuple[Path, ...]) -> tuple[dict, dict[str, str]]:
@@ -211,7 +243,7 @@ def _include(content: dict, path: Path, including: tuple[Path, ...]) -> tuple[di
     origins: dict[str, str] = {}
     for name in includes if isinstance(includes, list) else [includes]:
         if not isinstance(name, str):
-            raise BadInputError(f"{origin}: include: expected the path or name of a config, not {name!r}")
+            raise BadInputError(f"{origin}: include: expected the path or name of a config, not {brief(name)}")
         try:
             included = find(name, path.parent)
         except BadInputError as error:
@@ -262,8 +294,12 @@ def parse_override(override: str) -> Setting:
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals or not all(key.split(".")):
-        raise BadInputError(f"override '{override}' is not of the form dotted.key=value, such as model.d_model=512")
-    annotation, origin = annotation_at(key.split("."), Config), f"override {key}"
+        given = override if len(override) < 200 else f"{override[:200]}…"
+        raise BadInputError(f"override '{given}' is not of the form dotted.key=value, such as model.d_model=512")
+    origin = f"override {key[:200]}"
+    if len(text) > _LARGEST_FILE:
+        raise BadInputError(f"{origin}: the value has {len(text) / 1e6:.1f} MB; at most 1 MB is read")
+    annotation = annotation_at(key.split("."), Config)
     if not holds_text(annotation):
         return Setting(key, parse_yaml(text, origin, annotation))
     try:

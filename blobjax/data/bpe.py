@@ -9,7 +9,8 @@ from pathlib import Path
 
 from blobjax.config import BadInputError, Config
 from blobjax.data import sources
-from blobjax.data.preparation import held_out_position
+from blobjax.data.scratch import scratch_path
+from blobjax.data.split import held_out_position
 from blobjax.data.tokenizer import SEPARATORS
 
 # The separator and one id a byte.
@@ -57,7 +58,7 @@ def train_bpe(config: Config, vocab_size: int, path: str | Path) -> int:
 def _replace(path: Path, content: str) -> None:
     """Writes a file that is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch = scratch_path(path)
     try:
         scratch.write_text(content, encoding="utf-8")
         os.replace(scratch, path)
@@ -66,9 +67,10 @@ def _replace(path: Path, content: str) -> None:
 
 
 def _training_texts(config: Config) -> Iterator[str]:
+    limit = config.data.max_document_bytes
     for domain, weight in config.data.mixture.items():
         if weight > 0:
-            for document in sources.documents(sources.resolve(config, domain), domain):
+            for document in sources.Documents(sources.resolve(config, domain), domain, limit):
                 text = document.text.replace("\0", "")
-                if text and held_out_position(text.encode()) >= config.data.held_out_fraction:
+                if text and held_out_position(text) >= config.data.held_out_fraction:
                     yield text

@@ -9,8 +9,14 @@ from rich.text import Text
 
 from blobjax.config import Config
 from blobjax.data.mixture import Mixture
+from blobjax.data.overlap import NEAR, SHINGLE_WORDS, Overlap, overlaps
 from blobjax.data.preparation import Prepared
 from blobjax.data.stream import used
+
+_DEFINITION = (
+    f"A shingle is {SHINGLE_WORDS} words in a row. A near-duplicate has at least {NEAR:.0%} of its shingles in the "
+    "training text of any domain."
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,8 @@ class Description:
       weight: share of the training sequences.
       epochs: passes over the training split in the run; None where its length is not known.
       sample: how the first held-out document begins.
+      notes: what was skipped when it was prepared.
+      overlap: how much of its held-out text stands in the training text too.
     """
 
     domain: str
@@ -37,6 +45,8 @@ class Description:
     weight: float
     epochs: float | None
     sample: str
+    notes: list[str]
+    overlap: Overlap
 
 
 def describe(config: Config, prepared: Prepared, sequences: int | None = None) -> list[Description]:
@@ -50,6 +60,7 @@ def describe(config: Config, prepared: Prepared, sequences: int | None = None) -
     mixture = Mixture(config.data.mixture)
     counts = dict(zip(mixture.names, mixture.counts(sequences or 0), strict=True))
     weights = dict(zip(mixture.names, mixture.weights, strict=True))
+    shared = overlaps(config, prepared)
     described = []
     for name, domain in prepared.domains.items():
         manifest = domain.manifest
@@ -68,6 +79,8 @@ def describe(config: Config, prepared: Prepared, sequences: int | None = None) -
                 weight=weights.get(name, 0) / sum(weights.values()),
                 epochs=None if sequences is None else counts.get(name, 0) / windows,
                 sample=prepared.tokenizer.decode(domain.tokens("held_out")[:200])[:160],
+                notes=domain.notes,
+                overlap=shared[name],
             )
         )
     return described
@@ -92,4 +105,15 @@ def render(descriptions: list[Description]) -> Group:
         # Text, not markup: a sample may hold what rich would take for a style.
         line = Text.assemble((d.domain, "bold"), f" ({origin}): {' '.join(d.sample.split())}")
         lines.append(line)
-    return Group(table, *lines)
+        lines += [Text(f"  {note}") for note in (_overlap(d.overlap), *d.notes)]
+    return Group(table, *lines, Text(_DEFINITION, style="dim"))
+
+
+def _overlap(overlap: Overlap) -> str:
+    line = (
+        f"of the held-out text {overlap.shared:.1%} of the shingles are in training text too; near-duplicates: "
+        f"{overlap.near_duplicates} of {overlap.documents:,} documents"
+    )
+    if overlap.compared < 1:
+        line += f" (at least: compared with {overlap.compared:.2g} of the training text)"
+    return line

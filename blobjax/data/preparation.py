@@ -5,15 +5,9 @@ held-out fraction makes another folder, and nothing ever has to be invalidated. 
 renamed when it is whole: a folder that has its name is finished.
 """
 
-import contextlib
-import fcntl
-import glob
 import hashlib
 import json
 import os
-import re
-import shutil
-import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,15 +20,17 @@ from blobjax.config.paths import expanded, home
 from blobjax.config.schema import Source
 from blobjax.data import sources
 from blobjax.data.progress import Progress, silent
+from blobjax.data.scratch import alone, publish, remove_left_overs, scratch_folder
 from blobjax.data.shards import ShardWriter, open_shard, verify_shard
 from blobjax.data.sources import Document
+from blobjax.data.split import held_out_position
 from blobjax.data.tokenizer import Tokenizer, load, token_dtype
 
-FORMAT = 1
+# Raised when the same sources come to other tokens or another split. 2: the split reads a document's normal form.
+FORMAT = 2
 SPLITS = ("train", "held_out")
 # Text handed to the tokenizer at once: enough for it to use all cores, little enough to stay out of the way.
 _BATCH_CHARACTERS = 1 << 22
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -55,6 +51,18 @@ class Domain:
         """The flat tokens of `train` or `held_out`, memory-mapped; every document opens with the separator."""
         return open_shard(self.folder, self.manifest["shards"][split])
 
+    @property
+    def notes(self) -> list[str]:
+        """What was skipped when it was prepared, a line each."""
+        rows, paths = self.manifest.get("skipped_rows", 0), self.manifest.get("skipped_paths", [])
+        field, path = (self.manifest["source"][key] for key in ("field", "path"))
+        lines = []
+        if rows:
+            lines.append(f"domain '{self.name}': skipped {rows:,} rows whose field '{field}' is null or missing")
+        if paths:
+            lines.append(f"domain '{self.name}': skipped what '{path}' matches and is no file: {', '.join(paths)}")
+        return lines
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -68,6 +76,11 @@ class Prepared:
         """Tells these tokens from any others, wherever they lie: SHA-256 over the shards' checksums."""
         shards = {name: domain.manifest["shards"] for name, domain in sorted(self.domains.items())}
         return hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def notes(self) -> list[str]:
+        """What was skipped in preparation, a line each."""
+        return [note for domain in self.domains.values() for note in domain.notes]
 
 
 def prepare(config: Config, progress: Progress = silent) -> Prepared:
@@ -109,15 +122,6 @@ def folder(config: Config) -> Path:
     return home(instead) / ".cache" / "blobjax"
 
 
-def held_out_position(text: bytes) -> float:
-    """Where in [0, 1) the hash of a document's content falls; below data.held_out_fraction it is held out.
-
-    Independent of the other documents, their order, the domain and the tokenizer: a document that is held out once
-    is never trained on, and copies of it are held out with it.
-    """
-    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64
-
-
 @dataclass(frozen=True)
 class _Plan:
     domain: str
@@ -125,6 +129,7 @@ class _Plan:
     source_hash: str
     source_bytes: int
     held_out_fraction: float
+    max_document_bytes: int
     key: str
 
     @property
@@ -134,8 +139,6 @@ class _Plan:
 
 def _plan(config: Config, domain: str, tokenizer: Tokenizer) -> _Plan:
     """What will be prepared, and the key that everything deciding its tokens goes into."""
-    if not _NAME.fullmatch(domain):
-        raise BadInputError(f"data.mixture: domain name '{domain}' may hold letters, digits, '.', '_' and '-' only")
     source = sources.resolve(config, domain)
     origin = sources.fingerprint(source, domain)
     source_hash = _hash(origin)
@@ -143,7 +146,7 @@ def _plan(config: Config, domain: str, tokenizer: Tokenizer) -> _Plan:
     key = _hash([FORMAT, source.model_dump(), source_hash, tokenizer.fingerprint, fraction])
     in_files = source.kind not in ("embedded", "huggingface")
     size = sum(size for _, size, _ in origin) if in_files else 0
-    return _Plan(domain, source, source_hash, size, fraction, key[:16])
+    return _Plan(domain, source, source_hash, size, fraction, config.data.max_document_bytes, key[:16])
 
 
 def _hash(content: Any) -> str:
@@ -155,7 +158,9 @@ def _domain(root: Path, plan: _Plan, tokenizer: Tokenizer, progress: Progress) -
     if not final.exists():
         try:
             root.mkdir(parents=True, exist_ok=True)
-            with _alone(root / f".{plan.folder_name}.lock"):
+            with alone(root / f".{plan.folder_name}.lock") as locked:
+                if locked:
+                    remove_left_overs(final)
                 if not final.exists():
                     _build(final, plan, tokenizer, progress)
         except OSError as error:
@@ -173,53 +178,18 @@ def _domain(root: Path, plan: _Plan, tokenizer: Tokenizer, progress: Progress) -
     return Domain(plan.domain, final, manifest)
 
 
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Lets one process of this machine in at a time; the kernel lets go for a process that dies.
-
-    It saves doing the work several times, no more: what keeps processes from spoiling each other's folders, on a file
-    system that ignores locks too, is the rename.
-    """
-    with path.open("ab") as file:
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _build(final: Path, plan: _Plan, tokenizer: Tokenizer, progress: Progress) -> None:
     """Prepares one domain in a folder of another name, then gives it its own."""
-    mine = f".{plan.folder_name}.{socket.gethostname()}."
-    for left_over in final.parent.glob(f"{glob.escape(mine)}*"):
-        shutil.rmtree(left_over, ignore_errors=True)
-    scratch = final.parent / f"{mine}{os.getpid()}"
-    scratch.mkdir()
-    progress(plan.domain, 0, plan.source_bytes)
-    try:
+    with scratch_folder(final) as scratch:
+        progress(plan.domain, 0, plan.source_bytes)
         manifest = _write(scratch, plan, tokenizer, progress)
         with (scratch / "manifest.json").open("x") as file:
             json.dump(manifest, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
-        _fsync_folder(scratch)
-        try:
-            os.rename(scratch, final)
-        except OSError:
-            # Another machine was first; its folder is as good as ours.
-            if not (final / "manifest.json").is_file():
-                raise
-        _fsync_folder(final.parent)
+        publish(scratch, final, proof="manifest.json")
         size = plan.source_bytes or sum(manifest["bytes"].values())
         progress(plan.domain, size, size)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _fsync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _write(scratch: Path, plan: _Plan, tokenizer: Tokenizer, progress: Progress) -> dict[str, Any]:
@@ -230,7 +200,8 @@ def _write(scratch: Path, plan: _Plan, tokenizer: Tokenizer, progress: Progress)
     counts = {split: {"documents": 0, "bytes": 0} for split in SPLITS}
     nuls = empty = 0
     nearest = 1.0  # the smallest hash position: the fraction that would hold out one document
-    for batch in _batches(sources.documents(plan.source, plan.domain)):
+    documents = sources.Documents(plan.source, plan.domain, plan.max_document_bytes)
+    for batch in _batches(documents):
         encoded = [_encode(document) for document in batch]
         tokens = tokenizer.encode_batch([document.text for document in batch])
         for document, text, ids in zip(batch, encoded, tokens, strict=True):
@@ -244,7 +215,7 @@ def _write(scratch: Path, plan: _Plan, tokenizer: Tokenizer, progress: Progress)
                     f"{document.path}: document {document.number}: the tokenizer's pieces do not add up to the text's "
                     f"{len(text)} bytes, so bits per byte would not be exact; use another tokenizer"
                 )
-            position = held_out_position(text)
+            position = held_out_position(document.text)
             nearest = min(nearest, position)
             split = "held_out" if position < plan.held_out_fraction else "train"
             counts[split]["documents"] += 1
@@ -255,7 +226,7 @@ def _write(scratch: Path, plan: _Plan, tokenizer: Tokenizer, progress: Progress)
         # Below the total while there is still something to do, so that reaching it means the end.
         done = batch[-1].done or written
         progress(plan.domain, min(done, plan.source_bytes - 1) if plan.source_bytes else done, plan.source_bytes)
-    _check_split(plan, counts, nearest)
+    _check_split(plan, counts, nearest, documents.skipped_rows)
     return {
         "format": FORMAT,
         "domain": plan.domain,
@@ -271,6 +242,8 @@ def _write(scratch: Path, plan: _Plan, tokenizer: Tokenizer, progress: Progress)
         "bytes": {split: counts[split]["bytes"] for split in SPLITS},
         "dropped_nuls": nuls,
         "empty_documents": empty,
+        "skipped_rows": documents.skipped_rows,
+        "skipped_paths": documents.skipped_paths,
         "shards": {split: writers[split].close() for split in SPLITS},
     }
 
@@ -297,12 +270,13 @@ def _encode(document: Document) -> bytes:
         ) from None
 
 
-def _check_split(plan: _Plan, counts: dict[str, dict[str, int]], nearest: float) -> None:
+def _check_split(plan: _Plan, counts: dict[str, dict[str, int]], nearest: float, skipped: int) -> None:
     """Both splits need a document: one to learn from, one to be judged by."""
     train, held_out = (counts[split]["documents"] for split in SPLITS)
     where = f"domain '{plan.domain}' ({plan.source.path})"
     if train + held_out == 0:
-        raise BadInputError(f"{where} holds no text")
+        rows = f"; {skipped:,} of its rows have no field '{plan.source.field}'" if skipped else ""
+        raise BadInputError(f"{where} holds no text{rows}")
     if train + held_out == 1:
         raise BadInputError(
             f"{where} is a single document; give at least two, so that one can be held out for evaluation"

@@ -8,12 +8,12 @@ Dims: V vocabulary.
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from blobjax.config import BadInputError, Config
+from blobjax.config.paths import expanded
 
 # What the separator is called in the vocabularies in use, most telling first; the first one found is taken.
 SEPARATORS = (
@@ -94,7 +94,7 @@ class BpeTokenizer:
         import tokenizers  # imported here: the byte tokenizer has no use for it
 
         try:
-            content = Path(path).read_bytes()
+            content = expanded(path, "data.tokenizer").read_bytes()
         except OSError as error:
             reason = error.strerror or error
             raise BadInputError(f"data.tokenizer '{path}': {reason}; give `bytes` or a tokenizers JSON file") from None

@@ -142,7 +142,7 @@ class RunDirectory:
         self.energy.mkdir(exist_ok=True)
         if config.data.tokenizer != "bytes":
             # A run can be sampled from wherever it is moved to, so it takes its tokenizer along.
-            write_atomically(self.tokenizer, Path(config.data.tokenizer).read_text(encoding="utf-8"))
+            write_atomically(self.tokenizer, Path(config.data.tokenizer).expanduser().read_text(encoding="utf-8"))
 
     def lock(self) -> TextIO:
         """Makes sure that no other process on this machine trains here, or moves its checkpoints; makes the directory.
@@ -281,6 +281,9 @@ def read_jsonl_backwards(path: Path) -> Iterator[dict[str, Any]]:
 def _objects(line: bytes) -> Iterator[dict[str, Any]]:
     try:
         content = json.loads(line.decode(errors="replace"))
+        if b"\\ud" in line.lower():
+            # An escaped half of a surrogate pair is not text that can be printed, drawn or written.
+            content = json.loads(json.dumps(content, ensure_ascii=False).encode(errors="replace"))
     except (ValueError, RecursionError):
         return
     if isinstance(content, dict):

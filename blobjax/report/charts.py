@@ -74,7 +74,14 @@ def loss(facts: Facts) -> Chart | None:
         axes.plot(*undone, linestyle="", marker=".", markersize=3, color="#999999", label="undone by rollbacks")
     plots.draw(axes, lines, _TOKENS, "cross-entropy (nats per token)", log_x=True, log_y=True, marked=False)
     for n, (name, line) in enumerate(marked.items()):
-        axes.plot(*line, linestyle="", marker=plots.marker(n), markersize=5, color=plots.colour(n + 1), label=name)
+        axes.plot(
+            *line,
+            linestyle="",
+            marker=plots.marker(n),
+            markersize=5,
+            color=plots.colour(n + 1),
+            label=plots.plain(name),
+        )
     if marked or undone[0]:
         axes.legend(frameon=False, fontsize=11)
     _counted(axes, log_x=True)

@@ -49,13 +49,15 @@ def document(title: str, parts: Iterable[str]) -> str:
       title: as text.
       parts: of the body, HTML.
     """
-    return (
+    page = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(parts)
         + "\n</main>\n</body>\n</html>\n"
     )
+    # Half a surrogate pair, as a damaged file may hold, is not text that can be written.
+    return page.encode(errors="replace").decode()
 
 
 def number(value: Any) -> str:

@@ -52,6 +52,11 @@ def marker(n: int) -> str:
     return _MARKERS[n % len(_MARKERS)]
 
 
+def plain(text: str) -> str:
+    """A name as a label: a dollar sign in it begins no formula, which may be none that can be drawn."""
+    return text.replace("$", r"\$")
+
+
 def draw(
     axes: "Axes",
     lines: Mapping[str, Line],
@@ -80,7 +85,7 @@ def draw(
         marker = _MARKERS[n % len(_MARKERS)] if marked else None
         # Where lines lie on each other, the ones below show through the gaps of those above.
         style = "-" if marked else _STYLES[n % len(_STYLES)]
-        axes.plot(xs, finite, label=name, color=_COLOURS[n % len(_COLOURS)], marker=marker, linestyle=style)
+        axes.plot(xs, finite, label=plain(name), color=_COLOURS[n % len(_COLOURS)], marker=marker, linestyle=style)
     if log_x:
         axes.set_xscale("log")
     if log_y:
@@ -93,7 +98,7 @@ def draw(
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if title:
-        axes.set_title(title)
+        axes.set_title(plain(title))
     if legend and len(lines) > 1:
         axes.legend(frameon=False, fontsize=11)
 
@@ -115,7 +120,7 @@ def level(axes: "Axes", value: float, text: str) -> None:
     """A horizontal line with a word on it: a threshold, a reference."""
     axes.axhline(value, color="#666666", linestyle="--", linewidth=1)
     # Its own x in parts of the axis, its y in data.
-    axes.text(0.01, value, text, transform=axes.get_yaxis_transform(), va="bottom", fontsize=10, color="#444444")
+    axes.text(0.01, value, plain(text), transform=axes.get_yaxis_transform(), va="bottom", fontsize=10, color="#444444")
 
 
 def band(axes: "Axes", xs: Sequence[float], low: Sequence[float], high: Sequence[float], n: int = 0) -> None:
@@ -131,11 +136,11 @@ def bars(axes: "Axes", groups: Mapping[str, Mapping[str, float]], y: str, *, log
         at = [i + (n - (len(names) - 1) / 2) * width for i, group in enumerate(groups.values()) if name in group]
         heights = [group[name] for group in groups.values() if name in group]
         finite = [height if math.isfinite(height) else 0 for height in heights]
-        axes.bar(at, finite, width * 0.92, label=name, color=_COLOURS[n % len(_COLOURS)])
+        axes.bar(at, finite, width * 0.92, label=plain(name), color=_COLOURS[n % len(_COLOURS)])
         for x, height in zip(at, heights, strict=True):
             if not math.isfinite(height):
                 axes.text(x, 0, "not finite", rotation=90, ha="center", va="bottom", fontsize=10)
-    axes.set_xticks(range(len(groups)), list(groups))
+    axes.set_xticks(range(len(groups)), [plain(name) for name in groups])
     axes.grid(axis="x", visible=False)
     axes.set_ylabel(y)
     if log_y:

@@ -1,6 +1,7 @@
 """Before a run computes anything: whatever about it cannot work is found out, and nothing is written."""
 
 import json
+import sys
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -83,6 +84,9 @@ def preflight(config: Config, allow_config_change: bool) -> Setting:
     layout = make_layout(config)
     with data.show_progress() as progress:
         prepared = data.prepare(config, progress)
+    if jax.process_index() == 0:
+        for note in prepared.notes:
+            print(note, file=sys.stderr)
     stream = data.open_stream(config, prepared)
     _check_sample(config, stream.tokenizer)
     program = make_program(config, layout, stream.tokens_per_epoch)

@@ -23,14 +23,14 @@ def test_same_text_same_file_in_any_process(make_config, tmp_path):
 
 
 def test_held_out_words_do_not_shape_the_vocabulary(make_config, write_jsonl, tmp_path):
-    from blobjax.data.preparation import held_out_position
+    from blobjax.data.split import held_out_position
 
     texts = [f"q{first}{second}z " * 50 for first in "abcdefgh" for second in "klmno"]
     path = write_jsonl("text.jsonl", texts)
     config = make_config(
         mixture={"mine": 1}, sources={"mine": {"kind": "jsonl", "path": str(path)}}, held_out_fraction=0.3
     )
-    held_out = {text for text in texts if held_out_position(text.encode()) < 0.3}
+    held_out = {text for text in texts if held_out_position(text) < 0.3}
     train_bpe(config, 2000, tmp_path / "t.json")
     tokenizer = BpeTokenizer(str(tmp_path / "t.json"))
     pieces = {text: len(tokenizer.encode(text)) for text in texts}

@@ -1,5 +1,7 @@
 import gzip
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 from blobjax.config import BadInputError
 from blobjax.config.schema import Source
 from blobjax.data import sources
+from blobjax.data.readers import PASSAGE_BYTES
 
 pytestmark = pytest.mark.smoke
 
@@ -56,7 +59,7 @@ WRITERS: dict[str, tuple[str, Callable[[Path, list[bytes]], None]]] = {
 
 
 def read(**source) -> list[sources.Document]:
-    return list(sources.documents(Source(**source), "mine"))
+    return list(sources.Documents(Source(**source), "mine", 1 << 20))
 
 
 def complaint(**source) -> str:
@@ -93,6 +96,107 @@ def test_a_number_is_no_text(tmp_path, name):
     assert "field 'text' is int, not text" in complaint(kind=kind, path=str(tmp_path / name))
 
 
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("record", [{"id": 2, "text": None}, {"id": 2}], ids=["null", "missing"])
+def test_a_row_without_text_stops_preparation_or_is_skipped_and_counted(tmp_path, name, record):
+    kind, write = WRITERS[name]
+    rows = [{"id": 1, "text": "first"}, record, {"id": 3, "text": "third"}]
+    write(tmp_path / name, [json.dumps(row).encode() for row in rows])
+    path = str(tmp_path / name)
+    line = complaint(kind=kind, path=path)
+    assert "2: field 'text' is null" in line.replace("row ", "").replace("record ", "") or "no field 'text'" in line
+    assert "data.sources.mine.nulls=skip skips such rows" in line
+    documents = sources.Documents(Source(kind=kind, path=path, nulls="skip"), "mine", 1 << 20)
+    assert [(d.text, d.number) for d in documents] == [("first", 1), ("third", 3)]
+    assert documents.skipped_rows == 1
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_record_beyond_the_limit_is_named(tmp_path, name):
+    kind, write = WRITERS[name]
+    fits = {"text": "x" * (2**20 - 200)}
+    write(tmp_path / name, [json.dumps(record).encode() for record in (fits, fits, {"text": "é" * 2**19 + "x"})])
+    line = complaint(kind=kind, path=str(tmp_path / name))
+    assert line.startswith(f"{tmp_path / name}:")
+    assert "3: is longer than data.max_document_bytes=1048576; cut it" in line
+    assert len(list(sources.Documents(Source(kind=kind, path=str(tmp_path / name)), "mine", 1 << 22))) == 3
+
+
+# 256 MB of one letter, a few kB packed, in one line or record. Each is read in a process of its own, since the peak of
+# a process never falls.
+BOMB = 256 << 20
+PEAK = """
+import resource, sys
+from blobjax.config import BadInputError
+from blobjax.config.schema import Source
+from blobjax.data import sources
+def peak():  # bytes of memory at most so far
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+kind, path, small = sys.argv[1:]
+list(sources.Documents(Source(kind=kind, path=small), "mine", 1 << 20))  # what importing the libraries takes
+before = peak()
+try:
+    print(sum(len(d.text) for d in sources.Documents(Source(kind=kind, path=path), "mine", 1 << 20)))
+except BadInputError as error:
+    print(error)
+print(peak() - before)
+"""
+
+
+def read_elsewhere(kind: str, path: Path, small: Path) -> tuple[str, int]:
+    """What a source holds, or the error, and how many bytes of memory reading it took."""
+    command = [sys.executable, "-c", PEAK, kind, str(path), str(small)]
+    said, taken = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return said, int(taken)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
+def test_a_decompression_bomb_is_refused_in_bounded_memory(tmp_path, name):
+    kind, write = WRITERS[name]
+    (tmp_path / "small").mkdir()
+    write(tmp_path / "small" / name, [b'{"text": "x"}', b"{}" * 0, b'{"text": "x"}'])
+    write(tmp_path / name, [b'{"text": "x"}', b'{"text": "' + b"a" * BOMB + b'"}'])
+    said, taken = read_elsewhere(kind, tmp_path / name, tmp_path / "small" / name)
+    assert said.startswith(f"{tmp_path / name}:2: is longer than data.max_document_bytes=1048576")
+    # 1 MiB is the limit, 32 MiB the most that zstd makes of one step.
+    assert taken < 64 << 20
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.zst"])
+def test_a_compressed_text_of_any_length_is_read_in_bounded_memory(tmp_path, name):
+    write = {"a.txt.gz": write_gzip, "a.txt.zst": write_zstd}[name]
+    (tmp_path / "small").mkdir()
+    write(tmp_path / "small" / name, [b"x"])
+    write(tmp_path / name, [b"a" * BOMB])
+    said, taken = read_elsewhere("text", tmp_path / name, tmp_path / "small" / name)
+    assert int(said) == BOMB + 1
+    assert taken < 64 << 20
+
+
+def test_a_parquet_bomb_is_refused_before_it_is_decompressed(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    for name, size in (("small", 1), ("a", BOMB)):
+        table = pyarrow.table({"text": ["x", "a" * size]})
+        pyarrow.parquet.write_table(table, tmp_path / f"{name}.parquet", compression="zstd", use_dictionary=False)
+    said, taken = read_elsewhere("parquet", tmp_path / "a.parquet", tmp_path / "small.parquet")
+    assert said.startswith(f"{tmp_path / 'a.parquet'}: a text in rows 1 to 2: is longer than data.max_document_bytes=")
+    assert taken < 64 << 20
+
+
+def test_a_text_that_many_parquet_rows_share_is_held_once(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    for name, rows in (("small", 1), ("a", 2000)):
+        texts = pyarrow.array(["x" * 2**19]).take(pyarrow.array([0] * rows))
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts.dictionary_encode()}), tmp_path / f"{name}.parquet")
+    said, taken = read_elsewhere("parquet", tmp_path / "a.parquet", tmp_path / "small.parquet")
+    assert int(said) == 2000 * 2**19
+    assert taken < 64 << 20
+
+
 @pytest.mark.parametrize("name", list(WRITERS)[1:])
 def test_damaged_file_is_named(tmp_path, name):
     kind, write = WRITERS[name]
@@ -125,6 +229,42 @@ def test_malformed_array_record(tmp_path):
     assert "record 2: not JSON" in complaint(kind="array_record", path=str(tmp_path / "a.array_record"))
 
 
+TEXT_WRITERS = {
+    "a.txt": lambda path, content: path.write_bytes(content),
+    "a.txt.gz": lambda path, content: path.write_bytes(gzip.compress(content)),
+    "a.txt.zst": lambda path, content: write_zstd(path, [content, b"", b""]),
+}
+
+
+@pytest.mark.parametrize("name", TEXT_WRITERS)
+def test_text_files_may_be_compressed_and_may_begin_with_a_byte_order_mark(tmp_path, name):
+    text = "paragraph of some words\n\n" * 5000
+    TEXT_WRITERS[name](tmp_path / name, b"\xef\xbb\xbf" + text.encode())
+    found = read(path=str(tmp_path / name))
+    assert len(found) > 1
+    assert "".join(document.text for document in found).rstrip() == text.rstrip()
+    assert 0 < found[-1].done <= (tmp_path / name).stat().st_size
+    TEXT_WRITERS[name](tmp_path / name, b"\xef\xbb\xbfcaf\xe9")
+    assert f"{name}: byte 6 is not UTF-8 text" in complaint(path=str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", list(TEXT_WRITERS)[1:])
+def test_a_damaged_compressed_text_is_named(tmp_path, name):
+    path = tmp_path / name
+    TEXT_WRITERS[name](path, "".join(f"{i} {hash(i * 7919)}\n" for i in range(20_000)).encode())
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], b"garbage" * 1000):
+        path.write_bytes(content)
+        assert complaint(path=str(path)).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("name", list(WRITERS)[:3])
+def test_a_byte_order_mark_before_the_first_line_is_no_text(tmp_path, name):
+    kind, write = WRITERS[name]
+    write(tmp_path / name, [b'\xef\xbb\xbf{"text": "one"}', b'{"text": "\xef\xbb\xbftwo"}', b""])
+    assert [d.text for d in read(kind=kind, path=str(tmp_path / name))] == ["one", "\ufefftwo"]
+
+
 def test_text_files_of_a_glob_are_documents(tmp_path):
     (tmp_path / "deep").mkdir()
     (tmp_path / "b.txt").write_text("two")
@@ -155,10 +295,10 @@ def test_a_long_text_is_cut_into_passages_without_loss(tmp_path, text):
     assert "".join(document.text for document in found) == text
     sizes = [len(document.text.encode()) for document in found]
     assert len(sizes) > 1
-    assert max(sizes) <= 5 * sources.PASSAGE_BYTES
+    assert max(sizes) <= 5 * PASSAGE_BYTES
     if "\n\n" in text:
         assert all(document.text.endswith("\n\n") for document in found)
-        assert max(sizes) < 1.1 * sources.PASSAGE_BYTES
+        assert max(sizes) < 1.1 * PASSAGE_BYTES
 
 
 def test_text_that_is_not_utf8(tmp_path):
@@ -187,7 +327,7 @@ def test_unknown_domain_suggests_the_nearest(make_config):
 
 def test_embedded_domain_under_another_name(make_config):
     config = make_config(mixture={"plays": 1}, sources={"plays": {"kind": "embedded", "path": "shakespeare"}})
-    first = next(sources.documents(sources.resolve(config, "plays"), "plays"))
+    first = next(iter(sources.Documents(sources.resolve(config, "plays"), "plays", 1 << 20)))
     assert first.text.startswith("Romeo and Juliet")
 
 

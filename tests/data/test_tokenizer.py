@@ -62,6 +62,13 @@ def test_every_piece_stands_for_its_bytes(bpe_path):
     assert tokenizer.bytes_per_token[tokenizer.separator] == 0
 
 
+def test_a_tilde_is_the_home_directory(bpe_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(bpe_path.parent))
+    assert BpeTokenizer("~/tokenizer.json").vocab_size == BpeTokenizer(str(bpe_path)).vocab_size
+    with pytest.raises(BadInputError, match=r"data\.tokenizer '~no-such-user/t\.json'"):
+        BpeTokenizer("~no-such-user/t.json")
+
+
 def test_normaliser_in_the_file_does_not_touch_the_text(bpe_path, tmp_path):
     tokenizer = BpeTokenizer(changed(bpe_path, tmp_path, normalizer={"type": "NFKC"}))
     for text in TEXTS:

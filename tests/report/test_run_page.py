@@ -179,6 +179,20 @@ def test_what_stands_in_an_event_is_text_and_no_html(tmp_path):
     assert text.count("&lt;img src=x") > 8
 
 
+def test_names_that_are_no_formula_and_no_text_spoil_no_page(tmp_path):
+    """The files of a run may be anybody's."""
+    names = ("$\\frac{$", "$x", "\ud800", "_hidden", "\n")
+    lines = [
+        {**line(step), **{f"eval/{name}/{what}": 2.0 for name in names for what in ("cross_entropy", "bits_per_byte")}}
+        for step in range(1, 4)
+    ]
+    run = write(tmp_path / "run", [start(0), stop(9)], lines)
+    text = run_page.page(facts.read(run), Prices())
+    assert "\\frac{$" in text
+    text.encode()
+    assert text.count("<img") >= 2
+
+
 def test_what_breadth_comes_to(tmp_path):
     weights = "data.mixture={shakespeare: 2, bible: 1, mathematics: 1, empty: 0}"
     source = "data.sources={empty: {kind: text, path: nowhere.txt}}"

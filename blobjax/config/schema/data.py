@@ -13,11 +13,15 @@ class Source(Section):
     kind: Literal["embedded", "text", "jsonl", "parquet", "array_record", "huggingface"] = "text"
     """embedded: the corpus in the package; the others are files, or a Hugging Face dataset name."""
     path: str = ""
-    """A file or glob (text, jsonl, parquet, array_record), or a dataset name; relative to the working directory."""
+    """A file or glob (text, jsonl, parquet, array_record), or a dataset name; relative to the working directory. Text
+    and jsonl files may be compressed: .gz, .zst."""
     field: str = "text"
     """The record field that holds the text (jsonl, parquet, huggingface; array_record: records are JSON)."""
     split: str = "train"
     """The dataset split (huggingface)."""
+    nulls: Literal["error", "skip"] = "error"
+    """What happens at a row whose text is null or missing: preparation stops (error), or the row is skipped and counted
+    (skip). A Parquet file or dataset without the column is always an error."""
 
 
 class Data(Section):
@@ -28,7 +32,7 @@ class Data(Section):
     sources: dict[str, Source] = {}
     """Domain to source; the embedded domains need no entry."""
     tokenizer: str = "bytes"
-    """`bytes`, or the path of a Hugging Face tokenizers JSON file."""
+    """`bytes`, or the path of a Hugging Face tokenizers JSON file; `~` is the home directory."""
     seq_len: Positive = 256
     """Tokens in one training sequence."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -36,6 +40,10 @@ class Data(Section):
     is. The same ones for every seed, and those of a smaller share are among those of a larger one."""
     held_out_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of each domain's documents kept for evaluation, chosen by the hash of their content."""
+    max_document_bytes: Annotated[int, Field(ge=1 << 20, lt=1 << 31)] = 256_000_000
+    """Longest record taken, in bytes after decompression: a line (jsonl), a text (parquet, huggingface), a record
+    (array_record). A longer one stops preparation, so that a small compressed file cannot take all memory. Text files
+    are cut into passages and need no limit."""
     mask_documents: bool = True
     """Packed documents do not attend to each other."""
     prepared_dir: str = ""

@@ -20,7 +20,7 @@ def analyse(results: list[Result]) -> Finding:
     }
     figure, (axes,) = plots.charts()
     plots.draw(axes, lines, last.replace("_", " "), "final loss, nats per token")
-    axes.set_xticks(range(len(labels)), labels)
+    axes.set_xticks(range(len(labels)), [plots.plain(label) for label in labels])
     words = []
     finite = [result for result in results if math.isfinite(result.final_loss)]
     if finite:

@@ -99,7 +99,9 @@ def _picture(content: dict[str, Any], rows: fits.Ends) -> Picture:
     axes.plot(flops, losses, "o", color=plots.colour(0), label="rungs")
     law_plots.error_bars(axes, content, (flops, losses), 0)
     for (result, row), loss in zip(rows, losses, strict=True):
-        axes.annotate(result.cell.name, (row["flops"], loss), textcoords="offset points", xytext=(6, 6), fontsize=10)
+        axes.annotate(
+            plots.plain(result.cell.name), (row["flops"], loss), textcoords="offset points", xytext=(6, 6), fontsize=10
+        )
     if content["future"]:
         last = content["future"][-1]
         axes.plot(last["at"], last["predicted"], "X", color=plots.colour(1), markersize=9,

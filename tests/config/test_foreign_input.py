@@ -1,0 +1,99 @@
+"""Input far too large, or a file that is no config: one short line each, which shows no content of such a file."""
+
+import pytest
+
+from blobjax.config import BadInputError, load
+from blobjax.config.errors import brief
+
+pytestmark = pytest.mark.smoke
+
+HUGE = "0x" + "f" * 5000
+LONG = "x" * 2_000_000
+
+
+def problems(*overrides: str, name: str = "laptop") -> tuple[str, ...]:
+    with pytest.raises(BadInputError) as caught:
+        load(name, overrides)
+    return caught.value.problems
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        (f"seed={HUGE}", "override: seed: expected less than 4294967296, not a number of thousands of digits"),
+        (f"model.n_layers={HUGE}", "override: model.n_layers: expected at most 2147483647, not a number of thousands"),
+        (f"optimizer.learning_rate={HUGE}", "override: optimizer.learning_rate: expected a"),
+        (f"data.mixture.bible={HUGE}", "override: data.mixture.bible: expected a"),
+        (f"duration.length={HUGE}", "override: duration.length: expected a duration such as '300 steps'"),
+        (f"data={{tokenizer: [{HUGE}]}}", "override: data.tokenizer: expected text, not a list"),
+        (f"compute.mesh={HUGE}", "override: compute.mesh: expected keys and values, not a number of thousands"),
+        (f"seed={'9' * 5000}", "override seed: not valid YAML"),
+        (f"duration.length={'9' * 100_000} steps", "override: duration.length: expected a duration such as"),
+        (f"duration.length={LONG[:1_000_000]}", "override: duration.length: expected a duration such as"),
+        (f"seed={LONG[:1_000_000]}", "override: seed: expected an integer, not 'xxxxx"),
+        (f"name={LONG}", "override name: the value has 2.0 MB; at most 1 MB is read"),
+        (LONG, "override 'xxxxx"),
+        (f"{LONG}=1", "override: xxxxx"),
+        (f"data.mixture={{{LONG[:1000]}: 1}}", "data.mixture: a domain's name has at most 100 letters"),
+        ("data.mixture={'$\\frac{$': 1}", "data.mixture: a domain's name has at most 100 letters"),
+        ("data.mixture={'../up': 1}", "data.mixture: a domain's name has at most 100 letters"),
+        ('data.mixture={"\\ud800": 1}', "override: data.mixture"),
+    ],
+    ids=lambda value: value[:40],
+)
+def test_a_value_beyond_all_measure_is_one_short_line(override, says):
+    (line,) = problems(override)
+    assert says in line
+    assert "\n" not in line
+    assert len(line) <= 4000
+    line.encode()  # can be printed
+
+
+def test_a_file_of_20_megabytes_is_not_parsed(tmp_path):
+    (tmp_path / "big.yaml").write_text(f"name: '{'x' * 20_000_000}'\n")
+    (line,) = problems(name=str(tmp_path / "big.yaml"))
+    assert line == f"{tmp_path / 'big.yaml'}: has 20.0 MB; a config has at most 1 MB"
+
+
+# What lies in files that a config must not be able to show.
+FOREIGN = {
+    "shadow": "root:$6$secret$hash:19700:0:99999:7:::\ndaemon:*:19700:0:99999:7:::\n",
+    "passwd": "root:x:0:0:secret:/root:/bin/bash\nnobody:x:1:1:secret:/:/bin/false\n",
+    "environment": "TOKEN=secret\nPASSWORD=secret\n",
+    "credentials": "github.com:\n  oauth_token: secret\n",
+    "json": '{"auths": {"secret": {"auth": "secret"}}}',
+    "a name among them": "name: web\nservices: secret\nsecret: {image: secret}\n",
+    "twice": "name: web\nsecret: 1\nsecret: 2\n",
+    "a tag": "name: !secret x\n",
+    "a number that is none": "seed: 0b\nname: 0x_\n'secret': 1\nsecret : 0b",
+    "broken": "secret: {\nsecret: ]\n",
+    "binary": "\x00secret",
+    "a list": "- secret\n",
+}
+
+
+@pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
+def test_an_error_shows_nothing_of_a_file_that_is_included_and_is_no_config(tmp_path, content):
+    foreign = tmp_path / "foreign"
+    foreign.write_text(content)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a.yaml").write_text("include: ../foreign\n")
+    (line,) = problems(name=str(tmp_path / "deep" / "a.yaml"))
+    assert "foreign" in line
+    assert "secret" not in line
+    assert "\n" not in line
+
+
+def test_a_slip_in_an_included_config_is_still_shown(tmp_path):
+    (tmp_path / "base.yaml").write_text("include: laptop\nmodle: {n_layers: 3}\nduration: {lenght: 3 steps}\n")
+    (tmp_path / "a.yaml").write_text("include: base.yaml\n")
+    lines = problems(name=str(tmp_path / "a.yaml"))
+    assert "modle: unknown key; did you mean 'model'?" in lines[0] + lines[1]
+    assert "did you mean 'duration.length'?" in lines[0] + lines[1]
+
+
+def test_values_are_cut_where_they_are_shown():
+    assert brief("short") == "'short'"
+    assert brief(12) == "12"
+    for value in ("x" * 10**6, list(range(10**5)), 10**5000, "\n" * 100):
+        assert len(brief(value)) <= 60

@@ -31,7 +31,8 @@ _GPU_MEMORY_VARIABLES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACT
 
 
 def configure(compute: Compute) -> None:
-    """Applies what must be said before jax starts a backend. The user's own environment wins over the config.
+    """Applies what must be said before jax starts a backend. The user's own environment wins over the config,
+    except over `cpu_threads`.
 
     Raises:
       BadInputError: an unknown flag bundle.
@@ -43,6 +44,10 @@ def configure(compute: Compute) -> None:
         # Setting it once jax runs is an error, even to what it is.
         if getattr(jax.config, "jax_num_cpu_devices", None) != compute.virtual_cpu_devices:
             jax.config.update("jax_num_cpu_devices", compute.virtual_cpu_devices)
+    if compute.cpu_threads:
+        # XLA reads it when it starts the CPU, and nothing else sets the number: fewer cores leave it as it is. It wins
+        # over the user's environment, because the run's record says that this many threads made its numbers.
+        os.environ["PJRT_NPROC"] = str(compute.cpu_threads)
     flags = _bundle_flags(compute.xla_flags)
     # XLA takes the last of two equal flags, so the user's stand behind ours.
     if flags:

@@ -90,7 +90,7 @@ def study(
                 elif submits is not None:
                     Jobs(part, cells, jobs, progress, submits).run()
                 else:
-                    at_once = min(jobs or runner.default_jobs(), len(cells))
+                    at_once = min(jobs or runner.default_jobs(part), len(cells))
                     runner.Crew(part, cells, at_once, lock, progress).run()
 
         console.print(f"{plan.name}: {len(plan.cells)} cells{known}", highlight=False, soft_wrap=True)

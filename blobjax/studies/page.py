@@ -1,8 +1,10 @@
 """A study's page: one HTML file that holds all of it, pictures too, and works without a network."""
 
+import math
 from html import escape
 from typing import Any
 
+from blobjax.reliability.mixture import HELD_OUT, held_out_loss
 from blobjax.reliability.outcome import DONE
 from blobjax.report.html import document, figure, number, paragraph, section, table
 from blobjax.report.prices import Prices
@@ -49,7 +51,7 @@ def page(
         *confirmation.html(tested),
         *law_sections.worth(finding.worth),
         section("Numbers", _numbers(summary["numbers"])) if summary["numbers"] else "",
-        section("Cells", _cells_note(summary), _cells(plan, results)),
+        section("Cells", _cells_note(summary, results), _cells(plan, results)),
         section("What the runs took", runs_table.html(results, prices or Prices())),
         section("Run it again" if again else "Made with", again, _provenance(summary)),
     ]
@@ -73,11 +75,13 @@ def _numbers(numbers: dict[str, Any]) -> str:
     return "\n".join(html)
 
 
-def _cells_note(summary: dict[str, Any]) -> str:
+def _cells_note(summary: dict[str, Any], results: list[Result]) -> str:
+    threads = " or ".join(f"{n}" for n in sorted({result.cell.config.compute.cpu_threads for result in results}))
     counts = ", ".join(f"{count} {status}" for status, count in summary["cells"].items())
     return (
-        f'<p class="small">{escape(counts)}. Final loss: mean cross-entropy logged in the last 5% of the training '
-        "steps, nats per token. Held out: bits per byte, the mean over the domains.</p>"
+        f'<p class="small">{escape(counts)}. On a CPU each is computed with {threads} '
+        f"thread{'' if threads == '1' else 's'}, whatever runs it. Final loss: mean cross-entropy logged in the last 5% "
+        f"of the training steps, nats per token. Held out: {HELD_OUT}, nats per token.</p>"
     )
 
 
@@ -89,14 +93,14 @@ def _cells(plan: Plan, results: list[Result]) -> str:
         status = escape(result.status) + (
             f'<br><span class="small">{escape(redacted(result.reason))}</span>' if result.reason else ""
         )
-        held_out = [value for name, value in result.held_out.items() if name.endswith("/bits_per_byte")]
+        held_out = held_out_loss(result.cell.config, result.held_out)
         diff = changes(plan.base, result.cell.config)
         rows.append(
             [
                 *(escape(result.label(axis)) for axis in axes),
                 status,
                 f"{result.final_loss:.3f}" if result.status not in ("waiting", "stopped") else "",
-                f"{sum(held_out) / len(held_out):.3f}" if held_out else "",
+                "" if math.isnan(held_out) else f"{held_out:.3f}",
                 f"{result.wall_seconds:.1f}",
                 "".join(f"<code>{escape(line)}</code>" for line in diff) or "the base itself",
             ]

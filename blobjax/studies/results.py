@@ -39,6 +39,7 @@ class Result(Outcome):
             "final_loss": self.final_loss,
             "held_out": self.held_out,
             "flow": self.flow,
+            "cpu_threads": self.cell.config.compute.cpu_threads,
             "wall_seconds": round(self.wall_seconds, 2),
             "run_dir": f"cells/{self.cell.name}",
         }

@@ -44,6 +44,10 @@ _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._+-]+")
 _OURS = ("name", "logging.run_dir")
 # What an axis may set besides dotted keys: all that follows from a model's size (`--size` of a run).
 SIZE = "size"
+# The threads of a cell decide the last bits of its sums, and unstable cells make much of them. They are a setting of the
+# study, the same whatever runs its cells, at once or not, on however many cores: one, where the study gives no number.
+THREADS = "compute.cpu_threads"
+DEFAULT_THREADS = 1
 # Combinations of one grid, and letters of a cell's name, which is a part of file names.
 _MOST, _LONGEST = 1000, 150
 
@@ -239,7 +243,15 @@ def one_more(plan: Plan, name: str, values: dict[str, Any], directory: Path) -> 
     given = [setting for setting in map(parse_override, plan.overrides) if not setting.key.startswith("grid.")]
     own = [Setting(key, value, name) for key, value in values.items() if key != SIZE]
     ours = [Setting("name", f"{plan.name}_{name}"), Setting("logging.run_dir", str(directory / name))]
-    return Cell(name, {}, values, load_inline(plan.study.base, plan.path, [*given, *own, *ours], values.get(SIZE)))
+    return Cell(name, {}, values, _load(plan.study.base, plan.path, [*given, *own, *ours], values.get(SIZE)))
+
+
+def _load(content: dict[str, Any], path: Path, settings: Sequence[Setting], size: Any = None) -> Config:
+    """A config whose threads are not left to the machine."""
+    config = load_inline(content, path, settings, size)
+    if config.compute.cpu_threads:
+        return config
+    return load_inline(content, path, [*settings, Setting(THREADS, DEFAULT_THREADS, shown(path))], size)
 
 
 def _override_grid(study: Study, settings: list[Setting]) -> tuple[Study, list[Setting], list[str]]:
@@ -321,7 +333,8 @@ def _resolve(
     study: Study, path: Path, settings: list[Setting], short: str, cells_dir: Path
 ) -> tuple[Config, tuple[Cell, ...]]:
     origin = shown(path)
-    base = load_inline(study.base, path, [*settings, Setting("name", short, origin)])
+    base = _load(study.base, path, [*settings, Setting("name", short, origin)])
+    settings = [*settings, Setting(THREADS, base.compute.cpu_threads, origin)]
     cells: list[Cell] = []
     wrong: dict[str, list[str]] = {}
     seen: dict[str, Config] = {}
@@ -341,7 +354,7 @@ def _resolve(
         size = next((setting.value for setting in own if setting.key == SIZE), None)
         ours = [Setting("name", f"{short}_{name}"), Setting("logging.run_dir", str(cells_dir / name))]
         try:
-            config = load_inline(study.base, path, [*settings, *(s for s in own if s.key != SIZE), *ours], size)
+            config = _load(study.base, path, [*settings, *(s for s in own if s.key != SIZE), *ours], size)
         except BadInputError as error:
             for line in error.problems:
                 wrong.setdefault(line, []).append(name)

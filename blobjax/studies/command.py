@@ -23,7 +23,7 @@ from blobjax.config.load import shipped_studies
 from blobjax.reliability.outcome import DONE
 from blobjax.reliability.run_directory import write_atomically
 from blobjax.report import redaction
-from blobjax.studies import confirmation, here, runner
+from blobjax.studies import confirmation, here, noise, runner
 from blobjax.studies.analyses import ANALYSES, found, lacking
 from blobjax.studies.finding import Finding, Prediction
 from blobjax.studies.progress import Progress, table
@@ -232,6 +232,8 @@ def summarise(
         "source": plan.study.source,
         "reproduced": finding.reproduced,
         "found": [*finding.words, *_failures(results)],
+        "seeds": sorted({result.cell.config.seed for result in results}),
+        "interval": noise.INTERVAL,
         "numbers": jsonable(finding.numbers),
         "laws": {name: _law(content) | {"file": f"fit-{name}.json"} for name, content in finding.laws.items()},
         "worth": {name: jsonable(asdict(each)) for name, each in finding.worth.items()},

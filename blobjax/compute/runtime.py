@@ -32,7 +32,8 @@ _GPU_MEMORY_VARIABLES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACT
 
 
 def configure(compute: Compute) -> None:
-    """Applies what must be said before jax starts a backend. The user's own environment wins over the config.
+    """Applies what must be said before jax starts a backend. The user's own environment wins over the config,
+    except over `cpu_threads`.
 
     Raises:
       BadInputError: an unknown flag bundle, or no home directory for a `~`.
@@ -44,6 +45,10 @@ def configure(compute: Compute) -> None:
         # Setting it once jax runs is an error, even to what it is.
         if getattr(jax.config, "jax_num_cpu_devices", None) != compute.virtual_cpu_devices:
             jax.config.update("jax_num_cpu_devices", compute.virtual_cpu_devices)
+    if compute.cpu_threads:
+        # XLA reads it when it starts the CPU, and nothing else sets the number: fewer cores leave it as it is. It wins
+        # over the user's environment, because the run's record says that this many threads made its numbers.
+        os.environ["PJRT_NPROC"] = str(compute.cpu_threads)
     _add_flags(_bundle_flags(compute.xla_flags))
     set_needed_flags()
     if platform() == "gpu" and not any(os.environ.get(name) for name in _GPU_MEMORY_VARIABLES):

@@ -38,13 +38,18 @@ def unique_tokens(config: Config, tokens: float, seen: Mapping[str, float]) -> f
     return sum(tokens * share / max(seen[name], 1.0) for name, share in of.items())
 
 
-def held_out_loss(config: Config, losses: Mapping[str, Any]) -> float:
-    """Cross-entropy of held-out text, the mean over the domains by their weights, nats per token; NaN without.
+HELD_OUT = "the mean over the domains that are trained on, weighted as in the mixture"
+"""What one number of several domains' held-out text is, wherever there is one, in the words of a page."""
+
+
+def held_out_loss(config: Config, losses: Mapping[str, Any], metric: str = "cross_entropy") -> float:
+    """Of held-out text, the mean over the domains by their weights in the mixture; NaN where one was not evaluated.
 
     Runs of different lengths end at different batches, whose losses differ by more than the runs do; the held-out text
     is the same for all.
 
     Args:
       losses: a line of metrics.jsonl with an evaluation, or `Outcome.held_out`.
+      metric: of `eval/DOMAIN/…`; cross_entropy is in nats per token.
     """
-    return sum(as_float(losses.get(f"eval/{name}/cross_entropy")) * share for name, share in shares(config).items())
+    return sum(as_float(losses.get(f"eval/{name}/{metric}")) * share for name, share in shares(config).items())

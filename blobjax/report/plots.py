@@ -128,8 +128,18 @@ def band(axes: "Axes", xs: Sequence[float], low: Sequence[float], high: Sequence
     axes.fill_between(xs, low, high, color=_COLOURS[n % len(_COLOURS)], alpha=0.18, linewidth=0)
 
 
-def bars(axes: "Axes", groups: Mapping[str, Mapping[str, float]], y: str, *, log_y: bool = False) -> None:
-    """Bars in groups: label of the group to label of the bar to its height; one that is not finite is left out."""
+def bars(
+    axes: "Axes",
+    groups: Mapping[str, Mapping[str, float]],
+    y: str,
+    *,
+    reach: Mapping[str, Mapping[str, float]] | None = None,
+) -> None:
+    """Bars in groups: label of the group to label of the bar to its height; one that is not finite is left out.
+
+    Args:
+      reach: of each bar's interval to either side, where there are intervals; 0: none.
+    """
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
     width = 0.8 / len(names)
     for n, name in enumerate(names):
@@ -137,14 +147,14 @@ def bars(axes: "Axes", groups: Mapping[str, Mapping[str, float]], y: str, *, log
         heights = [group[name] for group in groups.values() if name in group]
         finite = [height if math.isfinite(height) else 0 for height in heights]
         axes.bar(at, finite, width * 0.92, label=plain(name), color=_COLOURS[n % len(_COLOURS)])
-        for x, height in zip(at, heights, strict=True):
+        for x, height, group in zip(at, heights, (g for g, group in groups.items() if name in group), strict=True):
+            if reach and math.isfinite(height) and (half := reach[group][name]):
+                axes.errorbar([x], [height], yerr=[half], fmt="none", ecolor="#222222", elinewidth=1.2, capsize=3)
             if not math.isfinite(height):
                 axes.text(x, 0, "not finite", rotation=90, ha="center", va="bottom", fontsize=10)
     axes.set_xticks(range(len(groups)), [plain(name) for name in groups])
     axes.grid(axis="x", visible=False)
     axes.set_ylabel(y)
-    if log_y:
-        axes.set_yscale("log")
     if len(names) > 1:
         # Above the bars, which would lie behind it.
         axes.legend(frameon=False, fontsize=11, ncols=min(len(names), 4), loc="lower center", bbox_to_anchor=(0.5, 1.0))

@@ -24,7 +24,7 @@ from blobjax.reliability.outcome import DONE
 from blobjax.reliability.run_directory import write_atomically
 from blobjax.reliability.stopping import SIGNALS
 from blobjax.report import redaction
-from blobjax.studies import confirmation, here, runner
+from blobjax.studies import confirmation, here, noise, runner
 from blobjax.studies.analyses import ANALYSES, found, lacking
 from blobjax.studies.finding import Finding, Prediction
 from blobjax.studies.progress import Progress, table
@@ -91,7 +91,7 @@ def study(
                 elif submits is not None:
                     Jobs(part, cells, jobs, progress, submits).run()
                 else:
-                    at_once = min(jobs or runner.default_jobs(), len(cells))
+                    at_once = min(jobs or runner.default_jobs(part), len(cells))
                     runner.Crew(part, cells, at_once, lock, progress).run()
 
         console.print(f"{plan.name}: {len(plan.cells)} cells{known}", highlight=False, soft_wrap=True)
@@ -235,6 +235,8 @@ def summarise(
         "source": plan.study.source,
         "reproduced": finding.reproduced,
         "found": [*finding.words, *_failures(results)],
+        "seeds": sorted({result.cell.config.seed for result in results}),
+        "interval": noise.INTERVAL,
         "numbers": jsonable(finding.numbers),
         "laws": {name: _law(content) | {"file": f"fit-{name}.json"} for name, content in finding.laws.items()},
         "worth": {name: jsonable(asdict(each)) for name, each in finding.worth.items()},

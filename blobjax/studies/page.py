@@ -1,13 +1,15 @@
 """A study's page: one HTML file that holds all of it, pictures too, and works without a network."""
 
+import math
 from html import escape
 from typing import Any
 
+from blobjax.reliability.mixture import HELD_OUT, held_out_loss
 from blobjax.reliability.outcome import DONE
 from blobjax.report.html import document, figure, number, paragraph, section, table
 from blobjax.report.prices import Prices
 from blobjax.report.redaction import changes, redacted
-from blobjax.studies import confirmation, law_sections, runs_table
+from blobjax.studies import confirmation, law_sections, noise, runs_table
 from blobjax.studies.finding import Finding
 from blobjax.studies.results import Result
 from blobjax.studies.study import Plan
@@ -35,6 +37,8 @@ def page(
     study = plan.study
     kind = {True: "true", False: "false", None: "null"}.get(summary["reproduced"], "partly")
     verdict = _VERDICTS[summary["reproduced"]]
+    if summary["reproduced"] is None and any(words.startswith(noise.CANNOT_TELL) for words in summary["found"]):
+        verdict = "cannot tell"
     if any(result.status not in (*DONE, "failed") for result in results):
         kind, verdict = "partly", "not finished"
     again = f"<pre>{escape(summary['command'])}</pre>" if summary["command"] else ""
@@ -48,8 +52,8 @@ def page(
         *law_sections.laws(finding.laws),
         *confirmation.html(tested),
         *law_sections.worth(finding.worth),
-        section("Numbers", _numbers(summary["numbers"])) if summary["numbers"] else "",
-        section("Cells", _cells_note(summary), _cells(plan, results)),
+        section("Numbers", _numbers_note(summary), _numbers(summary["numbers"])) if summary["numbers"] else "",
+        section("Cells", _cells_note(summary, results), _cells(plan, results)),
         section("What the runs took", runs_table.html(results, prices or Prices())),
         section("Run it again" if again else "Made with", again, _provenance(summary)),
     ]
@@ -57,12 +61,17 @@ def page(
 
 
 def _numbers(numbers: dict[str, Any]) -> str:
-    """Numbers by name; those that come as dicts of one set of labels share a table with a column for each label."""
+    """Numbers by name; those that come as dicts of one set of labels share a table with a column for each label.
+
+    Args:
+      numbers: as in summary.json.
+    """
     tables: dict[tuple[str, ...], list[list[str]]] = {}
     for name, value in numbers.items():
-        labels = tuple(value) if isinstance(value, dict) else ("",)
-        values = list(value.values()) if isinstance(value, dict) else [value]
-        tables.setdefault(labels, []).append([escape(name.replace("_", " ")), *(escape(number(v)) for v in values)])
+        listed = isinstance(value, dict) and not _is_mean(value)
+        labels = tuple(value) if listed else ("",)
+        values = list(value.values()) if listed else [value]
+        tables.setdefault(labels, []).append([escape(name.replace("_", " ")), *(escape(_entry(v)) for v in values)])
     html = []
     for labels, rows in tables.items():
         if len(labels) > 8:  # too wide for a page: turned on its side
@@ -73,11 +82,33 @@ def _numbers(numbers: dict[str, Any]) -> str:
     return "\n".join(html)
 
 
-def _cells_note(summary: dict[str, Any]) -> str:
+def _is_mean(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {"mean", "low", "high", "seeds"}
+
+
+def _entry(value: Any) -> str:
+    """A number, and the interval of one that is a mean over seeds."""
+    if not _is_mean(value):
+        return number(value)
+    span = "" if value["low"] is None else f" ({number(value['low'])} to {number(value['high'])})"
+    return f"{number(value['mean'])}{span}"
+
+
+def _numbers_note(summary: dict[str, Any]) -> str:
+    seeds = summary["seeds"]
+    if len(seeds) < 2:
+        return paragraph("One seed: no number here has an interval, and no claim about one can be made.", small=True)
+    words = f"A number with an interval is {summary['interval']} ({len(seeds)} seeds)."
+    return paragraph(words, small=True)
+
+
+def _cells_note(summary: dict[str, Any], results: list[Result]) -> str:
+    threads = " or ".join(f"{n}" for n in sorted({result.cell.config.compute.cpu_threads for result in results}))
     counts = ", ".join(f"{count} {status}" for status, count in summary["cells"].items())
     return (
-        f'<p class="small">{escape(counts)}. Final loss: mean cross-entropy logged in the last 5% of the training '
-        "steps, nats per token. Held out: bits per byte, the mean over the domains.</p>"
+        f'<p class="small">{escape(counts)}. On a CPU each is computed with {threads} '
+        f"thread{'' if threads == '1' else 's'}, whatever runs it. Final loss: mean cross-entropy logged in the last "
+        f"5% of the training steps, nats per token. Held out: {HELD_OUT}, nats per token.</p>"
     )
 
 
@@ -89,14 +120,14 @@ def _cells(plan: Plan, results: list[Result]) -> str:
         status = escape(result.status) + (
             f'<br><span class="small">{escape(redacted(result.reason))}</span>' if result.reason else ""
         )
-        held_out = [value for name, value in result.held_out.items() if name.endswith("/bits_per_byte")]
+        held_out = held_out_loss(result.cell.config, result.held_out)
         diff = changes(plan.base, result.cell.config)
         rows.append(
             [
                 *(escape(result.label(axis)) for axis in axes),
                 status,
                 f"{result.final_loss:.3f}" if result.status not in ("waiting", "stopped") else "",
-                f"{sum(held_out) / len(held_out):.3f}" if held_out else "",
+                "" if math.isnan(held_out) else f"{held_out:.3f}",
                 f"{result.wall_seconds:.1f}",
                 "".join(f"<code>{escape(line)}</code>" for line in diff) or "the base itself",
             ]

@@ -39,6 +39,7 @@ class Result(Outcome):
             "final_loss": self.final_loss,
             "held_out": self.held_out,
             "flow": self.flow,
+            "cpu_threads": self.cell.config.compute.cpu_threads,
             "wall_seconds": round(self.wall_seconds, 2),
             "run_dir": f"cells/{self.cell.name}",
         }
@@ -65,7 +66,12 @@ def write_cells(path: Path, results: list[Result]) -> None:
 
 
 def jsonable(value: Any) -> Any:
-    """The same with numbers that JSON cannot hold (NaN, infinity) as text, as in metrics.jsonl."""
+    """The same with numbers that JSON cannot hold (NaN, infinity) as text, as in metrics.jsonl.
+
+    What has a `record`, such as a mean over seeds, is that.
+    """
+    if hasattr(value, "record"):
+        return jsonable(value.record())
     if isinstance(value, dict):
         return {key: jsonable(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

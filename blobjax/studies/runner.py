@@ -20,12 +20,12 @@ from blobjax.reliability.run_directory import EventLog, RunDirectory, refuse_lin
 from blobjax.studies.order import Order
 from blobjax.studies.progress import Progress
 from blobjax.studies.results import read
-from blobjax.studies.study import Cell, Plan
+from blobjax.studies.study import THREADS, Cell, Plan
 
 # What our own files that mean nothing to others begin with.
 _OURS = ".blobjax-"
 # What a process can be told of jax only once, before it starts: keys of `compute`.
-START = ("virtual_cpu_devices", "xla_flags", "compilation_cache")
+START = ("virtual_cpu_devices", "cpu_threads", "xla_flags", "compilation_cache")
 # Seconds to wait for the workers of a study that was just killed: they save what they are at.
 _PATIENCE = 20.0
 
@@ -93,7 +93,7 @@ class Crew:
         self._order = Order(plan, cells)
         self._lock = lock
         self._progress = progress
-        self._environment = _environment(jobs, plan.directory)
+        self._environment = _environment(plan.directory)
         self._stopping = threading.Event()
         self._workers: dict[int, Worker] = {}
         self._error: Exception | None = None
@@ -199,11 +199,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def default_jobs() -> int:
-    """One cell a core, at most eight; one at a time where an accelerator would have to be shared."""
+def default_jobs(plan: Plan) -> int:
+    """As many cells as their threads have cores, at most eight; one where an accelerator would have to be shared."""
     from blobjax.compute import runtime
 
-    return min(cores(), 8) if runtime.platform() == "cpu" else 1
+    threads = max(cell.config.compute.cpu_threads for cell in plan.cells)
+    return min(max(cores() // threads, 1), 8) if runtime.platform() == "cpu" else 1
 
 
 def compilation_cache(directory: Path) -> dict[str, str]:
@@ -214,14 +215,9 @@ def compilation_cache(directory: Path) -> dict[str, str]:
     }
 
 
-def _environment(jobs: int, directory: Path) -> dict[str, str]:
+def _environment(directory: Path) -> dict[str, str]:
     """What workers find in their environment besides ours; what the user set stays."""
-    wanted = {
-        **compilation_cache(directory),
-        # Each worker would start a thread for every core, and they would wait for each other.
-        "PJRT_NPROC": str(max(cores() // jobs, 1)),
-    }
-    return {name: value for name, value in wanted.items() if name not in os.environ}
+    return {name: value for name, value in compilation_cache(directory).items() if name not in os.environ}
 
 
 def prepare(cell: Cell) -> None:
@@ -294,7 +290,9 @@ def check(plan: Plan) -> None:
             raise BadInputError(f"{what}; remove {directory.path} to do it again") from None
         lines = config_diff(previous, cell.config) if previous is not None else []
         # Stricter than a run is with itself: what is measured must be the same in all cells.
-        if changed := [line for line in lines if not line.startswith(("compute.", "logging.", "name:"))]:
+        ours = ("compute.", "logging.", "name:")
+        # Of what is said of devices, threads alone are the study's own: they decide the last bits on any CPU.
+        if changed := [line for line in lines if line.startswith(THREADS) or not line.startswith(ours)]:
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise BadInputError(
                 f"cell {cell.name} in {plan.directory} was run with another config ({'; '.join(changed[:3])}{more}); "

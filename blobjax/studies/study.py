@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError, field_validator, model_validator
+from pydantic import ValidationError, field_validator
 
 from blobjax.config import BadInputError, Config
 from blobjax.config.closest import suggest
 from blobjax.config.explain import explain
 from blobjax.config.load import Setting, find_study, load_inline, parse_override, read_yaml, shown
 from blobjax.config.schema import Section
-from blobjax.report.html import short
+from blobjax.studies.axis import Axis, label
 
 AnalysisName = Literal[
     "final-loss",
@@ -44,54 +44,12 @@ _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._+-]+")
 _OURS = ("name", "logging.run_dir")
 # What an axis may set besides dotted keys: all that follows from a model's size (`--size` of a run).
 SIZE = "size"
+# Threads decide the last bits of a sum, which an unstable cell makes much of. So they are a setting of the study, the
+# same whatever runs its cells, at once or not, on however many cores: one where the study gives no number.
+THREADS = "compute.cpu_threads"
+DEFAULT_THREADS = 1
 # Combinations of one grid, and letters of a cell's name, which is a part of file names.
 _MOST, _LONGEST = 1000, 150
-
-
-class Axis(Section):
-    """One dimension of the grid: named values, each of which sets some keys.
-
-    Written out, `{small: {model.d_model: 64, model.n_heads: 4}, …}`; or, where all values set one key,
-    `{key: optimizer.learning_rate, values: [1e-3, 1e-2]}`. The key `size` sets all that follows from a model's size
-    (config/ladder.py), under what the command line and other keys set: `{key: size, values: [100k, 5M]}`.
-    """
-
-    values: dict[str, dict[str, Any]]
-    """Label to what it sets: dotted keys and their values."""
-    key: str = ""
-    """The one key that all values set; empty where they are written out."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read(cls, given: Any) -> Any:
-        if isinstance(given, dict) and isinstance(given.get("key"), str):
-            key, values = given["key"], given.get("values")
-            if given.keys() != {"key", "values"} or not isinstance(values, list) or not values:
-                raise ValueError("{key: dotted.key, values: [a list]}")
-            labels = [label(value) for value in values]
-            if repeated := [each for each in labels if labels.count(each) > 1]:
-                raise ValueError(f"other values; {repeated[0]} stands there twice")
-            return {"key": key, "values": dict(zip(labels, ({key: value} for value in values), strict=True))}
-        written = isinstance(given, dict) and all(isinstance(value, dict) for value in given.values())
-        if not written or not given:
-            raise ValueError("values such as {small: {model.d_model: 64}}, or {key: dotted.key, values: [a list]}")
-        return {"values": {label(name): value for name, value in given.items()}}
-
-    def replaced(self, values: Any) -> "Axis":
-        """This axis with other values: a list for its key, or of the labels that stay; or values written out."""
-        if isinstance(values, dict):
-            return Axis.model_validate(values)
-        if not isinstance(values, list) or not values:
-            raise ValueError("a list of values")
-        if self.key:
-            return Axis.model_validate({"key": self.key, "values": values})
-        if unknown := [value for value in values if label(value) not in self.values]:
-            new = {label(unknown[0]): next(iter(self.values.values()))}
-            raise ValueError(
-                f"labels of this axis; {label(unknown[0])} is none, {suggest(label(unknown[0]), self.values)}; new "
-                f"values are written out, such as {new}"
-            )
-        return self.model_copy(update={"values": {label(value): self.values[label(value)] for value in values}})
 
 
 class Study(Section):
@@ -183,15 +141,6 @@ class Plan:
     path: Path
 
 
-def label(value: Any) -> str:
-    """How a value is called: 0.001, 3e-5, true, 300 steps."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return short(value)
-    return str(value)
-
-
 def load_study(name: str, overrides: Sequence[str], directory: Path | None = None) -> Plan:
     """Reads a study by path or shipped name and resolves the config of every cell.
 
@@ -239,7 +188,15 @@ def one_more(plan: Plan, name: str, values: dict[str, Any], directory: Path) -> 
     given = [setting for setting in map(parse_override, plan.overrides) if not setting.key.startswith("grid.")]
     own = [Setting(key, value, name) for key, value in values.items() if key != SIZE]
     ours = [Setting("name", f"{plan.name}_{name}"), Setting("logging.run_dir", str(directory / name))]
-    return Cell(name, {}, values, load_inline(plan.study.base, plan.path, [*given, *own, *ours], values.get(SIZE)))
+    return Cell(name, {}, values, _load(plan.study.base, plan.path, [*given, *own, *ours], values.get(SIZE)))
+
+
+def _load(content: dict[str, Any], path: Path, settings: Sequence[Setting], size: Any = None) -> Config:
+    """A config whose threads are not left to the machine."""
+    config = load_inline(content, path, settings, size)
+    if config.compute.cpu_threads:
+        return config
+    return load_inline(content, path, [*settings, Setting(THREADS, DEFAULT_THREADS, shown(path))], size)
 
 
 def _override_grid(study: Study, settings: list[Setting]) -> tuple[Study, list[Setting], list[str]]:
@@ -321,12 +278,13 @@ def _resolve(
     study: Study, path: Path, settings: list[Setting], short: str, cells_dir: Path
 ) -> tuple[Config, tuple[Cell, ...]]:
     origin = shown(path)
-    base = load_inline(study.base, path, [*settings, Setting("name", short, origin)])
+    base = _load(study.base, path, [*settings, Setting("name", short, origin)])
+    settings = [*settings, Setting(THREADS, base.compute.cpu_threads, origin)]
     cells: list[Cell] = []
     wrong: dict[str, list[str]] = {}
     seen: dict[str, Config] = {}
     for labels in _combinations(study):
-        name = "_".join(_NOT_IN_NAMES.sub("-", each).strip("-.") or "-" for each in labels.values())
+        name = _named(labels)
         if len(name) > _LONGEST:
             raise BadInputError(
                 f"{origin}: grid: the name of cell {name[:40]}… has {len(name)} letters, and {_LONGEST} is the most; "
@@ -334,14 +292,14 @@ def _resolve(
             )
         values = {axis: study.grid[axis].values[value] for axis, value in labels.items()}
         own = [
-            Setting(key, value, f"{origin}: grid.{axis}.{labels[axis]}")
+            Setting(key, _sibling(study, labels, axis, key, value), f"{origin}: grid.{axis}.{labels[axis]}")
             for axis, value_of in values.items()
             for key, value in value_of.items()
         ]
         size = next((setting.value for setting in own if setting.key == SIZE), None)
         ours = [Setting("name", f"{short}_{name}"), Setting("logging.run_dir", str(cells_dir / name))]
         try:
-            config = load_inline(study.base, path, [*settings, *(s for s in own if s.key != SIZE), *ours], size)
+            config = _load(study.base, path, [*settings, *(s for s in own if s.key != SIZE), *ours], size)
         except BadInputError as error:
             for line in error.problems:
                 wrong.setdefault(line, []).append(name)
@@ -362,6 +320,21 @@ def _resolve(
     if problems := _check_order(cells, origin):
         raise BadInputError(*problems)
     return base, tuple(cells)
+
+
+def _named(labels: dict[str, str]) -> str:
+    return "_".join(_NOT_IN_NAMES.sub("-", each).strip("-.") or "-" for each in labels.values())
+
+
+def _sibling(study: Study, labels: dict[str, str], axis: str, key: str, value: Any) -> Any:
+    """A value of an axis; of `duration.start_from: LABEL@…` the cell that has this label and all others of this cell.
+
+    So a branch of each seed begins from the trunk of its seed.
+    """
+    if key != "duration.start_from" or not isinstance(value, str):
+        return value
+    run, _, point = value.rpartition("@")
+    return f"{_named(labels | {axis: run})}@{point}" if run in study.grid[axis].values else value
 
 
 def _check_order(cells: list[Cell], origin: str) -> list[str]:

@@ -1,11 +1,14 @@
 """Studies small enough to run, and results that were made up."""
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from blobjax.config import Config
+from blobjax.studies.noise import Mean
 from blobjax.studies.results import Result
 from blobjax.studies.study import Cell
 
@@ -52,3 +55,38 @@ def made_up(
     lines[-1] |= last
     cell = Cell("_".join(labels.values()), labels, {}, Config.model_validate(config or {}))
     return Result(status, "", lines, events or [], cell)  # type: ignore[arg-type]
+
+
+def seeded(results: Iterable[Result], seeds: Iterable[int] = (0, 1, 2), apart: float = 0.0) -> list[Result]:
+    """The same results with each of several seeds.
+
+    Args:
+      apart: by so much of itself a held-out loss is higher with each seed; a law is not fitted to equal points.
+    """
+
+    def line(one: dict[str, Any], seed: int) -> dict[str, Any]:
+        return {name: v * (1 + apart * seed) if name.startswith("eval/") else v for name, v in one.items()}
+
+    return [
+        replace(
+            result,
+            metrics=[line(each, seed) for each in result.metrics],
+            cell=replace(
+                result.cell,
+                name=f"{seed}_{result.cell.name}",
+                labels={"seed": str(seed)} | result.cell.labels,
+                config=result.cell.config.model_copy(update={"seed": seed}),
+            ),
+        )
+        for seed in seeds
+        for result in results
+    ]
+
+
+def means(value: Any) -> Any:
+    """Numbers of a finding or a summary without their intervals."""
+    if isinstance(value, Mean):
+        return value.mean
+    if isinstance(value, dict):
+        return value["mean"] if "mean" in value else {name: means(each) for name, each in value.items()}
+    return value

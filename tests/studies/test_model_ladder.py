@@ -11,9 +11,11 @@ from blobjax.report.plots import to_png
 from blobjax.scaling.laws import LAWS
 from blobjax.studies.analyses import fits, found, model_ladder
 from blobjax.studies.study import load_study, one_more
-from tests.studies.small import made_up, write
+from tests.studies.small import made_up, seeded, write
 
 TRUTH = np.array([1.1, 60.0, 0.16])
+# Of held-out losses, from seed to seed: enough that no two points are one, and too little for any claim.
+APART = 1e-5
 SIZES = ("14k", "25k", "50k", "100k", "200k")
 
 
@@ -36,10 +38,15 @@ def few_resamples():
 
 def test_the_smaller_rungs_predict_the_largest_and_all_of_them_the_next():
     finding = model_ladder.analyse([rung(size) for size in reversed(SIZES)])
-    assert finding.reproduced is True
+    # The law has its interval, and the largest rung, measured once, has none.
+    assert finding.reproduced == "partly"
+    assert "Cannot tell whether the largest rung is predicted to within 2%: there is one seed" in finding.words[-1]
+    seeds = model_ladder.analyse(seeded([rung(size) for size in SIZES], (0, 1), APART))
+    assert seeds.reproduced is True
+    assert seeds.prediction.settings == {"size": "400k"}
     found = {name: entry["value"] for name, entry in finding.laws["power-flops"]["parameters"].items()}
     assert list(found.values()) == pytest.approx(TRUTH.tolist(), rel=0.01)
-    assert "an error of" in finding.words[-1]
+    assert "an error of" in finding.words[-2]
     # On the law a rung is worth what it took; at the ends rounding decides on which side of the last budget it is.
     assert [finding.worth[size].multiplier for size in SIZES[1:-1]] == pytest.approx([1, 1, 1], rel=0.01)
     assert finding.prediction.settings == {"size": "400k"}
@@ -51,8 +58,10 @@ def test_the_smaller_rungs_predict_the_largest_and_all_of_them_the_next():
 
 
 def test_a_largest_rung_that_is_not_as_predicted_counts_against():
-    finding = model_ladder.analyse([*(rung(size) for size in SIZES[:-1]), rung(SIZES[-1], 0.1)])
+    off = [*(rung(size) for size in SIZES[:-1]), rung(SIZES[-1], 0.1)]
+    finding = model_ladder.analyse(seeded(off, (0, 1), APART))
     assert finding.reproduced == "partly"
+    assert not any("Cannot tell" in words for words in finding.words)
     few = model_ladder.analyse([rung(size) for size in SIZES[:3]])
     assert (few.reproduced, few.laws) == (None, {})
     assert "could not be fitted" in few.words[-1]
@@ -61,7 +70,7 @@ def test_a_largest_rung_that_is_not_as_predicted_counts_against():
 def test_a_rung_that_came_to_no_end_is_named_and_the_rest_is_no_reproduction():
     rungs = [*(rung(size) for size in SIZES), replace(rung("400k"), status="diverged")]
     finding = found("model-ladder", rungs)
-    assert model_ladder.analyse(rungs[:5]).reproduced is True
+    assert model_ladder.analyse(seeded(rungs[:5], (0, 1), APART)).reproduced is True
     assert finding.reproduced == "partly"
     assert finding.words[-1] == "Without an end to be compared, and so missing from all of this: 400k (diverged)."
 

@@ -319,3 +319,30 @@ def test_a_directory_that_cannot_be_made_is_refused(tmp_path):
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert "cannot be written" in line
+
+
+def test_neither_the_number_of_jobs_nor_the_runner_changes_a_bit(tmp_path):
+    """Large enough for XLA to divide sums among threads, and so unstable that their last bits grow into digits."""
+    base = BASE | {
+        "model": {"n_layers": 2, "d_model": 64, "n_heads": 4, "activation": "gelu", "max_seq_len": 64},
+        "data": {"mixture": {"shakespeare": 1}, "seq_len": 64},
+        "duration": {"length": "25 steps", "global_batch_size": 16, "warmup": "2 steps"},
+        "optimizer": {"learning_rate": 0.3},
+    }
+    path, found = write(tmp_path, base=base, **SEEDS), {}
+    # And whatever the shell would have had the number of threads be.
+    for way, shell in ((["--jobs", "1"], {}), (["--jobs", "2"], {}), (["--on", "here"], {"PJRT_NPROC": "3"})):
+        directory = tmp_path / "-".join(way).strip("-")
+        done = subprocess.run(
+            command(path, directory, *way), capture_output=True, text=True, timeout=300, env=os.environ | shell
+        )
+        assert done.returncode == 0, done.stderr
+        found[directory.name] = [
+            [line["cross_entropy"] for line in read_jsonl(cell / "metrics.jsonl") if "cross_entropy" in line]
+            for cell in sorted((directory / "cells").iterdir())
+        ]
+        assert [line["cpu_threads"] for line in cells(directory)] == [1, 1]
+        assert "with 1 thread" in Page((directory / "index.html").read_text()).text
+    first, *others = found.values()
+    assert [len(losses) for losses in first] == [25, 25]
+    assert others == [first, first]

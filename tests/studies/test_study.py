@@ -4,10 +4,12 @@ import pytest
 
 from blobjax.config import BadInputError
 from blobjax.config.load import find, shipped, shipped_studies
+from blobjax.studies import runner
 from blobjax.studies.analyses import ANALYSES
+from blobjax.studies.axis import Axis, label
 from blobjax.studies.command import _record, study
 from blobjax.studies.finding import verdict
-from blobjax.studies.study import Axis, label, load_study
+from blobjax.studies.study import load_study, one_more
 from tests.studies.small import BASE, write
 
 
@@ -153,7 +155,12 @@ def test_the_record_of_a_study_is_the_study(name, tmp_path):
 def test_shipped_studies_resolve(name):
     plan = load_study(name, [])
     assert plan.study.analysis == name
-    assert 2 <= len(plan.cells) <= 40
+    assert 2 <= len(plan.cells) <= 100
+    # What compares single numbers has seeds to compare them over; laws have points.
+    seeds = {cell.config.seed for cell in plan.cells}
+    assert plan.study.grid["seed"].key == "seed"
+    assert len(seeds) >= (1 if name == "isoflop" else 2)
+    assert {cell.config.compute.cpu_threads for cell in plan.cells} == {1}
 
 
 @pytest.mark.parametrize(
@@ -183,3 +190,39 @@ def test_a_verdict_is_of_all_claims():
 
 def test_every_analysis_has_its_study_and_every_study_its_analysis():
     assert set(ANALYSES) - {"final-loss"} == set(shipped_studies())
+
+
+def test_a_branch_of_each_seed_begins_from_the_trunk_of_its_seed(tmp_path):
+    grid = {
+        "seed": {"key": "seed", "values": [0, 1]},
+        "run": {"trunk": {}, "branch": {"duration.start_from": "trunk@80%", "optimizer.schedule": "wsd"}},
+    }
+    plan = load_study(write(tmp_path, grid=grid), [])
+    assert {cell.name: cell.after for cell in plan.cells} == {
+        "0_trunk": "",
+        "0_branch": "0_trunk",
+        "1_trunk": "",
+        "1_branch": "1_trunk",
+    }
+
+
+def test_threads_are_never_left_to_the_machine(tmp_path):
+    def threads(base: dict, *overrides: str, **grid) -> list[int]:
+        plan = load_study(write(tmp_path, base=BASE | base, **grid), overrides)
+        more = one_more(plan, "more", {"seed": 3}, tmp_path / "confirm")
+        assert more.config.compute.cpu_threads == plan.base.compute.cpu_threads
+        return list(dict.fromkeys(cell.config.compute.cpu_threads for cell in plan.cells))
+
+    assert threads({}) == [1]
+    assert threads({"compute": {"cpu_threads": 3}}) == [3]
+    assert threads({"compute": {"cpu_threads": 3}}, "compute.cpu_threads=0") == [1]
+    assert threads({}, "compute.cpu_threads=2") == [2]
+    assert threads({}, grid={"n": {"key": "compute.cpu_threads", "values": [0, 4]}}) == [1, 4]
+
+
+def test_other_threads_are_another_study(tmp_path):
+    plan = load_study(write(tmp_path), [], tmp_path / "study")
+    runner.prepare(plan.cells[0])
+    (tmp_path / "study" / "study.yaml").touch()
+    with pytest.raises(BadInputError, match=r"compute\.cpu_threads: 1 -> 2"):
+        runner.check(load_study(write(tmp_path), ["compute.cpu_threads=2"], tmp_path / "study"))

@@ -54,6 +54,10 @@ class Compute(Section):
     """Parts the global batch is computed in, one after the other; the update is that of the whole batch."""
     virtual_cpu_devices: Count = 0
     """Run on the CPU and make it appear as this many devices; 0: not. JAX_NUM_CPU_DEVICES in the environment wins."""
+    cpu_threads: Count = 0
+    """Threads that XLA computes with on a CPU (its variable PJRT_NPROC). Their number decides in which parts a sum is
+    made, and so the last bits of every result; there may be more threads than cores. 0: PJRT_NPROC where it is set,
+    else one for each core, so the last bits depend on the machine."""
     xla_flags: Literal["auto"] | Names = "auto"
     """Names of XLA flag bundles (blobjax/compute/xla_flags.py). auto: those measured to pay on this platform."""
     device_watts: Nonnegative = 0

@@ -2,10 +2,11 @@
 
 At each batch size the learning rate that comes first to a loss counts. McCandlish et al. 2018: S = S_min (1 + B_crit/B)
 (equation 2.11), and B_simple = tr(Sigma) / |G|^2 (equation 2.9), which a run measures with
-`conditioning.noise_scale_every`, foretells B_crit.
+`conditioning.noise_scale_every`, predicts B_crit.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +15,10 @@ from blobjax.report import plots
 from blobjax.scaling import certainty, fit_file
 from blobjax.scaling.multiplier import Worth
 from blobjax.studies.analyses import law_plots
-from blobjax.studies.analyses.fits import evaluations, fit_rows, value
+from blobjax.studies.analyses.fits import doubt as of_fit
+from blobjax.studies.analyses.fits import evaluations, fit_rows, inside, value
 from blobjax.studies.finding import Finding, Picture, verdict
+from blobjax.studies.noise import Mean, by_seed, claim, every, mean_of
 from blobjax.studies.results import Result
 
 # Losses at which steps are counted, evenly spread between these times the lowest that all batches came to.
@@ -47,7 +50,7 @@ def analyse(results: list[Result]) -> Finding:
             targets.append(loss)
     best = {loss: {batch: fastest(group, loss) for batch, group in batches.items()} for loss in targets}
     for loss in targets:
-        rows = [{"batch_size": batch, "steps": steps} for batch, (steps, _) in best[loss].items()]
+        rows = [{"batch_size": batch, "steps": steps} for batch, runs in best[loss].items() for steps, _ in runs]
         law, why_not = fit_rows("critical-batch", rows)
         if law is None:
             refused.append(f"No critical batch at {loss:.2f} nats: {why_not}.")
@@ -64,31 +67,44 @@ def analyse(results: list[Result]) -> Finding:
     if len(critical) > 1:
         high, low = max(critical), min(critical)
         growth = critical[low]["value"] / critical[high]["value"]
-        claims.append(growth > 1)
+        claims.append(apart(critical[low], critical[high]))
+        change = f"From {high:.2f} down to {low:.2f} nats the critical batch "
         words.append(
-            f"From {high:.2f} down to {low:.2f} nats the critical batch "
-            + (f"grows {growth:.2f}-fold." if claims[-1] else f"becomes {growth:.2f} of what it was: not as expected.")
+            claim(
+                claims[-1],
+                f"{change}grows {growth:.2f}-fold.",
+                f"{change}becomes {growth:.2f} of what it was: not as expected.",
+                f"the critical batch grows from {high:.2f} down to {low:.2f} nats, {growth:.2f}-fold",
+                "the intervals of the two overlap",
+            )
         )
     else:
         claims.append(None)
     both = {loss: noise[loss] / entry["value"] for loss, entry in critical.items() if math.isfinite(noise[loss])}
     if both:
-        apart = max(both.values(), key=lambda ratio: abs(math.log(ratio)))
-        claims.append(1 / FACTOR < apart < FACTOR)
+        agree = [inside(critical[loss], noise[loss] / FACTOR, noise[loss] * FACTOR) for loss in both]
+        claims.append(every(agree))
+        doubt = next((of_fit(critical[loss]) for loss, each in zip(both, agree, strict=True) if each is None), "")
+        times = f"{min(both.values()):.2f} to {max(both.values()):.2f} times the critical batch of steps"
         words.append(
-            f"The noise scale is {min(both.values()):.2f} to {max(both.values()):.2f} times the critical batch of steps"
-            + ("." if claims[-1] else f", more than a factor of {FACTOR:g} apart: not as expected.")
+            claim(
+                claims[-1],
+                f"The noise scale is {times}.",
+                f"The noise scale is {times}, more than a factor of {FACTOR:g} apart: not as expected.",
+                f"the noise scale, {times}, is within a factor of {FACTOR:g} of it",
+                f"of a critical batch, {doubt}",
+            )
         )
     else:
         claims.append(None)
     last = min(targets, default=math.nan)
-    rates = {batch: rate for batch, (_, rate) in best[last].items()} if targets else {}
+    rates = {batch: [rate for _, rate in runs] for batch, runs in best[last].items()} if targets else {}
     if rates:
         edge = at_the_edge(batches, rates)
         words.append(
             f"The learning rate that comes first to {last:.2f} nats is "
-            + ", ".join(f"{rate:g} at batch {batch}" + " (the edge of what was tried)" * (batch in edge)
-                        for batch, rate in rates.items())
+            + ", ".join(f"{' or '.join(f'{rate:g}' for rate in sorted(set(those)))} at batch {batch}"
+                        + " (the edge of what was tried)" * (batch in edge) for batch, those in rates.items())
             + "."
         )  # fmt: skip
         # The rule is for batches up to the critical one; the first beyond it still counts. Of a rate at the edge of
@@ -96,12 +112,22 @@ def analyse(results: list[Result]) -> Finding:
         under = [batch for batch in rates if last in critical and batch <= critical[last]["value"]]
         ruled = [batch for batch in list(rates)[: len(under) + 1] if batch not in edge]
         if len(ruled) > 2:
-            slope = float(np.polyfit(np.log(ruled), np.log([rates[batch] for batch in ruled]), 1)[0])
-            claims.append(ABOUT_HALF[0] < slope < ABOUT_HALF[1])
-            words.append(
-                f"From batch {ruled[0]} to {ruled[-1]} it grows as the batch to the power {slope:.2f}"
-                + (", about the square root." if claims[-1] else ", not its square root.")
+            slope = slopes(ruled, rates)
+            low, high = ABOUT_HALF
+            holds = (
+                True
+                if low < slope.low and slope.high < high
+                else False
+                if slope.high <= low or slope.low >= high
+                else None
             )
+            claims.append(holds)
+            grows = f"From batch {ruled[0]} to {ruled[-1]} it grows as the batch to the power {slope.shown('.2f')}"
+            asked = (
+                f"the best learning rate grows about as the square root of the batch, as its power {slope.shown('.2f')}"
+            )
+            words.append(claim(holds, f"{grows}, about the square root.", f"{grows}, not its square root.", asked,
+                               slope.doubt))  # fmt: skip
         else:
             claims.append(None)
             words.append("Fewer than three batches up to the critical one have their best rate within what was tried: "
@@ -116,8 +142,12 @@ def analyse(results: list[Result]) -> Finding:
         numbers={
             "critical_batch": {f"{loss:.2f} nats": entry["value"] for loss, entry in critical.items()},
             "noise_scale": {f"{loss:.2f} nats": noise[loss] for loss in critical},
-            **{f"steps_to_{loss:.2f}": {f"batch {b}": s for b, (s, _) in best[loss].items()} for loss in targets},
-            "learning_rate": {f"batch {batch}": rate for batch, rate in rates.items()},
+            **{
+                f"steps_to_{loss:.2f}": {f"batch {b}": mean_of([s for s, _ in runs]) for b, runs in best[loss].items()}
+                for loss in targets
+            },
+            # As logarithms they would have a mean; as they were tried they are one of a few.
+            "learning_rate": {f"batch {batch}": float(np.median(those)) for batch, those in rates.items()},
         },
         pictures=(_trade(best, laws), _critical(critical, noise)),
         laws=laws | ({"of-the-loss": of_loss} if of_loss else {}),
@@ -144,9 +174,16 @@ def steps_to(result: Result, loss: float) -> float:
     return math.inf
 
 
-def fastest(group: list[Result], loss: float) -> tuple[float, float]:
-    """The fewest steps to a loss, and the learning rate that took them."""
-    return min((steps_to(result, loss), result.cell.config.optimizer.learning_rate) for result in group)
+Fastest = dict[int, list[tuple[float, float]]]
+"""Batch to the fewest steps and the learning rate that took them, of each seed."""
+
+
+def fastest(group: list[Result], loss: float) -> list[tuple[float, float]]:
+    """The fewest steps to a loss, and the learning rate that took them; of each seed."""
+    return [
+        min((steps_to(result, loss), result.cell.config.optimizer.learning_rate) for result in cells)
+        for cells in by_seed(group).values()
+    ]
 
 
 def at_once(group: list[Result], loss: float) -> bool:
@@ -155,17 +192,32 @@ def at_once(group: list[Result], loss: float) -> bool:
     return held_out(run)[1][0] <= loss
 
 
-def at_the_edge(batches: dict[int, list[Result]], rates: dict[int, float]) -> set[int]:
-    """The batches whose best learning rate is the lowest or the highest that was tried with them."""
+def at_the_edge(batches: dict[int, list[Result]], rates: dict[int, list[float]]) -> set[int]:
+    """The batches whose best learning rate is, with a seed, the lowest or the highest that was tried with them."""
     tried = {batch: [run.cell.config.optimizer.learning_rate for run in group] for batch, group in batches.items()}
-    return {batch for batch, rate in rates.items() if rate in (min(tried[batch]), max(tried[batch]))}
+    ends = {batch: {min(those), max(those)} for batch, those in tried.items()}
+    return {batch for batch, those in rates.items() if ends[batch] & set(those)}
+
+
+def slopes(ruled: list[int], rates: dict[int, list[float]]) -> Mean:
+    """The power of the batch as which the best learning rate grows, over the seeds."""
+    seeds = zip(*(rates[batch] for batch in ruled), strict=True)
+    return mean_of([float(np.polyfit(np.log(ruled), np.log(each), 1)[0]) for each in seeds])
+
+
+def apart(larger: dict[str, Any], smaller: dict[str, Any]) -> bool | None:
+    """Whether one fitted value is above another; None where their intervals overlap, or one has none."""
+    if None in (larger["low"], larger["high"], smaller["low"], smaller["high"]):
+        return None
+    return True if larger["low"] > smaller["high"] else False if larger["high"] < smaller["low"] else None
 
 
 def common_targets(batches: dict[int, list[Result]]) -> list[float]:
-    """Losses that every batch size comes to at some learning rate, the highest first."""
+    """Losses that every batch size comes to at some learning rate with every seed, the highest first."""
     if not batches:
         return []
-    lowest = max(min(held_out(result)[1][-1] for result in group) for group in batches.values())
+    lowest = max(min(held_out(result)[1][-1] for result in cells)
+                 for group in batches.values() for cells in by_seed(group).values())  # fmt: skip
     return [float(f"{lowest * factor:.3g}") for factor in np.linspace(FAR, NEAR, TARGETS)]
 
 
@@ -180,13 +232,13 @@ def noise_at(results: list[Result], loss: float) -> float:
     return float(np.exp(np.mean(found))) if found else math.nan
 
 
-def _worth(law: dict, run: Result, loss: float, best: dict[int, tuple[float, float]]) -> dict[str, Worth]:
+def _worth(law: dict, run: Result, loss: float, best: Fastest) -> dict[str, Worth]:
     """What each batch was worth in the compute of the smallest one, for one loss.
 
     Args:
       law: the hyperbola of that loss.
       run: any of the runs, which differ in batch, rate and length only.
-      best: batch to its fewest steps to the loss, and the rate.
+      best: of that loss.
     """
     smallest = min(best)
     config = run.cell.config
@@ -196,16 +248,17 @@ def _worth(law: dict, run: Result, loss: float, best: dict[int, tuple[float, flo
     baseline, *resampled = S_min * (smallest + B_crit) * per_sequence
     low, high = certainty.spanned(np.array(resampled), law["bootstrap"]["share"])
     found = {}
-    for batch, (steps, _) in best.items():
-        flops = steps * batch * per_sequence
+    for batch, runs in best.items():
+        flops = sum(steps for steps, _ in runs) / len(runs) * batch * per_sequence
         name = f"batch {batch} against {smallest}"
         found[name] = Worth(flops, loss, baseline, baseline / flops, low and low / flops, high and high / flops)
     return found
 
 
-def _trade(best: dict[float, dict[int, tuple[float, float]]], laws: dict) -> Picture:
+def _trade(best: dict[float, Fastest], laws: dict) -> Picture:
     figure, (left, right) = plots.charts(2)
-    lines = {f"{loss:.2f} nats": (list(each), [steps for steps, _ in each.values()]) for loss, each in best.items()}
+    lines = {f"{loss:.2f} nats": (list(each), [sum(steps for steps, _ in runs) / len(runs) for runs in each.values()])
+             for loss, each in best.items()}  # fmt: skip
     ticks = sorted({batch for each in best.values() for batch in each})
     plots.draw(left, lines, "batch, sequences", "steps to the loss", log_x=True, log_y=True, ticks=ticks)
     for n, (loss, each) in enumerate(best.items()):
@@ -217,10 +270,13 @@ def _trade(best: dict[float, dict[int, tuple[float, float]]], laws: dict) -> Pic
     plots.draw(
         right, spent, "batch, sequences", "sequences to the loss", log_x=True, log_y=True, ticks=ticks, legend=False
     )
-    caption = (
-        "Left, steps to a loss, each at its best learning rate, and where it was fitted the hyperbola (thin) with its "
-        "interval and as error bars the root mean square distance from it. Right, what they cost."
-    )
+    caption = "Left, steps to a loss, each at its best learning rate, the mean over the seeds."
+    if laws:
+        caption += (
+            " Thin, the fitted hyperbola with its interval; error bars: the root mean square distance of all points "
+            "from it."
+        )
+    caption += " Right, what they cost."
     return Picture("steps_and_examples", caption, figure)
 
 
@@ -230,12 +286,10 @@ def _critical(critical: dict, noise: dict[float, float]) -> Picture:
     if any(math.isfinite(each) for each in noise.values()):
         lines["gradient noise scale"] = (list(noise), list(noise.values()))
     plots.draw(axes, lines, "loss, nats per token", "critical batch, sequences", log_y=True)
-    if all(entry["low"] is not None for entry in critical.values()):
+    caption = f"The critical batch as the loss falls, {' and '.join(lines)}."
+    if critical and all(entry["low"] is not None for entry in critical.values()):
         low, high = ([entry[end] for entry in critical.values()] for end in ("low", "high"))
         plots.band(axes, list(critical), low, high)
+        caption += " The band is the interval of that from steps."
     axes.invert_xaxis()
-    return Picture(
-        "critical_batch",
-        "The critical batch as the loss falls, by both ways; the band is the interval of that from steps.",
-        figure,
-    )
+    return Picture("critical_batch", caption, figure)

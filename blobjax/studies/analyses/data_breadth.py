@@ -4,6 +4,8 @@ GPT-1 (Radford et al. 2018) learned from books; GPT-2 (Radford et al. 2019) from
 had not been trained for. Here the loss of held-out text is measured, by domain.
 """
 
+import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,12 @@ import numpy as np
 from blobjax.reliability import mixture
 from blobjax.report import plots
 from blobjax.scaling.multiplier import Worth
+from blobjax.studies import noise
 from blobjax.studies.analyses import law_plots
 from blobjax.studies.analyses.fits import Point, fit_points, held_against, points
 from blobjax.studies.analyses.reference import listed
 from blobjax.studies.finding import Finding, Picture, verdict
+from blobjax.studies.noise import Mean
 from blobjax.studies.results import Result
 
 TRAINING = "training"
@@ -38,7 +42,10 @@ def analyse(results: list[Result]) -> Finding:
     even = {name: [p for p in group if p.tokens in lengths] for name, group in runs.items()}
     if not lengths:
         return Finding(None, ("There is no length to whose end each kind of training came.",), {}, ())
-    losses = {domain: {name: loss(group[-1], domain) for name, group in even.items()} for domain in domains(runs)}
+    ends = {length: {name: [p for p in group if p.tokens == length] for name, group in even.items()}
+            for length in (min(lengths), max(lengths))}  # fmt: skip
+    compared = [point.result for group in even.values() for point in group if point.tokens == max(lengths)]
+    losses = {domain: noise.each(compared, TRAINING, partial(_loss_of, domain)) for domain in domains(runs)}
     words = [
         f"After {max(lengths):,.0f} tokens, {domain}"
         f"{' (trained on by none)' if domain in unseen else ''}: {listed(each)} nats per token."
@@ -51,38 +58,54 @@ def analyse(results: list[Result]) -> Finding:
     laws = {each: law for each, (law, _) in fits.items() if law}
     values: dict[str, Worth] = {}
     for name, own in narrow.items():
-        claims.append(losses[own][name] == min(losses[own].values()))
+        best = _lead(ends[max(lengths)], [name], [other for other in runs if other != name], own)
+        claims.append(best.above(0) if best.seeds else None)
         if not claims[-1]:
-            words.append(f"In {own} the run trained on it alone is not the best: not as expected.")
+            words.append(noise.claim(claims[-1], "", f"In {own} the run trained on it alone is not the best: not as "
+                                     "expected.", f"in {own} the run trained on it alone is the best "
+                                     f"({best.shown('+.3f')} nats ahead)", best.doubt))  # fmt: skip
     for domain in unseen if broad and narrow else ():
-        leads = [min(loss(even[name][i], domain) for name in narrow) - loss(even[broad][i], domain)
-                 for i in range(len(lengths))]  # fmt: skip
-        claims += [leads[-1] > 0, leads[-1] > leads[0] if len(leads) > 1 else None]
+        first, last = (_lead(ends[length], [broad], [*narrow], domain) for length in (min(lengths), max(lengths)))
+        grown = noise.mean_of([]) if len(lengths) < 2 else _grown(ends, broad, [*narrow], domain)
+        holds = [last.above(0), grown.above(0) if grown.seeds else None]
+        claims += holds
         words.append(
-            f"In {domain} the broad run is {_ahead(leads[-1])} the best narrow one at the end, and {_ahead(leads[0])} "
-            "it at the shortest length" + _fails(False not in claims[-2:])
+            f"In {domain} the broad run is {_ahead(last)} the best narrow one at the end, and {_ahead(first)} it at "
+            "the shortest length" + (": not as expected." if False in holds else ".")
         )
-        values |= {
-            f"{name}, in {domain} against {broad}": _worth(laws, broad, even[name][-1], domain) for name in narrow
-        }
+        for held, what, of in ((holds[0], "the broad run is ahead there", last),
+                               (holds[1], "its lead there grows with the length", grown)):  # fmt: skip
+            if held is None:
+                words.append(noise.cannot_tell(f"whether {what}", of.doubt if of.seeds else "there is one length"))
+        values |= {f"{name}, in {domain} against {broad}": _worth(laws, broad, ends[max(lengths)][name], domain)
+                   for name in narrow}  # fmt: skip
     words += [
         f"No law of {name} in {domain} could be fitted: {why}." for (name, domain), (_, why) in fits.items() if why
     ]
     if broad:
         values |= {
-            f"{broad}, in {own} against {name}": _worth(laws, name, even[broad][-1], own)
+            f"{broad}, in {own} against {name}": _worth(laws, name, ends[max(lengths)][broad], own)
             for name, own in narrow.items()
         }
-        shares, gained = shares_of(even[broad][-1]), []
+        shares = shares_of(even[broad][-1])
+        gained: list[bool | None] = []
         for name, own in narrow.items():
-            found = values[f"{broad}, in {own} against {name}"].multiplier
-            if found is not None:
-                gained.append(found > shares[own])
-                words.append(
-                    f"In {own} the broad run did as well as one trained on it alone for {found:.0%} of the compute, "
-                    f"while {shares[own]:.0%} of its tokens were of it: the others "
-                    + ("helped too." if gained[-1] else "brought nothing: not as expected.")
-                )
+            found = values[f"{broad}, in {own} against {name}"]
+            if found.multiplier is None:
+                continue
+            low, high = found.low, found.high
+            if low is None or high is None:
+                span, helped = "", None
+            else:
+                span = f" ({low:.0%} to {high:.0%})"
+                helped = True if low > shares[own] else False if high <= shares[own] else None
+            gained.append(helped)
+            words.append(
+                f"In {own} the broad run did as well as one trained on it alone for {found.multiplier:.0%} of the "
+                f"compute{span}, while {shares[own]:.0%} of its tokens were of it: "
+                + {True: "the others helped too.", False: "the others brought nothing: not as expected.",
+                   None: "whether the others helped cannot be told."}[helped]
+            )  # fmt: skip
         claims += gained
     return Finding(
         reproduced=verdict(*claims),
@@ -115,26 +138,54 @@ def loss(point: Point, domain: str) -> float:
     return float(point.row[_column(domain)])
 
 
+def _loss_of(domain: str, result: Result) -> float:
+    return loss(points([result])[0], domain)
+
+
 def _column(domain: str) -> str:
     return f"eval/{domain}/cross_entropy"
 
 
-def _ahead(lead: float) -> str:
-    return f"{abs(lead):.3f} nats {'ahead of' if lead > 0 else 'behind'}"
+Ends = dict[str, list[Point]]
+"""What was trained on to the runs of one length, one for each seed."""
 
 
-def _fails(holds: bool) -> str:
-    return "." if holds else ": not as expected."
+def _leads(ends: Ends, ours: list[str], others: list[str], domain: str) -> dict[int, float]:
+    """Seed to how far the best of ours is ahead of the best of the others in a domain, nats."""
+    found = {}
+    for seed in {point.result.cell.config.seed for name in ours for point in ends[name]}:
+        best = [min((loss(p, domain) for name in names for p in ends[name] if p.result.cell.config.seed == seed),
+                    default=math.nan) for names in (ours, others)]  # fmt: skip
+        if not any(map(math.isnan, best)):
+            found[seed] = best[1] - best[0]
+    return found
 
 
-def _worth(laws: Laws, baseline: str, point: Point, domain: str) -> Worth:
-    """What a run was worth in a domain, in the compute of runs of other data."""
-    return held_against(laws.get((baseline, domain)), point.flops, loss(point, domain))
+def _lead(ends: Ends, ours: list[str], others: list[str], domain: str) -> Mean:
+    return noise.mean_of([*_leads(ends, ours, others, domain).values()])
+
+
+def _grown(ends: dict[float, Ends], broad: str, narrow: list[str], domain: str) -> Mean:
+    """By how much the lead at the longest length is more than that at the shortest, compared within each seed."""
+    first, last = (_leads(ends[length], [broad], narrow, domain) for length in (min(ends), max(ends)))
+    return noise.mean_of([last[seed] - first[seed] for seed in last if seed in first])
+
+
+def _ahead(lead: Mean) -> str:
+    span = f" ({lead.low:+.3f} to {lead.high:+.3f})" if lead.known else ""
+    return f"{abs(lead.mean):.3f} nats{span} {'ahead of' if lead.mean > 0 else 'behind'}"
+
+
+def _worth(laws: Laws, baseline: str, group: list[Point], domain: str) -> Worth:
+    """What runs that differ in the seed were worth in a domain, in the compute of runs of other data."""
+    mean = sum(loss(point, domain) for point in group) / len(group)
+    return held_against(laws.get((baseline, domain)), group[0].flops, mean)
 
 
 def _curves(runs: dict[str, list[Point]], domain: str, laws: Laws) -> Picture:
     figure, (axes,) = plots.charts()
-    lines = {name: ([p.tokens / 1e3 for p in group], [loss(p, domain) for p in group]) for name, group in runs.items()}
+    lines = {name: noise.mean_points([p.tokens / 1e3 for p in group], [loss(p, domain) for p in group])
+             for name, group in runs.items()}  # fmt: skip
     ticks = sorted({round(x) for xs, _ in lines.values() for x in xs})
     x, y = "thousand tokens trained on", "held-out loss, nats per token"
     plots.draw(axes, lines, x, y, log_x=True, log_y=True, ticks=ticks, title=f"in {domain}")
@@ -152,8 +203,10 @@ def _curves(runs: dict[str, list[Point]], domain: str, laws: Laws) -> Picture:
     return Picture("unseen_domain", caption, figure)
 
 
-def _by_domain(losses: dict[str, dict[str, float]]) -> Picture:
+def _by_domain(losses: dict[str, dict[str, Mean]]) -> Picture:
     figure, (axes,) = plots.charts()
-    plots.bars(axes, losses, "held-out loss, nats per token")
+    noise.bars(axes, losses, "held-out loss, nats per token")
     axes.set_xlabel("evaluated on")
-    return Picture("by_domain", "The longest runs in every domain; a bar for each kind of training.", figure)
+    caption = "The longest runs in every domain; a bar for each kind of training."
+    caption += noise.caption([mean for each in losses.values() for mean in each.values()])
+    return Picture("by_domain", caption, figure)

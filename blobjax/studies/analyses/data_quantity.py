@@ -5,17 +5,20 @@ is low because it is remembered. What repetition did harm to, a loss that rose w
 the law, which knows repetitions that bring nothing and none that do harm.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
 from blobjax.report import plots
 from blobjax.scaling.laws.law import budgets
-from blobjax.studies.analyses import law_plots
+from blobjax.studies import noise
+from blobjax.studies.analyses import fits, law_plots
 from blobjax.studies.analyses.fits import Point, fit_points, held_against, points, value
 from blobjax.studies.analyses.reference import SAME
 from blobjax.studies.finding import Finding, Picture, verdict
+from blobjax.studies.noise import Mean
 from blobjax.studies.results import Result
 
 SIZE, UNIQUE, EPOCHS = "size", "unique", "epochs"
@@ -34,15 +37,28 @@ def analyse(results: list[Result]) -> Finding:
     if not sizes:
         return Finding(None, ("No cell finished.",), {}, ())
     costs = {size: costs_at_the_longest(group) for size, group in sizes.items()}
+    few = noise.across(results, lambda cells: _most(cells, _little)).get("most", noise.mean_of([]))
+    grows = noise.across(results, lambda cells: _most(cells, _growth)).get("most", noise.mean_of([]))
     harmed = [point for group in sizes.values() for point in overfitted(group)]
     law, why_not = fit_points(LAW, (point for group in sizes.values() for point in group if point not in harmed))
     fresh = {size: fit_points("power-flops", (p for p in group if epochs(p) < 1.5))[0] for size, group in sizes.items()}
-    few = [cost for each in costs.values() for many, cost in each.items() if 1.5 < many <= HARMLESS * 1.1]
-    repeated = [each for each in costs.values() if len(each) > 1]
-    claims = [max(few) < SAME if few else None, all(map(_grows, repeated)) if repeated else None]
+    claims = [few.below(SAME), grows.above(0)]
     words = _of_costs(costs)
-    if few:
-        words.append(f"Up to {HARMLESS} epochs cost {'less' if claims[0] else 'more'} than {SAME} nats.")
+    if few.seeds:
+        cost = f"Up to {HARMLESS} epochs cost {few.shown()} nats at most"
+        asked = f"up to {HARMLESS} epochs cost less than {SAME} nats ({few.shown()})"
+        words.append(noise.claim(claims[0], f"{cost}, less than {SAME}.", f"{cost}, more than {SAME}.", asked,
+                                 few.doubt))  # fmt: skip
+    if grows.seeds and not claims[1]:
+        words.append(
+            noise.claim(
+                claims[1],
+                "",
+                "The most epochs do not cost the most: not as expected.",
+                f"the most epochs cost the most ({grows.shown('+.3f')} nats above the others)",
+                grows.doubt,
+            )
+        )
     if harmed:
         names = ", ".join(f"{p.result.cell.name} ({p.loss:.3f})" for p in harmed)
         words.append(f"With more epochs of the same data the loss rose, which is overfitting, no saturation: {names}.")
@@ -51,9 +67,13 @@ def analyse(results: list[Result]) -> Finding:
         words.append(f"The data-constrained law cannot be fitted: {why_not}.")
     else:
         R_D, R_N = law["parameters"]["R_D"], law["parameters"]["R_N"]
-        claims.append(R_D["low"] is not None and R_D["low"] <= PAPERS_R_D <= R_D["high"])
+        claims.append(None if R_D["low"] is None else R_D["low"] <= PAPERS_R_D <= R_D["high"])
+        if claims[-1] and R_D["high"] > ENDLESS:
+            claims[-1] = None  # an interval without an end has any value in it
         left_out = f", without what overfits ({len(harmed)} of the runs)," if harmed else ""
         inside = f"The paper's {PAPERS_R_D} is {'within' if claims[-1] else 'outside of'} that interval."
+        if claims[-1] is None:
+            inside = noise.cannot_tell(f"whether it is the paper's {PAPERS_R_D}", fits.doubt(R_D))
         words.append(
             f"The data-constrained law{left_out} has R_D = {value(R_D)} and explains "
             f"{law['objective']['r_squared']:.1%} of the variance of the loss. {inside}"
@@ -75,14 +95,21 @@ def analyse(results: list[Result]) -> Finding:
         pictures=(_by_epochs(sizes, law), _by_tokens(sizes, fresh)),
         laws=({LAW: law} if law else {}) | {f"fresh-{size}": each for size, each in fresh.items() if each},
         worth={
-            f"{epochs(point):.3g} epochs of {point.row['unique_tokens']:,.0f} tokens, size {size}": held_against(
-                fresh[size], point.flops, point.loss
-            )
+            f"{many:.3g} epochs of {unique:,.0f} tokens, size {size}": held_against(fresh[size], flops, loss)
             for size, group in sizes.items()
-            for point in at_the_longest(group)
-            if epochs(point) > 1.5
+            for many, unique, flops, loss in _over_seeds(at_the_longest(group))
+            if many > 1.5
         },
     )
+
+
+def _over_seeds(group: list[Point]) -> list[tuple[float, float, float, float]]:
+    """Epochs, unique tokens, FLOPs and the mean loss over the seeds, the least repetition first."""
+    found: dict[str, list[Point]] = {}
+    for point in group:
+        found.setdefault(noise.name(point.result), []).append(point)
+    firsts = [(those[0], sum(point.loss for point in those) / len(those)) for those in found.values()]
+    return [(epochs(first), float(first.row["unique_tokens"]), first.flops, loss) for first, loss in firsts]
 
 
 def epochs(point: Point) -> float:
@@ -101,34 +128,58 @@ def at_the_longest(group: list[Point]) -> list[Point]:
     return sorted((group[i] for i in last), key=epochs)
 
 
-def costs_at_the_longest(group: list[Point]) -> dict[float, float]:
-    """Epochs to the loss above that of the fewest epochs, at most tokens; nats per token."""
+def costs_at_the_longest(group: list[Point]) -> dict[float, Mean]:
+    """Epochs to the loss above that of the fewest epochs and the same seed, at most tokens; nats per token."""
     found = at_the_longest(group)
-    return {epochs(point): point.loss - found[0].loss for point in found}
+    # By cell: what an epoch is may differ by a window from seed to seed.
+    many = {noise.name(point.result): epochs(point) for point in reversed(found)}
+    costs = noise.across([point.result for point in found], lambda cells: dict(_costs(points(cells)).values()))
+    return {many[name]: cost for name, cost in costs.items()}
+
+
+def _costs(group: list[Point]) -> dict[float, tuple[str, float]]:
+    """Epochs to the cell and its cost, of one seed, the least repetition first."""
+    found = at_the_longest(group)
+    return {epochs(point): (noise.name(point.result), point.loss - found[0].loss) for point in found}
+
+
+def _most(cells: list[Result], of: Callable[[dict[float, float]], float]) -> dict[str, float]:
+    """Of the sizes, of one seed, the one that says most against what is claimed; none where there is none."""
+    sizes: dict[str, list[Point]] = {}
+    for point in points(cells):
+        sizes.setdefault(point.result.label(SIZE), []).append(point)
+    costs = [{many: cost for many, (_, cost) in _costs(group).items()} for group in sizes.values()]
+    found = [value for each in costs if not math.isnan(value := of(each))]
+    return {"most": (min if of is _growth else max)(found)} if found else {}
+
+
+def _little(costs: dict[float, float]) -> float:
+    """The largest cost of a few epochs."""
+    return max((cost for many, cost in costs.items() if 1.5 < many <= HARMLESS * 1.1), default=math.nan)
+
+
+def _growth(costs: dict[float, float]) -> float:
+    """By how much the most epochs cost more than any fewer, and than nothing."""
+    *others, last = costs.values()
+    return last - max(others) if others else math.nan
 
 
 def overfitted(group: list[Point]) -> list[Point]:
-    """Runs of one size that ended above one that repeated the same unique data less often."""
+    """Runs of one size that ended above one of the same seed that repeated the same unique data less often."""
     found = []
-    by_unique: dict[str, list[Point]] = {}
+    alike: dict[tuple[str, int], list[Point]] = {}
     for point in sorted(group, key=epochs):
-        before = by_unique.setdefault(point.result.label(UNIQUE), [])
+        before = alike.setdefault((point.result.label(UNIQUE), point.result.cell.config.seed), [])
         if any(point.loss > other.loss for other in before):
             found.append(point)
         before.append(point)
     return found
 
 
-def _grows(costs: dict[float, float]) -> bool:
-    """Whether the most epochs cost the most, and more than nothing."""
-    *_, last = costs.values()
-    return last == max(costs.values()) > 0
-
-
-def _of_costs(costs: dict[str, dict[float, float]]) -> list[str]:
+def _of_costs(costs: dict[str, dict[float, Mean]]) -> list[str]:
     return [
         f"Size {size}, as many tokens in all: "
-        + ", ".join(f"{many:.3g} epochs {cost:+.3f}" for many, cost in list(each.items())[1:])
+        + ", ".join(f"{many:.3g} epochs {cost.shown('+.3f')}" for many, cost in list(each.items())[1:])
         + " nats against data that is seen once."
         for size, each in costs.items()
         if len(each) > 1
@@ -138,7 +189,8 @@ def _of_costs(costs: dict[str, dict[float, float]]) -> list[str]:
 def _by_epochs(sizes: dict[str, list[Point]], law: dict[str, Any] | None) -> Picture:
     figure, (axes,) = plots.charts()
     ends = {size: at_the_longest(group) for size, group in sizes.items()}
-    lines = {f"size {size}": ([epochs(p) for p in found], [p.loss for p in found]) for size, found in ends.items()}
+    lines = {f"size {size}": ([e for e, *_ in found], [loss for *_, loss in found])
+             for size, found in ((size, _over_seeds(group)) for size, group in ends.items())}  # fmt: skip
     ticks = sorted({float(f"{x:.2g}") for xs, _ in lines.values() for x in xs})
     tokens = max(longest(group) for group in sizes.values())
     y = "held-out loss, nats per token"
@@ -162,7 +214,8 @@ def _by_tokens(sizes: dict[str, list[Point]], fresh: dict[str, dict[str, Any] | 
         if any(other.result.label(UNIQUE) == point.result.label(UNIQUE) and epochs(other) > 1.5 for other in group):
             lines.setdefault(f"{point.row['unique_tokens']:,.0f} unique", []).append(point)
     figure, (axes,) = plots.charts()
-    drawn = {name: ([p.tokens / 1e3 for p in those], [p.loss for p in those]) for name, those in lines.items() if those}
+    drawn = {name: noise.mean_points([p.tokens / 1e3 for p in those], [p.loss for p in those])
+             for name, those in lines.items() if those}  # fmt: skip
     ticks = sorted({round(x) for xs, _ in drawn.values() for x in xs})
     x, y = "thousand tokens trained on", "held-out loss, nats per token"
     plots.draw(axes, drawn, x, y, log_x=True, log_y=True, ticks=ticks, title=f"size {size}")

@@ -115,6 +115,21 @@ def evaluations(result: Result) -> tuple[list[int], list[float]]:
     return [line["step"] for line in lines], [held_out_loss(config, line) for line in lines]
 
 
+def inside(entry: dict[str, Any], low: float, high: float) -> bool | None:
+    """Whether a fitted value lies between two; None where its interval has an end beyond one, or there is none."""
+    ends = entry["low"], entry["high"]
+    if None in ends:
+        return None
+    return True if low <= ends[0] and ends[1] <= high else False if ends[1] < low or high < ends[0] else None
+
+
+def doubt(entry: dict[str, Any]) -> str:
+    """Why a claim about a fitted value cannot be told."""
+    if None in (entry["low"], entry["high"]):
+        return "the fit leaves it without an interval"
+    return f"its interval, {entry['low']:.3g} to {entry['high']:.3g}, has both in it"
+
+
 def with_interval(entry: dict[str, Any], form: str = ".2f") -> str:
     """`0.50 (0.45 to 0.54)`, of a parameter of a fit."""
     span = f" ({entry['low']:{form}} to {entry['high']:{form}})" if entry["low"] is not None else ""

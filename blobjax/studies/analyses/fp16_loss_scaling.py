@@ -4,9 +4,10 @@
 import math
 
 from blobjax.report import plots
-from blobjax.studies.analyses.reference import SAME, gap, listed, loss_curves, same
+from blobjax.studies import noise
+from blobjax.studies.analyses.reference import SAME, gaps, listed, loss_curves
 from blobjax.studies.finding import Finding, Picture, verdict
-from blobjax.studies.results import Result
+from blobjax.studies.results import Result, grouped
 
 KIND = "precision"
 REFERENCE, RAW = "float32", "float16"
@@ -14,44 +15,39 @@ REFERENCE, RAW = "float32", "float16"
 
 def analyse(results: list[Result]) -> Finding:
     """Final losses against float32's, skipped steps, and the share of gradients that float16 cannot hold."""
-    cells = {result.label(KIND): result for result in results}
-    reference = cells[REFERENCE]
-    gaps = {name: gap(result, reference) for name, result in cells.items() if name != REFERENCE}
-    skipped = {name: sum(result.series("skipped")[1]) for name, result in cells.items()}
-    flushed = reference.flow_of("grad_flush_fraction")
-    losses = {name: result.final_loss for name, result in cells.items()}
+    above = gaps(results, KIND, REFERENCE)
+    skipped = noise.each(results, KIND, lambda result: sum(result.series("skipped")[1]))
+    flushed = noise.each(results, KIND, lambda result: result.flow_of("grad_flush_fraction"))
+    losses = noise.each(results, KIND, lambda result: result.final_loss)
     words = [f"Final losses: {listed(losses)} nats per token."]
-    claims: list[bool | None] = [] if RAW in cells else [None]
-    for name, result in cells.items():
+    claims: list[bool | None] = [] if RAW in above else [None]
+    for name, more in above.items():
         if name == RAW:
-            claims.append(gap(result, reference) > SAME)
-            what = f"float16 without scaling ends {gaps[name]:.3f} nats above float32"
-        elif name == REFERENCE:
-            continue
+            claims.append(more.above(SAME))
+            what = f"float16 without scaling ends {more.shown()} nats above float32"
+            asked = f"float16 without scaling ends more than {SAME} nats above float32 ({more.shown()})"
         else:
-            claims.append(same(result, reference))
-            what = f"With loss scaling '{name}' it ends {gaps[name]:+.3f} nats from float32"
-        words.append(f"{what}." if claims[-1] else f"{what}: not as expected.")
-        if skipped[name]:
-            words[-1] += f" {skipped[name]:.0f} steps overflowed and were skipped."
-    if math.isfinite(flushed):
+            claims.append(more.within(SAME))
+            what = f"With loss scaling '{name}' it ends {more.shown('+.3f')} nats from float32"
+            asked = f"with loss scaling '{name}' it ends within {SAME} nats of float32 ({more.shown('+.3f')})"
+        words.append(noise.claim(claims[-1], f"{what}.", f"{what}: not as expected.", asked, more.doubt))
+        if skipped[name].mean:
+            words[-1] += f" {skipped[name].mean:.4g} steps overflowed and were skipped."
+    if math.isfinite(share := flushed[REFERENCE].mean):
         words.append(
-            f"Of the gradients that are not zero in float32, up to {flushed:.0%} of a block's would be zero in float16."
+            f"Of the gradients that are not zero in float32, up to {share:.0%} of a block's would be zero in float16."
         )
-    pictures = [loss_curves(cells.values(), KIND, "loss_curves", "Training loss.")]
-    scales = {name: result.series("loss_scale") for name, result in cells.items() if result.series("loss_scale")[0]}
-    if scales:
+    pictures = [loss_curves(results, KIND, "loss_curves", "Training loss.")]
+    # Of one seed: a dynamic scale moves by steps, and a mean of several would show values that no run had.
+    first = next(iter(noise.by_seed(results).values()))
+    scales = {name: cells[0].series("loss_scale") for name, cells in grouped(first, KIND).items()}
+    if scales := {name: line for name, line in scales.items() if line[0]}:
         figure, (axes,) = plots.charts()
         plots.draw(axes, scales, "step", "loss scale", log_y=True, marked=False)
-        pictures.append(Picture("loss_scales", "The scale of the loss, by step.", figure))
+        pictures.append(Picture("loss_scales", "The scale of the loss, by step, of the first seed.", figure))
     return Finding(
         reproduced=verdict(*claims),
         words=tuple(words),
-        numbers={
-            "final_loss": losses,
-            "gap": gaps,
-            "skipped_steps": skipped,
-            "flushed_gradients": {name: result.flow_of("grad_flush_fraction") for name, result in cells.items()},
-        },
+        numbers={"final_loss": losses, "gap": above, "skipped_steps": skipped, "flushed_gradients": flushed},
         pictures=tuple(pictures),
     )

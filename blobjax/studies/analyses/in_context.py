@@ -9,10 +9,14 @@ had to be trained for the loss early in the context to be what it is late in it.
 
 import itertools
 import math
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 
+from blobjax.reliability.mixture import HELD_OUT, held_out_loss, shares
 from blobjax.report import plots
+from blobjax.studies import noise
 from blobjax.studies.analyses import fits, law_plots
 from blobjax.studies.finding import Finding, Picture, verdict
 from blobjax.studies.results import Result
@@ -21,18 +25,11 @@ AXIS = "layers"
 _AT = "/cross_entropy_at/"
 
 
-def domains(result: Result) -> list[str]:
-    """The domains that were evaluated by position."""
-    return sorted({name.removeprefix("eval/").partition(_AT)[0] for name in result.held_out if _AT in name})
-
-
 def by_position(result: Result) -> dict[int, float]:
-    """First position of a range to its loss at the end of training, the mean over the domains; nats per token."""
-    found: dict[int, list[float]] = {}
-    for name, value in result.held_out.items():
-        if _AT in name:
-            found.setdefault(int(name.partition(_AT)[2]), []).append(value)
-    return {first: sum(values) / len(values) for first, values in sorted(found.items())}
+    """First position of a range to its held-out loss at the end of training; nats per token."""
+    starts = {int(name.partition(_AT)[2]) for name in result.held_out if _AT in name}
+    return {first: held_out_loss(result.cell.config, result.held_out, f"cross_entropy_at/{first}")
+            for first in sorted(starts)}  # fmt: skip
 
 
 def ends(result: Result) -> tuple[int, int]:
@@ -42,93 +39,135 @@ def ends(result: Result) -> tuple[int, int]:
 
 
 def scores(result: Result) -> tuple[list[int], list[float]]:
-    """Steps, and the score at each: mean over the domains, nats per token."""
+    """Steps, and the score at each: late less early, nats per token."""
     early, late = ends(result)
-    names = domains(result)
-    series = {(name, at): result.series(f"eval/{name}{_AT}{at}") for name in names for at in (early, late)}
-    steps = series[names[0], late][0]
-    values = [
-        sum(series[name, late][1][i] - series[name, early][1][i] for name in names) / len(names)
-        for i in range(len(steps))
-    ]
-    return steps, values
+    config = result.cell.config
+    names = {f"eval/{name}{_AT}{at}" for name in shares(config) for at in (early, late)}
+    lines = [line for line in result.metrics if names <= line.keys()]
+    at = lambda line, first: held_out_loss(config, line, f"cross_entropy_at/{first}")  # noqa: E731
+    return [line["step"] for line in lines], [at(line, late) - at(line, early) for line in lines]
 
 
 def analyse(results: list[Result]) -> Finding:
     """Loss by position of each model, and how the score grew."""
     runs = by_model(results)
-    usable = [each[-1].result for each in runs.values()]
-    if not usable:
+    if not runs:
         none = "No cell finished with an evaluation by position in three ranges of its context or more."
         return Finding(None, (none,), {}, ())
-    curves = {_label(result): by_position(result) for result in usable}
-    grown = {_label(result): scores(result) for result in usable}
-    final = {name: values[-1] for name, (_, values) in grown.items()}
+    longest = {name: [p.result for p in each if p.row["steps"] == each[-1].row["steps"]] for name, each in runs.items()}
+    usable = [result for group in longest.values() for result in group]
+    starts = list(by_position(usable[0]))
+    curves = {name: {at: noise.mean_of([by_position(result)[at] for result in group]) for at in starts}
+              for name, group in longest.items()}  # fmt: skip
+    means = {name: {at: mean.mean for at, mean in curve.items()} for name, curve in curves.items()}
+    final = _by_model(usable, lambda result: scores(result)[1][-1])
     early, late = ends(usable[0])
-    falls = all(_falls(curve) for curve in curves.values())
+    falls = noise.across(usable, _falls)
+    claims: list[bool | None] = [noise.every(step.below(0) for step in falls.values())]
+    doubt = next((step.doubt for step in falls.values() if step.below(0) is None), "")
     words = [
-        "The loss falls all along the context in every model."
-        if falls
-        else "The loss does not fall all along the context in every model: see the picture.",
+        noise.claim(
+            claims[0],
+            "The loss falls all along the context in every model.",
+            "The loss does not fall all along the context in every model: see the picture.",
+            "the loss falls all along the context in every model",
+            doubt,
+        ),
         f"From positions {early} to {2 * early - 1} to those from {late} on it changes by "
-        + ", ".join(f"{value:+.3f} nats ({name})" for name, value in final.items())
+        + ", ".join(f"{value.shown('+.3f')} nats ({name})" for name, value in final.items())
         + ".",
     ]
-    used = {name: _nine_tenths(curve) for name, curve in curves.items()}
+    used = {name: _nine_tenths(curve) for name, curve in means.items()}
     words.append(
         "Nine tenths of the fall from the first token to the last are there after "
         + ", ".join(f"{first} tokens ({name})" for name, first in used.items())
         + "."
     )
-    claims: list[bool | None] = [falls]
-    one = next((result for result in usable if result.cell.config.model.n_layers == 1), None)
-    deeper = [result for result in usable if result.cell.config.model.n_layers > 1]
+    one = next((name for name, group in longest.items() if group[0].cell.config.model.n_layers == 1), None)
+    deeper = [name for name, group in longest.items() if group[0].cell.config.model.n_layers > 1]
     if not (one and deeper):
         claims.append(None)
     else:
-        claims.append(all(final[_label(result)] < final[_label(one)] for result in deeper))
+        more = noise.across(usable, lambda cells: _against(cells, one))
+        claims.append(noise.every(more[name].below(0) if name in more else None for name in deeper))
+        doubt = next(
+            (more[name].doubt for name in deeper if name in more and more[name].below(0) is None), "no seed has both"
+        )
+        gain = "more layers than one gain more from the longer context than one layer does"
         words.append(
-            "Every model of more than one layer gains more from the longer context than that of one layer."
-            if claims[-1]
-            else "Not every model of more than one layer gains more from the longer context than that of one layer."
+            noise.claim(
+                claims[-1],
+                "Every model of more than one layer gains more from the longer context than that of one layer.",
+                "Not every model of more than one layer gains more from the longer context than that of one layer.",
+                gain,
+                doubt,
+            )
         )
     if deeper:
         # The first evaluation is made when most has been learned of which byte follows which.
-        deep = {_label(result): grown[_label(result)][1] for result in deeper}
-        claims.append(None if any(len(values) < 2 for values in deep.values())
-                      else all(values[-1] < values[0] for values in deep.values()))  # fmt: skip
-        words.append(
-            "In models of more than one layer the gain has grown since the first evaluation: "
-            + ", ".join(
-                f"{grown[_label(r)][1][0]:+.3f} to {grown[_label(r)][1][-1]:+.3f} ({_label(r)})" for r in deeper
-            )
-            + (": not in all." if claims[-1] is False else ".")
-        )
+        deep = [result for name in deeper for result in longest[name]]
+        first, last = (_by_model(deep, partial(_score_at, at)) for at in (0, -1))
+        grown = _by_model(deep, lambda result: scores(result)[1][-1] - scores(result)[1][0])
+        once = any(len(scores(result)[1]) < 2 for result in deep)
+        claims.append(noise.every(None if once else grown[name].below(0) for name in deeper))
+        changes = ", ".join(f"{first[name].mean:+.3f} to {last[name].mean:+.3f} ({name})" for name in deeper)
+        has = "In models of more than one layer the gain has grown since the first evaluation"
+        doubt = next((grown[name].doubt for name in deeper if grown[name].below(0) is None), "")
+        doubt = "there is one evaluation" if once else doubt
+        asked = f"in models of more than one layer the gain has grown since the first evaluation ({changes})"
+        words.append(noise.claim(claims[-1], f"{has}: {changes}.", f"{has}: {changes}: not in all.", asked, doubt))
     laws, worth = {}, {}
-    for name, each in runs.items():
-        law, why_not = fits.fit_rows("power-flops", [{"flops": p.flops, "loss": _at(p, early)} for p in each])
+    for name, each_run in runs.items():
+        law, why_not = fits.fit_rows("power-flops", [{"flops": p.flops, "loss": _at(p, early)} for p in each_run])
         if law is None:
             words.append(f"What context is worth in compute is not known for {name}: {why_not}.")
             continue
         laws[name] = law
-        for point in each:
-            row = f"{name}, {point.row['steps']} steps: after {late} tokens and more against after {early} and more"
-            worth[row] = fits.held_against(law, point.flops, _at(point, late))
+        for steps, flops, loss in _over_seeds(each_run, late):
+            row = f"{name}, {steps} steps: after {late} tokens and more against after {early} and more"
+            worth[row] = fits.held_against(law, flops, loss)
+    growth = {name: noise.mean_line([scores(result) for result in group]) for name, group in longest.items()}
     return Finding(
         reproduced=verdict(*claims),
         words=tuple(words),
         numbers={
             "in_context_score": final,
             "nine_tenths_of_the_fall_by": used,
-            **{
-                f"loss_at_{first}": {name: curve[first] for name, curve in curves.items()}
-                for first in curves[_label(usable[0])]
-            },
+            **{f"loss_at_{first}": {name: curve[first] for name, curve in curves.items()} for first in starts},
         },
-        pictures=(_by_position(curves), _growth(grown), *([_by_compute(runs, laws, early, late)] if laws else [])),
+        pictures=(_by_position(curves), _growth(growth), *([_by_compute(runs, laws, early, late)] if laws else [])),
         laws={f"{name}-after-{early}".replace(" ", "-"): law for name, law in laws.items()},
         worth=worth,
     )
+
+
+def _falls(cells: list[Result]) -> dict[tuple[str, int], float]:
+    """Model and range of positions to the loss there less that of the range before it."""
+    curves = {_label(result): by_position(result) for result in cells}
+    return {(name, after): curve[after] - curve[before]
+            for name, curve in curves.items() for before, after in itertools.pairwise(curve)}  # fmt: skip
+
+
+def _score_at(evaluation: int, result: Result) -> float:
+    return scores(result)[1][evaluation]
+
+
+def _by_model(results: list[Result], value: Callable[[Result], float]) -> dict[str, noise.Mean]:
+    return noise.across(results, lambda cells: {_label(result): value(result) for result in cells})
+
+
+def _against(cells: list[Result], one: str) -> dict[str, float]:
+    """Model to its score less that of the model of one layer and the same seed."""
+    found = {_label(result): scores(result)[1][-1] for result in cells}
+    return {name: score - found[one] for name, score in found.items() if name != one} if one in found else {}
+
+
+def _over_seeds(points: list[fits.Point], at: int) -> list[tuple[int, float, float]]:
+    """Steps, FLOPs and the mean loss of the seeds from a position on, of each length."""
+    lengths: dict[int, list[fits.Point]] = {}
+    for point in points:
+        lengths.setdefault(point.row["steps"], []).append(point)
+    return [(steps, those[0].flops, sum(_at(p, at) for p in those) / len(those)) for steps, those in lengths.items()]
 
 
 def by_model(results: list[Result]) -> dict[str, list[fits.Point]]:
@@ -151,30 +190,28 @@ def _label(result: Result) -> str:
     return f"{layers} layer" + ("" if layers == "1" else "s")
 
 
-def _falls(curve: dict[int, float]) -> bool:
-    values = list(curve.values())
-    return all(later < earlier for earlier, later in itertools.pairwise(values))
-
-
 def _nine_tenths(curve: dict[int, float]) -> int:
     """The first position of the first range whose loss is within a tenth of the whole fall of the last range's."""
     values = list(curve.values())
     return next(first for first, value in curve.items() if value - values[-1] <= 0.1 * abs(values[0] - values[-1]))
 
 
-def _by_position(curves: dict[str, dict[int, float]]) -> Picture:
+def _by_position(curves: dict[str, dict[int, noise.Mean]]) -> Picture:
     figure, (axes,) = plots.charts()
     # A logarithmic axis has no place for 0; the tokens that a prediction sees are one more than its position.
-    lines = {name: ([_middle(first, curve) for first in curve], list(curve.values())) for name, curve in curves.items()}
+    lines = {name: ([_middle(first, curve) for first in curve], [mean.mean for mean in curve.values()])
+             for name, curve in curves.items()}  # fmt: skip
     plots.draw(
         axes, lines, "tokens before (middle of the range)", "held-out loss, nats per token", log_x=True, log_y=True
     )
-    return Picture(
-        "by-position", "Held-out loss by the number of tokens a prediction sees, mean over the domains.", figure
-    )
+    for n, (name, curve) in enumerate(curves.items()):
+        noise.error_bars(axes, lines[name][0], list(curve.values()), n)
+    caption = f"Held-out loss by the number of tokens a prediction sees, {HELD_OUT}."
+    caption += noise.caption([mean for curve in curves.values() for mean in curve.values()])
+    return Picture("by-position", caption, figure)
 
 
-def _middle(first: int, curve: dict[int, float]) -> float:
+def _middle(first: int, curve: Mapping[int, object]) -> float:
     following = [start for start in curve if start > first]
     last = following[0] if following else 2 * first
     return math.sqrt((first + 1) * max(last, first + 1))
@@ -183,8 +220,9 @@ def _middle(first: int, curve: dict[int, float]) -> float:
 def _by_compute(runs: dict[str, list[fits.Point]], laws: dict[str, dict], early: int, late: int) -> Picture:
     figure, charts = plots.charts(len(laws), share_y=True)
     for axes, (name, law) in zip(charts, laws.items(), strict=True):
-        flops = [point.flops for point in runs[name]]
-        lines = {f"after {at} tokens and more": (flops, [_at(p, at) for p in runs[name]]) for at in (early, late)}
+        found = {at: _over_seeds(runs[name], at) for at in (early, late)}
+        flops = [each for _, each, _ in found[early]]
+        lines = {f"after {at} tokens and more": (flops, [loss for *_, loss in those]) for at, those in found.items()}
         y = "held-out loss, nats per token"
         ticks = plots.decade_ticks(flops[0], flops[-1])
         plots.draw(axes, lines, "FLOPs of the run", y, log_x=True, log_y=True, ticks=ticks, title=name)
@@ -193,12 +231,13 @@ def _by_compute(runs: dict[str, list[fits.Point]], laws: dict[str, dict], early:
         law_plots.error_bars(axes, law, next(iter(lines.values())), 0)
     caption = (
         "Loss early and late in the context of runs of several lengths. How far the late loss lies to the left of the "
-        "early one is what the context between is worth in compute; thin, the early one's law with its interval."
+        "early one is what the context between is worth in compute; thin, the early one's law with its interval. Error "
+        "bars: the root mean square distance of all points from that law."
     )
     return Picture("by-compute", caption, figure)
 
 
-def _growth(grown: dict[str, tuple[list[int], list[float]]]) -> Picture:
+def _growth(grown: dict[str, plots.Line]) -> Picture:
     figure, (axes,) = plots.charts()
     plots.draw(axes, grown, "step", "late less early, nats per token")
     return Picture("score", "What the longer context is worth while the models train; lower is more.", figure)

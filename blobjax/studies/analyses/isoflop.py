@@ -15,10 +15,11 @@ from blobjax.scaling.laws import LAWS
 from blobjax.scaling.laws.isoflop import parabolas
 from blobjax.scaling.laws.law import budgets
 from blobjax.scaling.multiplier import worth
+from blobjax.studies import noise
 from blobjax.studies.analyses import fits
+from blobjax.studies.axis import label
 from blobjax.studies.finding import Finding, Picture, Prediction, verdict
 from blobjax.studies.results import Result
-from blobjax.studies.study import label
 
 PARABOLAS, PARAMETRIC = "chinchilla-2", "chinchilla-3"
 # Exponents of the best size, the published three within it (0.46 to 0.50), that count as about one half.
@@ -47,18 +48,25 @@ def analyse(results: list[Result]) -> Finding:
         for name in ("params", "tokens", "loss")
     }
     exponents = {name: content["parameters"][name] for name in ("a", "b", "gamma")}
-    a = exponents["a"]["value"]
+    half = fits.inside(exponents["a"], *ABOUT_HALF)
     words = [
         f"The best size grows as the budget to the {fits.with_interval(exponents['a'])}, the best number of tokens as "
         f"the budget to the {fits.with_interval(exponents['b'])}.",
         f"At the largest budget, {best['flops'][-1]:.3g} FLOPs, the best is {best['params'][-1]:,.0f} parameters on "
         f"{best['tokens'][-1]:,.0f} tokens, {best['tokens'][-1] / best['params'][-1]:.0f} for each.",
-        *(f"Refused: {each}." for each in refused),
+        noise.claim(
+            half,
+            "The exponent of the size is about one half.",
+            "The exponent of the size is not about one half: not as expected.",
+            f"the exponent of the size is about one half, {ABOUT_HALF[0]} to {ABOUT_HALF[1]}",
+            fits.doubt(exponents["a"]),
+        ),
+        *(noise.cannot_tell("the best size of every budget", each) for each in refused),
         *words,
     ]
     largest = [(result, row) for result, row in rows if row["flops"] > best["flops"][-1] / 1.25]
     return Finding(
-        reproduced=verdict(not refused, ABOUT_HALF[0] <= a <= ABOUT_HALF[1]),
+        reproduced=verdict(None if refused else True, half),
         words=tuple(words),
         numbers=numbers,
         pictures=(*pictures, _growth(content, columns)),

@@ -1,6 +1,7 @@
 """A ladder of sizes, each trained by its own dial: loss against compute, and the next rung from those below it."""
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from blobjax.config.ladder import dial, parse
 from blobjax.config.schema import Model
 from blobjax.report import plots
 from blobjax.scaling import prediction
+from blobjax.studies import noise
 from blobjax.studies.analyses import fits, law_plots
 from blobjax.studies.finding import Finding, Picture, Prediction, verdict
 from blobjax.studies.results import Result
@@ -19,6 +21,8 @@ from blobjax.studies.study import SIZE
 LAW = "power-flops"
 # Of the loss: an error of the largest rung's prediction up to which it counts as predicted.
 PREDICTED = 0.02
+# The smallest exponent that counts as a loss that falls: a hundredfold compute takes 5% off.
+FALLS = 0.01
 
 
 def analyse(results: list[Result]) -> Finding:
@@ -26,31 +30,40 @@ def analyse(results: list[Result]) -> Finding:
     rows = sorted(fits.ends(results), key=lambda each: each[1]["flops"])
     columns = ("non_embedding_params", "tokens", "flops", fits.LOSS)
     numbers: dict[str, Any] = {name: {each.cell.name: row[name] for each, row in rows} for name in columns}
-    losses = [row[fits.LOSS] for _, row in rows]
-    falls = all(after < before for before, after in itertools.pairwise(losses))
+    means = [sum(row[fits.LOSS] for _, row in rung) / len(rung) for rung in rungs(rows)]
     words = []
-    if len(rows) > 1:
+    if len(means) > 1:
+        falls = all(after < before for before, after in itertools.pairwise(means))
         words.append("Each rung has a lower loss than the one below it." if falls else
                      "The loss does not fall at every rung.")  # fmt: skip
     try:
         content = fits.fit(LAW, rows)
     except BadInputError as error:
         return Finding(None, (*words, f"{LAW} could not be fitted: {'; '.join(error.problems)}."), numbers, ())
-    claims: list[bool | None] = [falls]
-    floor, alpha = content["parameters"]["E"], fits.with_interval(content["parameters"]["alpha"])
+    floor, exponent = content["parameters"]["E"], content["parameters"]["alpha"]
+    alpha = fits.with_interval(exponent)
+    # An exponent whose whole interval is above zero is a loss that falls with the compute.
+    claims: list[bool | None] = [fits.inside(exponent, FALLS, math.inf)]
     stays = f"Above what stays, {fits.with_interval(floor, '.3f')} nats, the"
     if floor["value"] < 1e-3:
         stays = "These rungs show no loss that stays (E is fitted as zero, so the curve is a straight line here). The"
     words.append(f"{stays} loss falls as the compute to the power of minus {alpha}.")
+    if claims[0] is None:
+        words.append(noise.cannot_tell("whether the loss falls as a power of the compute", fits.doubt(exponent)))
     if not content["future"]:
         claims.append(None)
     else:
         last = content["future"][-1]
-        claims.append(abs(last["error"]) < PREDICTED)
+        # The law of the smaller rungs is one; the largest was measured once for each seed.
+        errors = noise.mean_of([last["predicted"] / row[fits.LOSS] - 1 for _, row in rungs(rows)[-1]])
+        claims.append(errors.within(PREDICTED))
         words.append(
             f"Fitted on the rungs up to {last['up_to']:.3g} FLOPs, the law predicts {last['predicted']:.4f} for the "
-            f"largest, at {last['at']:.3g}; measured {last['measured']:.4f}, an error of {last['error']:+.2%}."
+            f"largest, at {last['at']:.3g}; measured {last['measured']:.4f}, an error of {errors.shown('+.2%')}."
         )
+        if claims[-1] is None:
+            asked = f"whether the largest rung is predicted to within {PREDICTED:.0%}"
+            words.append(noise.cannot_tell(asked, errors.doubt))
     return Finding(
         reproduced=verdict(*claims),
         words=tuple(words),
@@ -63,9 +76,17 @@ def analyse(results: list[Result]) -> Finding:
     )
 
 
+def rungs(rows: fits.Ends) -> list[fits.Ends]:
+    """The runs of each rung, one for each seed; the smallest first."""
+    found: dict[float, fits.Ends] = {}
+    for each in sorted(rows, key=lambda each: each[1]["flops"]):
+        found.setdefault(each[1]["flops"], []).append(each)
+    return list(found.values())
+
+
 def _next(content: dict[str, Any], rows: fits.Ends) -> Prediction | None:
     """The rung that follows in the series, trained for as many tokens a parameter as the last; None without sizes."""
-    (before, _), (last, row) = rows[-2:]
+    ((before, _), *_), ((last, row), *_) = rungs(rows)[-2:]
     if not (SIZE in before.cell.overrides and SIZE in last.cell.overrides):
         return None
     count = "non_embedding_params"
@@ -92,21 +113,21 @@ def _rounded(size: float) -> str:
 def _picture(content: dict[str, Any], rows: fits.Ends) -> Picture:
     """Loss against compute, with the law, its interval, and what the other rungs say of the largest."""
     flops = [row["flops"] for _, row in rows]
-    C = np.geomspace(flops[0] / 1.3, flops[-1] ** 2 / flops[-2] * 1.3, 80)
+    each = sorted(set(flops))
+    C = np.geomspace(each[0] / 1.3, each[-1] ** 2 / each[-2] * 1.3, 80)
     figure, (axes,) = plots.charts()
     law_plots.curve(axes, content, {"flops": C}, C.tolist(), 0, label="fitted to all rungs")
     losses = [row[fits.LOSS] for _, row in rows]
     axes.plot(flops, losses, "o", color=plots.colour(0), label="rungs")
     law_plots.error_bars(axes, content, (flops, losses), 0)
-    for (result, row), loss in zip(rows, losses, strict=True):
-        axes.annotate(
-            plots.plain(result.cell.name), (row["flops"], loss), textcoords="offset points", xytext=(6, 6), fontsize=10
-        )
+    for (result, row), *_ in rungs(rows):
+        place, label = (row["flops"], row[fits.LOSS]), plots.plain(noise.name(result))
+        axes.annotate(label, place, textcoords="offset points", xytext=(6, 6), fontsize=10)
     if content["future"]:
         last = content["future"][-1]
         axes.plot(last["at"], last["predicted"], "X", color=plots.colour(1), markersize=9,
                   label="the largest, from those below it")  # fmt: skip
-    ticks = [float(f"{at:.2g}") for at in (*flops, flops[-1] ** 2 / flops[-2])]
+    ticks = [float(f"{at:.2g}") for at in (*each, each[-1] ** 2 / each[-2])]
     y = "held-out loss, nats per token"
     plots.draw(axes, {}, "training FLOPs", y, log_x=True, log_y=True, legend=False, ticks=ticks)
     axes.legend(frameon=False, fontsize=10)

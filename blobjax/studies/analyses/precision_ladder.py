@@ -1,12 +1,11 @@
 """The same run in fewer and fewer bits: what it costs in loss, and what is left of weights and gradients, by block."""
 
-import math
-from collections.abc import Callable
-
 from blobjax.report import plots
-from blobjax.studies.analyses.reference import SAME, gap, listed, loss_curves
+from blobjax.studies import noise
+from blobjax.studies.analyses.reference import SAME, gap, gaps, listed, loss_curves
 from blobjax.studies.finding import Finding, Picture, verdict
-from blobjax.studies.results import Result
+from blobjax.studies.noise import Mean
+from blobjax.studies.results import Result, grouped
 
 PRECISION = "precision"
 REFERENCE = "float32"
@@ -18,54 +17,91 @@ EIGHT_BITS = ("fp8", "mxfp8")
 
 def analyse(results: list[Result]) -> Finding:
     """Loss gaps, signal-to-noise ratios of the weights, and the share of gradients that flush to zero."""
-    cells = {result.label(PRECISION): result for result in results}
-    gaps = {name: gap(result, cells[REFERENCE]) for name, result in cells.items() if name != REFERENCE}
-    ratios = {name: result.by_block("weight_sqnr_db") for name, result in cells.items()}
-    noise = {name: sum(values) / len(values) for name, values in ratios.items() if values}
-    words = [f"Loss above float32's: {listed(gaps, '+.3f')} nats per token."]
-    claims: list[bool | None] = [] if {*EIGHT_BITS, *LADDER} <= gaps.keys() else [None]
+    above = gaps(results, PRECISION, REFERENCE)
+    ratios = noise.each([each for each in results if each.by_block("weight_sqnr_db")], PRECISION, _ratio)
+    words = [f"Loss above float32's: {listed(above, '+.3f')} nats per token."]
+    claims: list[bool | None] = [] if {*EIGHT_BITS, *LADDER} <= above.keys() else [None]
     for name in EIGHT_BITS:
-        if name in gaps:
-            claims.append(abs(gaps[name]) < SAME)
-            close = "within" if claims[-1] else "not within"
-            words.append(f"{name} is {close} {SAME} nats of float32, which is less than another seed may change.")
-    steps = [name for name in LADDER if math.isfinite(gaps.get(name, math.inf))]
+        if name in above:
+            claims.append(above[name].within(SAME))
+            close = f"within {SAME} nats of float32, which is less than another seed may change"
+            asked = f"{name} is within {SAME} nats of float32 ({above[name].shown('+.3f')})"
+            words.append(noise.claim(claims[-1], f"{name} is {close}.", f"{name} is not {close}.", asked,
+                                     above[name].doubt))  # fmt: skip
+    steps = [name for name in LADDER if name in above]
     if len(steps) > 1:
-        claims.append(gaps[steps[-1]] > gaps[steps[0]])
-        words.append(f"{steps[-1]} costs {gaps[steps[-1]] - gaps[steps[0]]:+.3f} nats against {steps[0]}.")
-        if noise.keys() >= set(steps):
-            claims.append(noise[steps[-1]] < noise[steps[0]])
-            words.append("Signal to noise of the weights: " + listed({n: noise[n] for n in steps}, ".1f") + " dB.")
+        last, first = steps[-1], steps[0]
+        costs = _costs(results, last, first)
+        claims.append(costs.above(0))
+        cost = f"{last} costs {costs.shown('+.3f')} nats against {first}"
+        words.append(noise.claim(claims[-1], f"{cost}.", f"{cost}: not as expected.",
+                                 f"{last} costs more than {first} ({costs.shown('+.3f')})", costs.doubt))  # fmt: skip
+        if ratios.keys() >= set(steps):
+            fewer = noise.across(results, lambda cells: _apart(cells, last, first))[last]
+            claims.append(fewer.below(0))
+            noises = f"Signal to noise of the weights: {listed({n: ratios[n] for n in steps}, '.1f')} dB"
+            asked = f"the weights have less signal to noise in {last} than in {first} ({fewer.shown('+.1f')} dB)"
+            words.append(noise.claim(claims[-1], f"{noises}.", f"{noises}: not as expected.", asked, fewer.doubt))
     return Finding(
         reproduced=verdict(*claims),
         words=tuple(words),
         numbers={
-            "final_loss": {name: result.final_loss for name, result in cells.items()},
-            "gap": gaps,
-            "weight_sqnr_db": noise,
+            "final_loss": noise.each(results, PRECISION, lambda result: result.final_loss),
+            "gap": above,
+            "weight_sqnr_db": ratios,
             "largest_flushed_share": {
-                name: r.flow_of("grad_flush_fraction") for name, r in cells.items() if name in noise
+                name: share
+                for name, share in noise.each(
+                    results, PRECISION, lambda result: result.flow_of("grad_flush_fraction")
+                ).items()
+                if name in ratios
             },
         },
         pictures=(
-            loss_curves(cells.values(), PRECISION, "loss_curves", "Training loss in each precision."),
-            _blocks(cells),
+            loss_curves(results, PRECISION, "loss_curves", "Training loss in each precision."),
+            _blocks(grouped(results, PRECISION)),
         ),
     )
 
 
-def _blocks(cells: dict[str, Result]) -> Picture:
+def _ratio(result: Result) -> float:
+    """Signal to noise of the weights, the mean over the blocks; dB."""
+    values = result.by_block("weight_sqnr_db")
+    return sum(values) / len(values)
+
+
+def _costs(results: list[Result], last: str, first: str) -> Mean:
+    """What one format costs more than another, compared within each seed; nats."""
+
+    def measure(cells: list[Result]) -> dict[str, float]:
+        by_label = {result.label(PRECISION): result for result in cells}
+        return {last: gap(by_label[last], by_label[first])}
+
+    return noise.across(results, measure)[last]
+
+
+def _apart(cells: list[Result], last: str, first: str) -> dict[str, float]:
+    by_label = {result.label(PRECISION): result for result in cells}
+    return {last: _ratio(by_label[last]) - _ratio(by_label[first])}
+
+
+def _blocks(groups: dict[str, list[Result]]) -> Picture:
     figure, (left, right) = plots.charts(2)
 
-    def by_block(of: Callable[[Result], list[float]]) -> dict[str, plots.Line]:
+    def by_block(probe: str) -> dict[str, plots.Line]:
         # float32 has no such numbers, but its place among the colours of the curves.
-        return {name: (list(range(len(of(r)))), of(r)) for name, r in cells.items()}
+        lines = {name: [result.by_block(probe) for result in group] for name, group in groups.items()}
+        return {name: noise.mean_line([(range(len(ys)), ys) for ys in each]) for name, each in lines.items()}
 
-    blocks = range(max(len(result.by_block("grad_rms")) for result in cells.values()))
-    ratios = by_block(lambda r: r.by_block("weight_sqnr_db"))
+    blocks = range(max(len(result.by_block("grad_rms")) for group in groups.values() for result in group))
+    ratios, shares = by_block("weight_sqnr_db"), by_block("grad_flush_fraction")
     plots.draw(left, ratios, "block", "weights: signal to noise, dB", ticks=blocks, legend=False)
-    shares = by_block(lambda r: r.by_block("grad_flush_fraction"))
     plots.draw(right, shares, "block", "share of gradients flushed to zero", ticks=blocks, legend=False)
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=11)
-    caption = "By block at the last probed step. Left: the weights against themselves rounded to the cell's format. "
-    return Picture("blocks", caption + "Right: gradients that are not zero and would be in that format.", figure)
+    caption = (
+        "By block at the last probed step. Left: the weights against themselves rounded to the cell's format. Right: "
+        "gradients that are not zero and would be in that format."
+    )
+    if none := [name for name, (xs, _) in ratios.items() if not xs]:
+        caption += f" {', '.join(none)} has neither, and no line."
+    return Picture("blocks", caption, figure)

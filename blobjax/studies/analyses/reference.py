@@ -1,11 +1,13 @@
 """Ways to compute against a reference that is computed exactly: what each costs in loss, and how training went."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from blobjax.report import plots
+from blobjax.studies import noise
 from blobjax.studies.finding import Picture
-from blobjax.studies.results import Result
+from blobjax.studies.noise import Mean
+from blobjax.studies.results import Result, grouped
 
 # Nats by which a final loss may differ from the reference's, which had the same weights and batches, and count as the
 # same. Another seed changes more: four of them ended between 2.494 and 2.592 (precision-ladder's base).
@@ -13,24 +15,35 @@ SAME = 0.03
 
 
 def gap(result: Result, reference: Result) -> float:
-    """The final loss above the reference's, nats; infinite where there is none."""
+    """The final loss above the reference's of the same seed, nats; infinite where there is none."""
     difference = result.final_loss - reference.final_loss
     return difference if result.status == "finished" and math.isfinite(difference) else math.inf
 
 
-def same(result: Result, reference: Result) -> bool:
-    """Whether it trained as the reference did."""
-    return abs(gap(result, reference)) < SAME
+def gaps(results: list[Result], axis: str, reference: str) -> dict[str, Mean]:
+    """Label of an axis to the final loss above that of the reference, compared within each seed; nats."""
+
+    def measure(cells: list[Result]) -> dict[str, float]:
+        by_label = {result.label(axis): result for result in cells}
+        return {name: gap(result, by_label[reference]) for name, result in by_label.items() if name != reference}
+
+    return noise.across(results, measure)
 
 
 def loss_curves(results: Iterable[Result], axis: str, name: str, caption: str, title: str = "") -> Picture:
-    """Training loss against steps, one line for each label of an axis."""
+    """Training loss against steps, one line for each label of an axis, the mean over the seeds."""
     figure, (axes,) = plots.charts()
-    lines = {result.label(axis): plots.smooth(result.series("cross_entropy")) for result in results}
+    groups = grouped(list(results), axis)
+    lines = {label: noise.mean_line([plots.smooth(each.series("cross_entropy")) for each in group])
+             for label, group in groups.items()}  # fmt: skip
     plots.draw(axes, lines, "step", "cross-entropy, nats per token", marked=False, title=title)
-    return Picture(name, f"{caption} Each point is the mean of ten steps.", figure)
+    several = " over the seeds" if max(map(len, groups.values()), default=0) > 1 else ""
+    return Picture(name, f"{caption} Each point is the mean of ten steps{several}.", figure)
 
 
-def listed(values: dict[str, float], form: str = ".3f") -> str:
-    """`float32 2.580, float16 3.279`."""
-    return ", ".join(f"{name} {value:{form}}" for name, value in values.items())
+def listed(values: Mapping[str, float | Mean], form: str = ".3f") -> str:
+    """`float32 2.580, float16 3.279 (3.201 to 3.357)`."""
+    shown = {
+        name: value.shown(form) if isinstance(value, Mean) else f"{value:{form}}" for name, value in values.items()
+    }
+    return ", ".join(f"{name} {value}" for name, value in shown.items())

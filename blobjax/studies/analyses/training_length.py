@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from blobjax.report import plots
+from blobjax.studies import noise
 from blobjax.studies.analyses import law_plots
 from blobjax.studies.analyses.fits import Point, evaluations, fit_points, held_against, points, value
 from blobjax.studies.analyses.reference import SAME
@@ -16,7 +17,7 @@ from blobjax.studies.finding import Finding, Picture, verdict
 from blobjax.studies.results import Result
 
 # Relative, of a law's prediction of the longest branch from the shorter ones.
-FORETOLD = 0.01
+PREDICTED = 0.01
 
 
 def analyse(results: list[Result]) -> Finding:
@@ -28,21 +29,31 @@ def analyse(results: list[Result]) -> Finding:
     trunks = {name: ended[name] for name in dict.fromkeys(p.result.cell.after for p in branches)}
     if not branches:
         return Finding(None, ("No branch finished whose trunk did.",), {}, ())
-    # Of several runs from the start, of one length and schedule, the best.
+    # Of several runs from the start, of one length and schedule, the best; in each seed.
     others = [point for point in found if point not in branches and point not in trunks.values()]
-    alone = list({(p.tokens, schedule(p)): p for p in sorted(others, key=lambda p: (p.tokens, -p.loss))}.values())
-    pairs = [(own, branch) for own in alone for branch in branches if own.tokens == branch.tokens]
-    gaps = {branch.result.cell.name: branch.loss - own.loss for own, branch in pairs}
+    by_run = sorted(others, key=lambda p: (p.tokens, -p.loss))
+    alone = list({(p.tokens, schedule(p), seed(p)): p for p in by_run}.values())
+    pairs: dict[tuple[float, str], list[tuple[Point, Point]]] = {}
+    for own in alone:
+        for branch in branches:
+            if own.tokens == branch.tokens and seed(own) == seed(branch):
+                pairs.setdefault((own.tokens, schedule(own)), []).append((own, branch))
+    gaps = {key: noise.mean_of([branch.loss - own.loss for own, branch in each]) for key, each in pairs.items()}
     law, why_not = fit_points("power-tokens", branches)
     together, separate = price(branches, list(trunks.values()))
-    claims: list[bool | None] = [gap < SAME for gap in gaps.values()] or [None]
-    words = [
-        f"{branch.result.cell.name} ends at {branch.loss:.3f}, {own.result.cell.name}, the best of "
-        f"{sum(p.tokens == own.tokens and schedule(p) == schedule(own) for p in others)} runs from the start with a "
-        f"{schedule(own)} schedule, at {own.loss:.3f} nats per token: {branch.loss - own.loss:+.3f}"
-        + ("." if branch.loss - own.loss < SAME else f", more than {SAME} above: not as expected.")
-        for own, branch in pairs
-    ]
+    claims: list[bool | None] = [gap.below(SAME) for gap in gaps.values()] or [None]
+    words = []
+    for key, gap in gaps.items():
+        tried = {noise.name(p.result) for p in others if (p.tokens, schedule(p)) == key}
+        alone_at, branch_at = (noise.mean_of([pair[at].loss for pair in pairs[key]]) for at in (0, 1))
+        of = noise.name(pairs[key][0][1].result)
+        ends = (
+            f"{of} ends at {branch_at.shown()}, the best of {len(tried)} runs from the start with a {key[1]} schedule "
+            f"at {alone_at.shown()} nats per token: {gap.shown('+.3f')}"
+        )
+        asked = f"{of} ends no more than {SAME} nats above the best run with a {key[1]} schedule ({gap.shown('+.3f')})"
+        no = f"{ends}, more than {SAME} above: not as expected."
+        words.append(noise.claim(gap.below(SAME), f"{ends}.", no, asked, gap.doubt))
     words.append(
         f"Trunk and {len(branches)} branches took {together:.3g} FLOPs; runs of their own of those lengths would take "
         f"{separate:.3g}, {separate / together:.2f} times as much."
@@ -55,11 +66,15 @@ def analyse(results: list[Result]) -> Finding:
                      f"E = {value(law['parameters']['E'])}.")  # fmt: skip
         if law["future"]:
             last = law["future"][-1]
-            claims.append(abs(last["error"]) < FORETOLD)
-            words.append(
-                f"Fitted up to {last['up_to']:,.0f} tokens it foretells {last['predicted']:.3f} for the longest, which "
-                f"came to {last['measured']:.3f}" + ("." if claims[-1] else ": not as expected.")
+            longest = [point for point in branches if point.tokens == branches[-1].tokens]
+            error = noise.mean_of([last["predicted"] / point.loss - 1 for point in longest])
+            claims.append(error.within(PREDICTED))
+            fitted = (
+                f"Fitted up to {last['up_to']:,.0f} tokens it predicts {last['predicted']:.3f} for the longest, which "
+                f"came to {last['measured']:.3f}, an error of {error.shown('+.2%')}"
             )
+            asked = f"the longest is predicted to within {PREDICTED:.0%}: {error.shown('+.2%')}"
+            words.append(noise.claim(claims[-1], f"{fitted}.", f"{fitted}: not as expected.", asked, error.doubt))
     baseline, _ = fit_points("power-flops", branches)
     return Finding(
         reproduced=verdict(*claims),
@@ -67,8 +82,11 @@ def analyse(results: list[Result]) -> Finding:
         numbers={
             "flops_of_trunk_and_branches": together,
             "flops_of_runs_of_their_own": separate,
-            "loss_of_branch": {f"{p.tokens:,.0f} tokens": p.loss for p in branches},
-            "branch_above_own_run": gaps,
+            "loss_of_branch": noise.across(
+                [p.result for p in branches],
+                lambda cells: {f"{p.tokens:,.0f} tokens": p.loss for p in points(cells)},
+            ),
+            "branch_above_own_run": {noise.name(pairs[key][0][1].result): gap for key, gap in gaps.items()},
         },
         pictures=(_curves(branches, list(trunks.values()), alone, law),),
         laws={"branches": law} if law else {},
@@ -87,26 +105,36 @@ def began(branch: Point) -> int:
     return next(event["step"] for event in branch.result.events if event["event"] == "branch")
 
 
+def seed(point: Point) -> int:
+    """Of the run."""
+    return point.result.cell.config.seed
+
+
 def schedule(point: Point) -> str:
     """Of its learning rate."""
     return point.result.cell.config.optimizer.schedule
 
 
 def _curves(branches: list[Point], trunks: list[Point], alone: list[Point], law: dict[str, Any] | None) -> Picture:
-    lines: dict[str, tuple[list[float], list[float]]] = {}
+    lines: dict[str, plots.Line] = {}
+    seeds: dict[str, list[plots.Line]] = {}
     for trunk in trunks:
         steps, losses = evaluations(trunk.result)
-        lines[trunk.result.cell.name] = [step * trunk.tokens / 1e3 / trunk.row["steps"] for step in steps], losses
-    ticks = [round(point.tokens / 1e3) for point in branches]
-    for name, those in [("branches", branches), *((schedule(own), [own]) for own in alone)]:
-        xs, ys = lines.setdefault(name, ([], []))
-        xs += [point.tokens / 1e3 for point in those]
-        ys += [point.loss for point in those]
+        xs = [step * trunk.tokens / 1e3 / trunk.row["steps"] for step in steps]
+        seeds.setdefault(noise.name(trunk.result), []).append((xs, losses))
+    lines |= {name: noise.mean_line(each) for name, each in seeds.items()}
+    ticks = sorted({round(point.tokens / 1e3) for point in branches})
+    kinds: dict[str, list[Point]] = {"branches": branches}
+    for own in alone:
+        kinds.setdefault(schedule(own), []).append(own)
+    for name, those in kinds.items():
+        lines[name] = noise.mean_points([p.tokens / 1e3 for p in those], [p.loss for p in those])
     figure, (axes,) = plots.charts()
     plots.draw(
         axes, lines, "thousand tokens trained on", "held-out loss, nats per token", log_x=True, log_y=True, ticks=ticks
     )
-    caption = "The trunk at its constant learning rate, its decayed branches, and runs of their own."
+    caption = "The trunk at its constant learning rate, its decayed branches"
+    caption += ", and runs of their own." if alone else "."
     if law:
         n = list(lines).index("branches")
         tokens = np.geomspace(branches[0].tokens, branches[-1].tokens, 60)

@@ -50,7 +50,7 @@ _FIRST_ANSWER_SECONDS = 300.0
 _SEEING_SECONDS = 10.0
 # Until Python looks at the clock, and at signals, again.
 _SLICE_MS = 10_000
-_LONGEST_VALUE, _MOST_LINES = 80, 30
+_LONGEST_VALUE, _MOST_LINES = 200, 30
 _ABSENT = "(absent)"
 _calls = itertools.count()
 

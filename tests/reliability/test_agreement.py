@@ -8,9 +8,9 @@ def test_equal_facts_are_no_difference():
 
 
 def test_each_value_is_told_with_the_processes_that_have_it():
-    facts = [{"a": "1"}, {"a": "1"}, {}, {"a": "1"}, {"a": "2" * 100}, {"a": "1"}]
+    facts = [{"a": "1"}, {"a": "1"}, {}, {"a": "1"}, {"a": "2" * 300}, {"a": "1"}]
     assert differences(facts) == [
-        f"the processes disagree on a: 1 (process 0-1, 3, 5), (absent) (process 2), {'2' * 80}… (process 4)"
+        f"the processes disagree on a: 1 (process 0-1, 3, 5), (absent) (process 2), {'2' * 200}… (process 4)"
     ]
 
 

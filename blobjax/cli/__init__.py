@@ -50,6 +50,8 @@ def _run() -> tuple[int, str]:
     except SystemExit as done:
         return (done.code, "") if isinstance(done.code, int) else (1 if done.code else 0, str(done.code or ""))
     except BaseException as error:
+        if early.interrupted():
+            return early.INTERRUPTED, "blobjax: interrupted"
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # of the command line itself
             message, context = error.format_message(), getattr(error, "ctx", None)
             if "\n" in message:  # the help of a group that was given no command

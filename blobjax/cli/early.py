@@ -10,6 +10,7 @@ import signal
 from collections.abc import Sequence
 
 RESUMABLE, INTERRUPTED = 75, 130
+_received: list[int] = []
 
 
 def listen(arguments: Sequence[str]) -> None:
@@ -27,7 +28,17 @@ def listen(arguments: Sequence[str]) -> None:
 def command_begins() -> None:
     """From here on Ctrl-C is a KeyboardInterrupt, on whose way out a command clears up."""
     if signal.getsignal(signal.SIGINT) is _end_interrupted:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def interrupted() -> bool:
+    """Whether Ctrl-C came since then: an extension whose import it ends makes an ImportError of it."""
+    return bool(_received)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    _received.append(number)
+    raise KeyboardInterrupt
 
 
 def _end_resumable(number: int, frame: object) -> None:

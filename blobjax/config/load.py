@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import ValidationError
 
+from blobjax.config import foreign
 from blobjax.config.errors import BadInputError, brief
 from blobjax.config.explain import explain
 from blobjax.config.ladder import dial
@@ -211,27 +212,13 @@ def _read_with_includes(path: Path, including: tuple[Path, ...] = ()) -> tuple[d
     return _include(_read_included(path) if including else read_yaml(path), path, including)
 
 
-# What PyYAML quotes from the file.
-_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
-
-
 def _read_included(path: Path) -> dict:
-    """As `read_yaml`, but an error shows no content of a file that is no config.
-
-    Whoever writes `include` chooses a file; whoever sees the errors need not be allowed to read it.
-    """
+    """As `read_yaml`, but an error shows no content of a file that is no config."""
     try:
         content = read_yaml(path)
     except BadInputError as error:
-        parts = [problem.partition(": not valid YAML: ") for problem in error.problems]
-        raise BadInputError(*(f"{head}{mark}{_QUOTED.sub('…', rest)}" for head, mark, rest in parts)) from None
-    known = ["include", *Config.model_fields]
-    strange = [key for key in content if not difflib.get_close_matches(str(key)[:80], known, 1, 0.75)]
-    if 2 * len(strange) > len(content):
-        raise BadInputError(
-            f"{shown(path)}: is included and is not a config: {len(strange)} of its {len(content)} keys are unknown; "
-            f"known: {', '.join(known)}"
-        )
+        raise foreign.without_quotes(error) from None
+    foreign.check(content, shown(path))
     return content
 
 

@@ -51,6 +51,7 @@ def find(source: Source, domain: str) -> Files:
     except ValueError:  # a NUL in it
         raise BadInputError(f"{key} {source.path[:80]!r} cannot be the name of a file") from None
     names: dict[str, list[str]] = {}  # real path to the names it was found by
+    folders: dict[str, str] = {}
     others: dict[str, list[str]] = {}  # kind of what is not a file to its paths
     for path in matches:
         try:
@@ -63,7 +64,7 @@ def find(source: Source, domain: str) -> Files:
         elif not os.access(path, os.R_OK, effective_ids=_EFFECTIVE_IDS):
             problems.append(f"{path} cannot be read: Permission denied")
         else:
-            names.setdefault(os.path.realpath(path), []).append(path)
+            names.setdefault(_real(path, folders), []).append(path)
     if problems:
         raise BadInputError(*_lines(f"{key} '{source.path}'", problems, literal))
     if not names:
@@ -140,6 +141,16 @@ def _entries(folder: str, problems: list[str]) -> "list[os.DirEntry[str]]":
         if not os.path.islink(folder):
             problems.append(_unreadable(folder, error))
         return []
+
+
+def _real(path: str, folders: dict[str, str]) -> str:
+    """`os.path.realpath`, which looks at each part of a path, once for each folder (kept in `folders`)."""
+    if os.path.islink(path):
+        return os.path.realpath(path)
+    folder, name = os.path.split(path)
+    if folder not in folders:
+        folders[folder] = os.path.realpath(folder or os.curdir)
+    return os.path.join(folders[folder], name)
 
 
 def _kind(mode: int) -> str:

@@ -3,6 +3,9 @@
 import hashlib
 import unicodedata
 
+# What ASCII has of white space besides the line end.
+_SPACES = tuple("\t\v\f\r\x1c\x1d\x1e\x1f ")
+
 
 def normal_form(text: str) -> str:
     """A document as the split sees it: without what copies of one text may differ in.
@@ -14,6 +17,9 @@ def normal_form(text: str) -> str:
     if not text.isascii():
         text = unicodedata.normalize("NFC", text)
     text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if text.isascii() and text[-1:] not in _SPACES and not any(f"{space}\n" in text for space in _SPACES):
+        # Most texts: nothing to remove at line ends, and to search for it is quicker than to remove it.
+        return text.strip("\n") + "\n"
     return "\n".join(line.rstrip() for line in text.split("\n")).strip("\n") + "\n"
 
 

@@ -66,6 +66,8 @@ FOREIGN = {
     "twice": "name: web\nsecret: 1\nsecret: 2\n",
     "a tag": "name: !secret x\n",
     "a number that is none": "seed: 0b\nname: 0x_\n'secret': 1\nsecret : 0b",
+    "colons": "user: secret: more\n",
+    "colons in a list": "- user: 'secret: more secret: x\n",
     "broken": "secret: {\nsecret: ]\n",
     "binary": "\x00secret",
     "a list": "- secret\n",

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import random
 
 import numpy as np
 import pytest
@@ -36,6 +37,13 @@ def test_texts_that_differ_fall_apart():
     base = "one two\n  three\n"
     for other in ("one  two\n  three\n", "one two\nthree\n", "One two\n  three\n", "one two\n\n  three\n", base * 2):
         assert held_out_position(other) != held_out_position(base)
+
+
+def test_white_space_goes_from_the_ends_of_lines_and_nowhere_else():
+    draw = random.Random(0)
+    for _ in range(5000):
+        text = "".join(draw.choices("ab \t\f\x1f\n\n\u00a0"[: draw.choice((3, 6, 8, 9))], k=draw.randrange(9)))
+        assert normal_form(text) == "\n".join(line.rstrip() for line in text.split("\n")).strip("\n") + "\n", repr(text)
 
 
 def test_a_normal_text_falls_where_its_own_hash_says():

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from blobjax.compute import sharding
+from blobjax.conditioning import parametrisation
 from blobjax.conditioning.curvature import NoiseEstimate, adam_edge, adam_scale, noise_estimate, top_eigenvalue
 from blobjax.conditioning.precision import policy
 from blobjax.conditioning.products import split_records
@@ -177,19 +178,23 @@ def make_curvature(program: Program) -> Any:
             update={"precision": "bfloat16", "precision_overrides": {}, "matmul_scaling": "current"}
         )
     loss = _loss(program, architecture(config.model_copy(update={"compute": compute, "conditioning": conditioning})))
-    adam = config.optimizer
+    optimizer, axes = config.optimizer, split_records(program.arch.axes)[0]
+    rates, epsilons = parametrisation.learning_rates(config, axes), parametrisation.epsilons(config, axes)
     key = jax.random.key(config.seed)
 
     def curvature(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
         params = jax.tree.map(lambda p: p.astype(jnp.float32), split_records(state.params)[0])
-        iterations = config.conditioning.curvature_iterations
+        iterations = conditioning.curvature_iterations
         with sharding.use(program.layout):
             top, residual = top_eigenvalue(lambda p: loss(p, batch), params, key, iterations)
             found = {"hessian_top": top, "hessian_residual": residual}
-            if adam.name == "adamw":
-                scale = adam_scale(_adam_state(state.opt_state), adam.beta1, adam.beta2, adam.epsilon)
+            if optimizer.name == "adamw":
+                adam = _adam_state(state.opt_state)
+                scale = adam_scale(adam, optimizer.beta1, optimizer.beta2, optimizer.epsilon, rates, epsilons)
                 top, _ = top_eigenvalue(lambda p: loss(p, batch), params, key, iterations, scale)
-                found["edge_of_stability"] = top / adam_edge(program.rate(state.step), adam.beta1)
+                # Adam counts the steps that were taken, as the schedule does, and sees the loss multiplied.
+                edge = adam_edge(program.rate(adam.count), optimizer.beta1)
+                found["edge_of_stability"] = conditioning.loss_multiplier * top / edge
         return found
 
     return curvature

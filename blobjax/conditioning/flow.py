@@ -65,6 +65,13 @@ def probe_format(conditioning: Conditioning) -> Format | None:
     return FORMATS[conditioning.probe_format]
 
 
+def flushes_gradients(conditioning: Conditioning) -> bool:
+    """Whether products of the backward pass may round to zero what is not zero: in formats narrower in range than
+    float32, which bfloat16 is not."""
+    precision = policy(conditioning)
+    return jnp.dtype(precision.compute) == jnp.float16 or precision.matmul is not None
+
+
 def over_parts(flow: Flow) -> Flow:
     """Probes of a batch from those of its parts, which are stacked along a leading dim."""
     return {name: _OVER_PARTS.get(name, jnp.mean)(parts, axis=0) for name, parts in flow.items()}
@@ -106,43 +113,79 @@ def dead_fraction(hidden_BTF: jax.Array) -> jax.Array:
     return jnp.mean((largest_F <= 0.01 * rms(hidden_BTF)).astype(jnp.float32))
 
 
-def parameter_statistics(params: Any, grads: Any, updates: Any, to: Format | None) -> Flow:
+def parameter_statistics(
+    params: Any, grads: Any, updates: Any, to: Format | None, flushes: bool = False, by_row: bool = False
+) -> Flow:
     """How a group of parameters, their gradients and their updates stand to each other and to a number format.
 
-    `param_rms`, `grad_rms` and `update_ratio`, the RMS of the updates relative to that of the parameters; and where a
-    format is given `grad_flush_fraction` and `grad_saturate_fraction`, shares of the gradients that are not zero, and
-    `weight_sqnr_db`, the signal-to-quantisation-noise ratio of the matrices in decibels (infinite where none is lost).
+    `param_rms`, `grad_rms`; `grad_zero_fraction`, the share of the gradients that are exactly zero. What an update did,
+    after the sum was rounded to the parameters' format: `update_ratio`, the RMS of the change relative to that of the
+    parameters; `moved_fraction`, the share of parameters that changed; `update_lost_fraction`, the share of the updates
+    that are not zero and changed nothing.
+
+    Where a format is given `grad_flush_fraction`, the share of the gradients that are zero in it, and
+    `grad_saturate_fraction`, the share that overflow. Both are of the gradients that are not zero; where products may
+    flush them, of all. `weight_sqnr_db` is the signal-to-quantisation-noise ratio of the matrices in decibels (infinite
+    where none is lost).
 
     Args:
       params, grads, updates: trees of the same arrays, of one layer; computed in float32.
       to: the format that is asked about. Its blocks lie along the first dim of a matrix.
+      flushes: whether a zero may be what a product rounded to zero (`flushes_gradients`), and so counts as flushed.
+      by_row: whether rows of a matrix without any gradient are left out: tokens that are not in the batch.
     """
 
-    def total(of: Callable[..., jax.Array], tree: Any) -> jax.Array:
-        sums = [jnp.sum(of(leaf.astype(jnp.float32)), dtype=jnp.float32) for leaf in jax.tree.leaves(tree)]
+    def total(of: Callable[..., jax.Array], *trees: Any) -> jax.Array:
+        leaves = zip(*(jax.tree.leaves(tree) for tree in trees), strict=True)
+        sums = [jnp.sum(of(*(x.astype(jnp.float32) for x in same)), dtype=jnp.float32) for same in leaves]
         return sum(sums, jnp.float32(0))
 
+    def reached(g: jax.Array) -> jax.Array:
+        """Which gradients could be other than zero."""
+        rows = jnp.any(g != 0, axis=tuple(range(1, g.ndim)), keepdims=True)
+        return jnp.broadcast_to(rows | ~jnp.any(rows) if by_row and g.ndim > 1 else True, g.shape)
+
+    moved = jax.tree.map(_change, params, updates)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    param_rms, grad_rms, update_rms = (jnp.sqrt(total(jnp.square, tree) / count) for tree in (params, grads, updates))
-    found = {"param_rms": param_rms, "grad_rms": grad_rms, "update_ratio": update_rms / param_rms}
+    param_rms, grad_rms, moved_rms = (jnp.sqrt(total(jnp.square, tree) / count) for tree in (params, grads, moved))
+    updated = jnp.maximum(total(lambda u: u != 0, updates), 1)
+    found = {
+        "param_rms": param_rms,
+        "grad_rms": grad_rms,
+        "grad_zero_fraction": total(lambda g: reached(g) & (g == 0), grads) / total(reached, grads),
+        "update_ratio": moved_rms / param_rms,
+        "moved_fraction": total(lambda m: m != 0, moved) / count,
+        "update_lost_fraction": total(lambda u, m: (u != 0) & (m == 0), updates, moved) / updated,
+    }
     if to is not None:
-        nonzero = jnp.maximum(total(lambda g: g != 0, grads), 1)
-        found["grad_flush_fraction"] = total(lambda g: (g != 0) & (quantise(g, to, 0) == 0), grads) / nonzero
-        found["grad_saturate_fraction"] = total(lambda g: saturated(g, to, 0), grads) / nonzero
+        counted = reached if flushes else (lambda g: g != 0)
+        counts = jnp.maximum(total(counted, grads), 1)
+        found["grad_flush_fraction"] = total(lambda g: counted(g) & (quantise(g, to, 0) == 0), grads) / counts
+        found["grad_saturate_fraction"] = total(lambda g: saturated(g, to, 0), grads) / counts
         if matrices := [leaf for leaf in jax.tree.leaves(params) if leaf.ndim > 1]:
             found["weight_sqnr_db"] = sqnr_db(matrices, [quantise(w, to, 0) for w in matrices])
     return found
 
 
-def of_update(probing: jax.Array | None, params: Any, grads: Any, updates: Any, to: Format | None) -> dict[str, Flow]:
+def _change(p: jax.Array, u: jax.Array) -> jax.Array:
+    """What adding an update changes a parameter by once the sum is rounded to its format; float32."""
+    old, kept = p.astype(jnp.float32), jnp.finfo(p.dtype)
+    # Not astype: XLA may compute bfloat16(x) - y in one go, in float32.
+    return jax.lax.reduce_precision(old + u.astype(jnp.float32), kept.nexp, kept.nmant) - old
+
+
+def of_update(
+    probing: jax.Array | None, params: Any, grads: Any, updates: Any, conditioning: Conditioning
+) -> dict[str, Flow]:
     """`parameter_statistics` of the `embedding`, the `blocks` (arrays [L]) and the `output`, where it has parameters.
 
     Args:
       probing: as in `measure`.
-      params, grads, updates: the model's, as nested dicts.
+      params, grads, updates: the model's, as nested dicts; params as they were before the update.
     """
     if probing is None:
         return {}
+    to, flushes = probe_format(conditioning), flushes_gradients(conditioning)
     groups = {
         "embedding": ("embedding", "embedding_norm"),
         "blocks": ("blocks",),
@@ -153,7 +196,7 @@ def of_update(probing: jax.Array | None, params: Any, grads: Any, updates: Any, 
         found = {}
         for group, names in groups.items():
             parts = [{name: tree[name] for name in names if name in tree} for tree in trees]
-            one = functools.partial(parameter_statistics, to=to)
+            one = functools.partial(parameter_statistics, to=to, flushes=flushes, by_row=group == "embedding")
             if jax.tree.leaves(parts[0]):
                 found[group] = jax.vmap(one)(*parts) if group == "blocks" else one(*parts)
         return found

@@ -1,22 +1,34 @@
-"""Where the flow of a run is laminar and where not: what its probes say, held against published thresholds.
+"""Where the flow of a run is laminar and where not: what its probes and its loss say, held against thresholds.
 
-A finding is one of three:
+A finding is one of four:
   laminar    within what trained models show
   watch      out of that: nothing has happened yet, and this is where it would begin
-  turbulent  what the sources saw in runs that diverged or stood still, or numbers that are not finite
+  stagnant   the run learns nothing: no gradients, updates that change no weight, or a loss that context does not lower
+  turbulent  steps or numbers so large that training broke or is about to, or numbers that are not finite
 
 Thresholds without a source are ours; they say where to look, not what must be wrong.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean, median, pstdev
 from typing import Any, NamedTuple
 
-LAMINAR, WATCH, TURBULENT = "laminar", "watch", "turbulent"
-_RANK = {LAMINAR: 0, WATCH: 1, TURBULENT: 2}
+LAMINAR, WATCH, STAGNANT, TURBULENT = "laminar", "watch", "stagnant", "turbulent"
+_RANK = {LAMINAR: 0, WATCH: 1, STAGNANT: 2, TURBULENT: 3}
 
 History = Sequence[tuple[int, float]]
 """Steps, and what a probe showed there; in order of time."""
+
+
+class Known(NamedTuple):
+    """What is known of a run besides its probes."""
+
+    vocab_size: int
+    unigram: float | None = None
+    """Entropy of the training tokens' frequencies, nats: the loss of a model that sees no context."""
+    loss_scaled: bool = False
+    """Whether loss scaling keeps what `grad_flush_fraction` says would be lost."""
 
 
 class Finding(NamedTuple):
@@ -27,19 +39,22 @@ class Finding(NamedTuple):
     """A sentence, with the number and where the threshold comes from; empty where the flow is laminar."""
 
 
-def judge(name: str, history: History, vocab_size: int) -> Finding:
+_FINE = Finding(LAMINAR, "")
+
+
+def judge(name: str, history: History, known: Known, place: str = "") -> Finding:
     """What a probe's history in one place amounts to.
 
     Args:
-      name: the probe, without its place: `residual_rms`.
+      name: the probe, without its place: `residual_rms`; or `cross_entropy`, the loss of the steps that were taken.
       history: at least one point.
-      vocab_size: for what is measured against the entropy of a uniform guess.
+      place: `block_00`, `embedding`, `output`, `run`.
     """
     broken = next((step for step, value in history if not _finite(name, value)), None)
     if broken is not None:
         return Finding(TURBULENT, f"{name} is not finite at step {broken}")
     rule = _RULES.get(name)
-    return rule([value for _, value in history], vocab_size) if rule else Finding(LAMINAR, "")
+    return rule([value for _, value in history], known, place) if rule else _FINE
 
 
 def worst(verdicts: Sequence[str]) -> str:
@@ -47,11 +62,11 @@ def worst(verdicts: Sequence[str]) -> str:
     return max(verdicts, key=_RANK.__getitem__, default=LAMINAR)
 
 
-def survey(probes: Mapping[str, Mapping[str, History]], vocab_size: int) -> dict[str, Any]:
+def survey(probes: Mapping[str, Mapping[str, History]], known: Known) -> dict[str, Any]:
     """The whole of a run: for each place and probe its first, last and largest value and a finding.
 
     Args:
-      probes: place (`block_00`, `embedding`, `output`, `run`) to probe to history.
+      probes: place (`block_00`, `embedding`, `output`, `run`) to probe to history; the loss is `run`'s `cross_entropy`.
 
     Returns:
       What flow.json holds: `verdict`, `places` in the order of the forward pass, and `sentences`, gravest first: what
@@ -62,7 +77,7 @@ def survey(probes: Mapping[str, Mapping[str, History]], vocab_size: int) -> dict
     for place in sorted(probes, key=_forward):
         rows: dict[str, dict[str, Any]] = {}
         for name, history in sorted(probes[place].items()):
-            finding = judge(name, history, vocab_size)
+            finding = judge(name, history, known, place)
             values = [value for _, value in history]
             finite = [value for value in values if math.isfinite(value)]
             rows[name] = {
@@ -99,45 +114,51 @@ def _forward(place: str) -> tuple[int, str]:
 
 
 def _above(name: str, watch: float, watch_source: str, turbulent: float, turbulent_source: str) -> Callable:
-    def rule(values: list[float], _: int) -> Finding:
+    def rule(values: list[float], known: Known, place: str) -> Finding:
         top = max(values)
         if top > turbulent:
             return Finding(TURBULENT, f"{name} reached {top:.3g}, above {turbulent:g} ({turbulent_source})")
         if top > watch:
             return Finding(WATCH, f"{name} reached {top:.3g}, above {watch:g} ({watch_source})")
-        return Finding(LAMINAR, "")
+        return _FINE
 
     return rule
 
 
-def _attention_entropy(values: list[float], _: int) -> Finding:
+def _later(values: list[float]) -> float:
+    """Median of the second half: a warm-up begins small on purpose."""
+    return median(values[len(values) // 2 :])
+
+
+def _attention_entropy(values: list[float], known: Known, place: str) -> Finding:
     low = min(values)
-    if low < 0.1:
+    if low < 0.25:
         return Finding(
-            WATCH,
-            f"attention_entropy fell to {low:.2g} nats: heads look at one token each (collapse, Zhai et al. 2023)",
+            TURBULENT if low < 0.1 else WATCH,
+            f"attention_entropy fell to {low:.2g} nats: heads look at one token each (collapse, Zhai et al. 2023; "
+            "the number is ours)",
         )
-    return Finding(LAMINAR, "")
+    return _FINE
 
 
-def _log_z(values: list[float], vocab_size: int) -> Finding:
+def _log_z(values: list[float], known: Known, place: str) -> Finding:
     # A uniform guess with logits around zero has log Z = log V; z-loss holds it at 0.
     far, drift = max(map(abs, values)), abs(values[-1] - values[len(values) // 2])
-    bound = 2 * math.log(vocab_size)
-    if far > bound and drift > math.log(vocab_size):
+    bound = 2 * math.log(known.vocab_size)
+    if far > bound and drift > math.log(known.vocab_size):
         return Finding(
             TURBULENT,
             f"log_z_mean is at {values[-1]:.3g} and moved by {drift:.3g} in the second half: output logits diverge "
-            "(Wortsman et al. 2023, section 3.1.2); conditioning.z_loss=1e-4 holds it",
+            "(Wortsman et al. 2023, section 3.1.2; the numbers are ours); conditioning.z_loss=1e-4 holds it",
         )
     if far > bound:
         return Finding(
             WATCH, f"log_z_mean reached {max(values, key=abs):.3g}, beyond 2 log(vocab_size) = {bound:.3g} (ours)"
         )
-    return Finding(LAMINAR, "")
+    return _FINE
 
 
-def _growth(values: list[float], _: int) -> Finding:
+def _growth(values: list[float], known: Known, place: str) -> Finding:
     top = max(values)
     if top > 65504:
         return Finding(TURBULENT, f"residual_rms reached {top:.3g}, beyond what float16 can hold (ours)")
@@ -145,51 +166,136 @@ def _growth(values: list[float], _: int) -> Finding:
         return Finding(
             WATCH, f"residual_rms reached {top:.3g}, above 1000: what a block adds is lost in 16 bits (ours)"
         )
-    if values[0] > 0 and values[-1] > 30 * values[0]:
+    if values[0] > 0 and values[-1] > 100 * values[0]:
         return Finding(
             WATCH,
             f"residual_rms grew {values[-1] / values[0]:.0f}-fold, from {values[0]:.3g} to {values[-1]:.3g} (ours; "
             "such growth, Kim et al. 2025)",
         )
-    return Finding(LAMINAR, "")
+    return _FINE
 
 
-def _update_ratio(values: list[float], _: int) -> Finding:
-    # Of the second half: a warm-up begins small on purpose, and the schedule ends small.
-    later = sorted(values[len(values) // 2 :])
-    middle = later[len(later) // 2]
-    if 1e-4 <= middle <= 1e-2:
-        return Finding(LAMINAR, "")
-    side = "above 1e-2: steps overwrite what is known" if middle > 1e-2 else "below 1e-4: almost nothing is learnt"
-    return Finding(WATCH, f"update_ratio is {middle:.2g}, {side} (rule of thumb 1e-3, Karpathy 2022)")
+def _update_ratio(values: list[float], known: Known, place: str) -> Finding:
+    middle, top = _later(values), max(values)
+    if place.startswith("block") and top > 0.05:
+        # Not of the embedding: it starts so small that healthy first steps are a tenth of it.
+        return Finding(
+            TURBULENT,
+            f"update_ratio reached {top:.2g}: a step changed more than a twentieth of the block's weights (ours; rule "
+            "of thumb 1e-3, Karpathy 2022); the learning rate is too high",
+        )
+    if middle > 0.03:
+        return Finding(
+            WATCH,
+            f"update_ratio is {middle:.2g}, above 3e-2 (ours; rule of thumb 1e-3, Karpathy 2022): steps overwrite",
+        )
+    # Not of the output, most of whose parameters may be gains around one, which move by as little as the rate.
+    if place != "output" and middle < 1e-6:
+        return Finding(STAGNANT, f"update_ratio is {middle:.2g}, below 1e-6 (ours): the weights do not move")
+    if place != "output" and middle < 1e-4:
+        return Finding(
+            WATCH,
+            f"update_ratio is {middle:.2g}, below 1e-4 (ours; rule of thumb 1e-3, Karpathy 2022): almost nothing is "
+            "learnt",
+        )
+    return _FINE
 
 
-def _sqnr(values: list[float], _: int) -> Finding:
+def _update_lost(values: list[float], known: Known, place: str) -> Finding:
+    lost = _later(values)
+    if lost <= 0.5:
+        return _FINE
+    return Finding(
+        STAGNANT if lost > 0.9 else WATCH,
+        f"update_lost_fraction is {lost:.2g}, above {0.9 if lost > 0.9 else 0.5} (ours): rounding to the parameters' "
+        "format undoes the updates; conditioning.parameter_rounding=stochastic or kahan keeps them",
+    )
+
+
+def _zero_gradients(values: list[float], known: Known, place: str) -> Finding:
+    if _later(values) < 1:
+        return _FINE
+    return Finding(STAGNANT, "grad_zero_fraction is 1: every gradient is zero, and nothing here learns")
+
+
+def _flushed(values: list[float], known: Known, place: str) -> Finding:
+    # With loss scaling the probe says what would be lost without.
+    return _FINE if known.loss_scaled else _FLUSHED(values, known, place)
+
+
+def _sqnr(values: list[float], known: Known, place: str) -> Finding:
     low = min(values)
     if low < 20:
         return Finding(WATCH, f"weight_sqnr_db fell to {low:.0f} dB: rounding is a tenth of the weights or more (ours)")
-    return Finding(LAMINAR, "")
+    return _FINE
 
 
-_RULES: dict[str, Callable[[list[float], int], Finding]] = {
+def _cross_entropy(values: list[float], known: Known, place: str) -> Finding:
+    """What the loss itself says. All numbers are ours."""
+    if len(values) < 8:
+        return _FINE  # too few to tell a trend from a batch
+    eighth, quarter = len(values) // 8, len(values) // 4
+    start = max(values[:3])
+    before, end = values[-2 * quarter : -quarter], values[-quarter:]
+    noise = pstdev(end)
+    limit = start + max(0.02 * start, 3 * noise)
+    if fmean(end) > limit:
+        return Finding(
+            TURBULENT, f"cross_entropy ends at {fmean(end):.3g}, above the {start:.3g} where it began (ours)"
+        )
+    highest = [min(three) for three in zip(values, values[1:], values[2:], strict=False)]
+    if max(highest) > limit:
+        return Finding(
+            TURBULENT,
+            f"cross_entropy rose to {max(values):.3g} on the way, above the {start:.3g} it began at (ours)",
+        )
+    lowest = min(fmean(values[i : i + eighth]) for i in range(0, len(values) - eighth + 1))
+    final = fmean(values[-eighth:])
+    if final > lowest + max(0.1 * lowest, 3 * noise):
+        return Finding(TURBULENT, f"cross_entropy ends at {final:.3g} and had been at {lowest:.3g} (ours)")
+    uniform = math.log(known.vocab_size)
+    blind, what = min((known.unigram or math.inf, "the frequencies of the tokens"), (uniform, "a uniform guess"))
+    error = math.hypot(pstdev(before), noise) / math.sqrt(quarter)
+    fell = fmean(before) - fmean(end)
+    # Flat only where batches differ so little that a slow fall would show.
+    if fmean(end) > 0.99 * blind and fell + 2 * error < 0.02 * fmean(before):
+        return Finding(
+            STAGNANT,
+            f"cross_entropy stays at {fmean(end):.3g}, no better than the {blind:.3g} of {what} (ours): nothing is "
+            "learnt from context",
+        )
+    return _FINE
+
+
+_FLUSHED = _above(
+    "grad_flush_fraction",
+    0.05,
+    "ours",
+    0.5,
+    "ours; gradients that loss scaling saves, Micikevicius et al. 2018, section 3.2",
+)
+
+_RULES: dict[str, Callable[[list[float], Known, str], Finding]] = {
     "attention_logit_max": _above(
         "attention_logit_max",
         100,
         "where QK-clip begins, Kimi Team 2025, section 2.1",
         1e4,
-        "beyond which runs diverge, Wortsman et al. 2023, section 3.1.1",
+        "ours; growth in runs that diverge, Wortsman et al. 2023, section 3.1.1",
     ),
     "attention_entropy": _attention_entropy,
     "log_z_mean": _log_z,
     "residual_rms": _growth,
     "update_ratio": _update_ratio,
+    "update_lost_fraction": _update_lost,
     "weight_sqnr_db": _sqnr,
-    "dead_fraction": _above("dead_fraction", 0.5, "ours", 0.95, "ours"),
-    "grad_flush_fraction": _above(
-        "grad_flush_fraction", 0.05, "ours", 0.5, "as in the runs that loss scaling saves, Micikevicius et al. 2018"
-    ),
+    # In good runs with squared ReLU half of the units are dead to a small batch.
+    "dead_fraction": _above("dead_fraction", 0.9, "ours", 0.99, "ours"),
+    "grad_zero_fraction": _zero_gradients,
+    "grad_flush_fraction": _flushed,
     "grad_saturate_fraction": _above("grad_saturate_fraction", 1e-4, "ours", 0.01, "ours"),
     "edge_of_stability": _above(
-        "edge_of_stability", 1.5, "Adam trains at 1, Cohen et al. 2022", 10, "ours; steps overshoot"
+        "edge_of_stability", 1.5, "ours; Adam trains at 1, Cohen et al. 2022", 10, "ours; steps overshoot"
     ),
+    "cross_entropy": _cross_entropy,
 }

@@ -23,7 +23,7 @@ p { margin: .5rem 0; max-width: 48rem; }
 .card h3 { font-size: .9rem; margin: 0; color: #444; } .card strong { font-size: 1.15rem; display: block; }
 .card p { font-size: .9rem; line-height: 1.4; margin: .2rem 0 0; color: #333; overflow-wrap: anywhere; }
 .bar { display: inline-block; height: .7rem; background: #0072B2; vertical-align: baseline; min-width: 1px; }
-td.watch { color: #8a5a00; } td.turbulent { color: #a3320b; font-weight: 600; }
+td.watch { color: #8a5a00; } td.turbulent, td.stagnant { color: #a3320b; font-weight: 600; }
 figure { margin: 1.4rem 0; max-width: 48rem; } img { max-width: 100%; height: auto; display: block; }
 figcaption, .small { font-size: .9rem; color: #444; }
 .wide { overflow-x: auto; margin: .8rem 0; }

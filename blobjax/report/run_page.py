@@ -25,6 +25,7 @@ _PROBES = {
     "attention_entropy": "entropy",
     "grad_rms": "gradient RMS",
     "update_ratio": "update ratio",
+    "moved_fraction": "moved",
     "dead_fraction": "dead units",
     "grad_flush_fraction": "flushed",
     "weight_sqnr_db": "SQNR dB",
@@ -278,7 +279,7 @@ def _probe(newest: dict[str, float], judged: dict[str, Any], place: str, probe: 
         verdict = judged["places"][place]["probes"][probe]["verdict"]
     except (KeyError, TypeError):
         verdict = ""
-    mark = {"watch": " !", "turbulent": " !!"}.get(verdict, "")
+    mark = {"watch": " !", "stagnant": " !!", "turbulent": " !!"}.get(verdict, "")
     return f'<td class="n {verdict}">{value:.3g}{mark}</td>' if mark else f"{value:.3g}"
 
 

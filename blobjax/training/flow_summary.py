@@ -5,10 +5,13 @@ import math
 from collections import defaultdict
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from blobjax.conditioning.laminar import LAMINAR, TURBULENT, survey
+from blobjax.conditioning.laminar import LAMINAR, STAGNANT, TURBULENT, WATCH, Known, survey
+from blobjax.config import Config
+from blobjax.data import Stream
 from blobjax.reliability.run_directory import RunDirectory, read_jsonl, write_atomically
 
 # The table's columns: what a person looks for first. flow.json has all of them.
@@ -18,30 +21,65 @@ _COLUMNS = {
     "attention_entropy": "entropy",
     "grad_rms": "gradient\nRMS",
     "update_ratio": "update\nratio",
+    "moved_fraction": "moved",
     "dead_fraction": "dead\nunits",
     "grad_flush_fraction": "flushed",
     "weight_sqnr_db": "SQNR\ndB",
     "log_z_mean": "log\nZ",
 }
-_STYLES = {LAMINAR: "", "watch": "yellow", TURBULENT: "bold red"}
-_MARKS = {LAMINAR: "", "watch": " !", TURBULENT: " !!"}
+_STYLES = {LAMINAR: "", WATCH: "yellow", STAGNANT: "bold red", TURBULENT: "bold red"}
+_MARKS = {LAMINAR: "", WATCH: " !", STAGNANT: " !!", TURBULENT: " !!"}
 _MOST_SENTENCES = 6
+_UNIGRAM_TOKENS = 2**20
 
 
-def conclude(directory: RunDirectory, vocab_size: int) -> dict[str, Any] | None:
-    """Judges the probes in a run's metrics and writes flow.json; None where there are none."""
+def conclude(directory: RunDirectory, config: Config, stream: Stream | None = None) -> dict[str, Any] | None:
+    """Judges the probes and the loss in a run's metrics and writes flow.json; None where there are no probes.
+
+    Args:
+      stream: what the run was trained on, whose token frequencies are what the loss is held against; None: a uniform
+        guess is.
+    """
     probes: dict[str, dict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
+    losses: list[tuple[int, float]] = []
     for line in read_jsonl(directory.metrics):
+        # Numbers that JSON does not know are written as text.
+        if "cross_entropy" in line and not float(line.get("skipped", 0)):
+            losses.append((line["step"], float(line["cross_entropy"])))
+        if _overflowed(line):
+            continue
         for key, value in line.items():
             if key.startswith("flow/"):
                 _, place, name = key.split("/")
-                # Numbers that JSON does not know are written as text.
                 probes[place][name].append((line["step"], float(value)))
     if not probes:
         return None
-    found = survey(probes, vocab_size)
-    write_atomically(directory.flow, json.dumps(_plain(found), indent=2) + "\n")
+    if losses:
+        probes["run"]["cross_entropy"] = losses
+    unigram = unigram_entropy(stream, config, losses[-1][0]) if stream and losses else None
+    scaled = config.conditioning.loss_scaling.kind != "none"
+    found = survey(probes, Known(config.model.vocab_size, unigram, scaled))
+    write_atomically(directory.flow, json.dumps(_plain(found | {"unigram_entropy": unigram}), indent=2) + "\n")
     return found
+
+
+def _overflowed(line: dict[str, Any]) -> bool:
+    """Whether it is of a step that loss scaling refused: an everyday event, whose gradients mean nothing."""
+    gradient, loss = (float(line.get(name, 0)) for name in ("grad_norm", "loss"))
+    return "loss_scale" in line and math.isfinite(loss) and not math.isfinite(gradient)
+
+
+def unigram_entropy(stream: Stream, config: Config, steps: int) -> float:
+    """Entropy of the frequencies of the tokens to be predicted, nats: the least loss without any context.
+
+    Of the run's first sequences, up to a million tokens.
+    """
+    length = config.data.seq_len
+    count = max(min(steps * config.duration.global_batch_size, _UNIGRAM_TOKENS // length), 1)
+    batch = stream.sequences(list(range(count)))
+    seen = np.bincount(batch["targets"][batch["mask"] > 0])
+    p = seen[seen > 0] / seen.sum()
+    return float(-np.sum(p * np.log(p)))
 
 
 def _plain(node: Any) -> Any:
@@ -70,6 +108,8 @@ def show(found: dict[str, Any], console: Console) -> None:
     wide.print(table, soft_wrap=True)
     if found["verdict"] == LAMINAR:
         console.print("The flow is laminar: nothing is beyond its threshold.", highlight=False)
+    if found["verdict"] == STAGNANT:
+        console.print("The run is stagnant: it learns nothing, or nothing any more.", highlight=False)
     for sentence in found["sentences"][:_MOST_SENTENCES]:
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     if len(found["sentences"]) > _MOST_SENTENCES:

@@ -1,14 +1,17 @@
 """How noisy the gradients of a run are and how curved its loss is, measured now and then between steps.
 
-Both are programs of their own on the batch of the step to come, so that the train step knows nothing of them.
+Both are programs of their own, so that the train step knows nothing of them. Curvature is measured on the batch of the
+step to come, noise on as many sequences drawn at random from the next 64 batches.
 
 `flow/run/noise_scale` is the batch, in sequences, beyond which a larger one brings less than its share (McCandlish et
-al. 2018). Single estimates are noise, and their ratio is biased, so what is averaged over time are its two parts.
+al. 2018, appendix A.1). Single estimates are noise, and their ratio is biased, so what is averaged over time are its
+two parts.
 `flow/run/hessian_top` is the largest eigenvalue, and for AdamW `flow/run/edge_of_stability` that of the preconditioned
 Hessian relative to the one at which steps overshoot: training that is at its edge stays near 1 (Cohen et al. 2022).
 """
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,10 +19,13 @@ import jax.numpy as jnp
 import optax
 
 from blobjax.compute import sharding
+from blobjax.conditioning import parametrisation
 from blobjax.conditioning.curvature import NoiseEstimate, adam_edge, adam_scale, noise_estimate, top_eigenvalue
 from blobjax.conditioning.precision import policy
 from blobjax.conditioning.products import split_records
+from blobjax.config import Config
 from blobjax.data import Stream
+from blobjax.data.shuffle import shuffled
 from blobjax.objectives import next_token
 from blobjax.reliability.run_directory import EventLog, RunDirectory, read_jsonl
 from blobjax.training.batches import Position, local_rows, to_global
@@ -32,6 +38,8 @@ from blobjax.training.step import Batch
 _DECAY = 0.9
 # Parts of the batch whose gradients are compared with the whole's: the more, the less an estimate scatters.
 _MOST_PARTS = 8
+# Batches to come that the sequences of an estimate are drawn from.
+_WINDOW = 64
 
 
 class LandscapeHook:
@@ -69,21 +77,26 @@ class LandscapeHook:
     def run(self, step: int, state: TrainState) -> bool:
         """Measures what is due, compiled on first use, and records it."""
         began = time.perf_counter()
-        shape_BT, batch_sharding = self._program.shape_BT, self._program.batch_sharding
-        rows = local_rows(batch_sharding, shape_BT)
+        batch_size = self._program.shape_BT[0]
         first = self._position.sequences(step)
-        batch = to_global(self._stream.sequences([first + int(row) for row in rows]), rows, batch_sharding, shape_BT)
         metrics: dict[str, float] = {}
         if self._noise_every and step % self._noise_every == 0:
             self._noise = self._noise or jax.jit(make_noise(self._program, self._parts))
-            metrics |= self._averaged(jax.device_get(self._noise(state.params, batch)))
+            drawn = draw(first, batch_size, self._program.config.seed, step)
+            metrics |= self._averaged(jax.device_get(self._noise(state.params, self._batch(drawn))))
         if self._curvature_every and step % self._curvature_every == 0:
             self._curvature = self._curvature or jax.jit(make_curvature(self._program))
-            found = jax.device_get(self._curvature(state, batch))
+            found = jax.device_get(self._curvature(state, self._batch(range(first, first + batch_size))))
             metrics |= {f"flow/run/{name}": float(value) for name, value in found.items()}
         self._recorder.write(step, metrics)
         self._events.write("landscape", step=step, seconds=time.perf_counter() - began)
         return False
+
+    def _batch(self, numbers: Sequence[int]) -> Batch:
+        """The global batch of these sequences of the run, of which each process reads its own rows."""
+        shape_BT, batch_sharding = self._program.shape_BT, self._program.batch_sharding
+        rows = local_rows(batch_sharding, shape_BT)
+        return to_global(self._stream.sequences([numbers[row] for row in rows]), rows, batch_sharding, shape_BT)
 
     def _averaged(self, new: NoiseEstimate) -> dict[str, float]:
         newest = float(new.squared_gradient), float(new.noise)
@@ -105,6 +118,19 @@ def _averages(directory: RunDirectory, start: int) -> tuple[float, float] | None
     return found[-1] if found else None
 
 
+def draw(first: int, batch_size: int, seed: int, step: int) -> list[int]:
+    """Sequences for an estimate of the gradient noise: a function of seed and step, the same on every process.
+
+    The estimate takes examples to be independent, and the rows of a training batch are not. A mixture fills them by a
+    fixed period, so that rows at equal distances can all be of one domain, and the numbers of rows of each domain never
+    vary. So they are drawn, without one twice, from a window that is much longer than a batch.
+
+    Args:
+      first: number of the next sequence of the run.
+    """
+    return [first + shuffled(row, _WINDOW * batch_size, seed, f"gradient noise at {step}") for row in range(batch_size)]
+
+
 def noise_parts(program: Program) -> int:
     """Into how many parts a batch is cut: each has rows of every device, so there are as many as one device's rows or
     a divisor of that."""
@@ -114,8 +140,12 @@ def noise_parts(program: Program) -> int:
 
 
 def make_noise(program: Program, parts_P: int) -> Any:
-    """A function of parameters and batch that returns a NoiseEstimate, per sequence."""
-    loss = _loss(program, program.arch)
+    """A function of parameters and batch that returns a NoiseEstimate, per sequence.
+
+    Rows p, p + P, p + 2P, … are part p, so that every device keeps the rows it has; the batch's rows must be in random
+    order (`draw`).
+    """
+    loss = _loss(program, architecture(_without_float16(program.config)))
 
     def noise(params: Any, batch: Batch) -> NoiseEstimate:
         def split(x_BT: jax.Array) -> jax.Array:
@@ -139,7 +169,7 @@ def make_noise(program: Program, parts_P: int) -> Any:
 
 def make_curvature(program: Program) -> Any:
     """A function of state and batch that returns eigenvalues by name, float32 scalars."""
-    config = program.config
+    config = _without_float16(program.config)
     # Flash attention and products in a number format of their own have a first derivative only.
     compute = config.compute.model_copy(update={"attention": "xla"})
     conditioning = config.conditioning
@@ -148,22 +178,33 @@ def make_curvature(program: Program) -> Any:
             update={"precision": "bfloat16", "precision_overrides": {}, "matmul_scaling": "current"}
         )
     loss = _loss(program, architecture(config.model_copy(update={"compute": compute, "conditioning": conditioning})))
-    adam = config.optimizer
+    optimizer, axes = config.optimizer, split_records(program.arch.axes)[0]
+    rates, epsilons = parametrisation.learning_rates(config, axes), parametrisation.epsilons(config, axes)
     key = jax.random.key(config.seed)
 
     def curvature(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
         params = jax.tree.map(lambda p: p.astype(jnp.float32), split_records(state.params)[0])
-        iterations = config.conditioning.curvature_iterations
+        iterations = conditioning.curvature_iterations
         with sharding.use(program.layout):
             top, residual = top_eigenvalue(lambda p: loss(p, batch), params, key, iterations)
             found = {"hessian_top": top, "hessian_residual": residual}
-            if adam.name == "adamw":
-                scale = adam_scale(_adam_state(state.opt_state), adam.beta1, adam.beta2, adam.epsilon)
+            if optimizer.name == "adamw":
+                adam = _adam_state(state.opt_state)
+                scale = adam_scale(adam, optimizer.beta1, optimizer.beta2, optimizer.epsilon, rates, epsilons)
                 top, _ = top_eigenvalue(lambda p: loss(p, batch), params, key, iterations, scale)
-                found["edge_of_stability"] = top / adam_edge(program.rate(state.step), adam.beta1)
+                # Adam counts the steps that were taken, as the schedule does, and sees the loss multiplied.
+                edge = adam_edge(program.rate(adam.count), optimizer.beta1)
+                found["edge_of_stability"] = conditioning.loss_multiplier * top / edge
         return found
 
     return curvature
+
+
+def _without_float16(config: Config) -> Config:
+    """The config, in float32 for float16, whose gradients go through zero without the loss scaling that a step has."""
+    if config.conditioning.precision != "float16":
+        return config
+    return config.model_copy(update={"conditioning": config.conditioning.model_copy(update={"precision": "float32"})})
 
 
 def _loss(program: Program, arch: Any) -> Any:

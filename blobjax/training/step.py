@@ -14,7 +14,7 @@ import optax
 from blobjax.compute import sharding
 from blobjax.compute.sharding import Layout
 from blobjax.conditioning.flow import of_update as flow_of_update
-from blobjax.conditioning.flow import over_parts, probe_format
+from blobjax.conditioning.flow import over_parts
 from blobjax.conditioning.guards import streaks
 from blobjax.conditioning.precision import policy
 from blobjax.conditioning.products import add_gradients, join_records, split_records
@@ -118,7 +118,7 @@ def make_train_step(
                 bad = skipped(opt_state)[1] > skipped(state.opt_state)[1]
                 records = jax.tree.map(lambda new, old: jnp.where(bad, old, new), records, known)
             params = join_records(optax.apply_updates(trained, updates), records)
-            of_update = flow_of_update(probing, trained, grads, updates, probe_format(config.conditioning))
+            of_update = flow_of_update(probing, trained, grads, updates, config.conditioning)
         bytes_total = jnp.sum(batch["target_bytes"])
         by_scaling, by_guard = skipped(state.opt_state)
         refused = by_scaling + by_guard if scaled else by_guard

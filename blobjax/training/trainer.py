@@ -393,7 +393,7 @@ class _Attempt:
         return RESUMABLE
 
     def _summarise_flow(self) -> None:
-        found = flow_summary.conclude(self.setting.directory, self.setting.config.model.vocab_size)
+        found = flow_summary.conclude(self.setting.directory, self.setting.config, self.setting.stream)
         if found is not None:
             flow_summary.show(found, self.console)
 

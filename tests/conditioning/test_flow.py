@@ -68,7 +68,11 @@ def test_parameter_statistics():
     rms = [np.sqrt(np.mean(x**2)) for x in flat]
     np.testing.assert_allclose(found["param_rms"], rms[0], rtol=1e-6)
     np.testing.assert_allclose(found["grad_rms"], rms[1], rtol=1e-6)
-    np.testing.assert_allclose(found["update_ratio"], rms[2] / rms[0], rtol=1e-6)
+    # What float32 leaves of an update of a thousandth is rounded by 6e-8 of the parameter.
+    np.testing.assert_allclose(found["update_ratio"], rms[2] / rms[0], rtol=1e-4)
+    assert found["moved_fraction"] == 1
+    assert found["update_lost_fraction"] == 0
+    np.testing.assert_allclose(found["grad_zero_fraction"], 1 / flat[1].size, rtol=1e-6)
     g = flat[1].astype(np.float32)
     with np.errstate(over="ignore"):
         flushed = np.sum((g != 0) & (g.astype(np.float16) == 0)) / np.sum(g != 0)
@@ -85,6 +89,51 @@ def test_gradients_flush_in_a_format_too_narrow_for_them():
     assert flow.parameter_statistics(tree, tree, tree, FORMATS["bfloat16"])["grad_flush_fraction"] == 0
     # A scale for the whole tensor brings any equal values into range.
     assert flow.parameter_statistics(tree, tree, tree, FORMATS["fp8_e4m3"])["grad_flush_fraction"] == 0
+
+
+def test_gradients_that_a_product_flushed_count_as_flushed():
+    """A raw float16 run can have no gradient at all: that is everything lost, not nothing."""
+    w, zeros = {"w": jnp.ones((4, 4))}, {"w": jnp.zeros((4, 4))}
+    half = {"w": jnp.zeros((4, 4)).at[:2].set(1e-3)}
+    found = lambda grads, **how: flow.parameter_statistics(w, grads, zeros, FORMATS["float16"], **how)  # noqa: E731
+    assert found(zeros, flushes=True)["grad_flush_fraction"] == 1
+    assert found(zeros, flushes=True)["grad_zero_fraction"] == 1
+    assert found(half, flushes=True)["grad_flush_fraction"] == 0.5
+    # Where no product flushes, zeros are dead units: neither lost nor kept.
+    assert found(half)["grad_flush_fraction"] == 0
+    assert found(half)["grad_zero_fraction"] == 0.5
+    # Tokens that are not in the batch have no gradient to lose, unless none has.
+    assert found(half, flushes=True, by_row=True)["grad_flush_fraction"] == 0
+    assert found(half, flushes=True, by_row=True)["grad_zero_fraction"] == 0
+    assert found(zeros, flushes=True, by_row=True)["grad_flush_fraction"] == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "flushes"),
+    [
+        ({"precision": "float32"}, False),
+        ({"precision": "bfloat16"}, False),
+        ({"precision": "float16"}, True),
+        ({"precision": "mxfp4", "simulate": True}, True),
+    ],
+)
+def test_which_formats_flush(settings, flushes):
+    assert flow.flushes_gradients(Conditioning(**settings)) == flushes
+
+
+def test_an_update_is_what_is_left_of_it_in_the_parameters_format():
+    """Against numpy's rounding of p + u to bfloat16, where p is about 1 and u mostly below half of its spacing."""
+    rng = np.random.default_rng(4)
+    p = np.asarray(1 + 0.1 * rng.random((64, 64)), jnp.bfloat16)
+    u = (1e-3 * rng.standard_normal((64, 64))).astype(np.float32)
+    old = p.astype(np.float64)
+    moved = (old + u).astype(np.float32).astype(jnp.bfloat16).astype(np.float64) - old
+    found = jax.jit(lambda p, u: flow.parameter_statistics(p, u, u, None))(p, u)
+    rms = lambda x: np.sqrt(np.mean(x**2))  # noqa: E731
+    np.testing.assert_allclose(found["update_ratio"], rms(moved) / rms(old), rtol=1e-5)
+    np.testing.assert_allclose(found["moved_fraction"], np.mean(moved != 0), rtol=1e-6)
+    np.testing.assert_allclose(found["update_lost_fraction"], np.mean(moved == 0), rtol=1e-6)
+    assert np.mean(moved != 0) < 0.05
 
 
 @pytest.mark.parametrize("probing", [True, False])

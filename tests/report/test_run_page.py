@@ -123,11 +123,12 @@ def test_restarts_rollbacks_and_what_they_undid(tmp_path):
     assert facts.read(run).chip_hours == pytest.approx(4 * 20 / 3600)
 
 
-def test_flow_is_judged_where_the_judgement_is_about_the_newest_probe(tmp_path):
+@pytest.mark.parametrize("verdict", ["stagnant", "turbulent"])
+def test_flow_is_judged_where_the_judgement_is_about_the_newest_probe(tmp_path, verdict):
     probed = [line(step) | {"flow/block_00/update_ratio": 0.5, "flow/embedding/grad_rms": 0.1} for step in (10, 20)]
-    row = {"first": 0.5, "last": 0.5, "largest": 0.5, "verdict": "turbulent", "why": ""}
+    row = {"first": 0.5, "last": 0.5, "largest": 0.5, "verdict": verdict, "why": ""}
     judged = {
-        "verdict": "turbulent",
+        "verdict": verdict,
         "sentences": ["It is rough."],
         "places": {"block_00": {"probes": {"update_ratio": row}}},
     }

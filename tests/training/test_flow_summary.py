@@ -18,7 +18,10 @@ def test_a_probed_run_ends_with_a_table_and_keeps_it(tmp_path, capsys):
     for expected in ("flow at the last probe", "embedding", "block_00", "block_01", "output", "residual"):
         assert expected in printed
     found = json.loads((tmp_path / "run" / "flow.json").read_text())
-    assert list(found["places"]) == ["embedding", "block_00", "block_01", "output"]
+    assert list(found["places"]) == ["embedding", "block_00", "block_01", "output", "run"]
+    assert found["places"]["run"]["probes"]["cross_entropy"]["first"] > 5
+    # Of English bytes.
+    assert 2.5 < found["unigram_entropy"] < 3.5
     assert found["places"]["block_01"]["probes"]["residual_rms"]["last"] > 0
 
 
@@ -37,7 +40,7 @@ def test_numbers_that_json_does_not_know_stay_readable(tmp_path):
         {"step": 2, "flow/block_00/grad_rms": "nan", **wide},
     ]
     directory.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = flow_summary.conclude(directory, 256)
+    found = flow_summary.conclude(directory, tiny())
     kept = json.loads(directory.flow.read_text())
     assert kept["places"]["block_00"]["probes"]["grad_rms"]["last"] == "nan"
     assert kept["verdict"] == "turbulent"
@@ -49,3 +52,16 @@ def test_numbers_that_json_does_not_know_stay_readable(tmp_path):
     assert "…" not in text
     assert "nan !!" in text
     assert "block_00: grad_rms is not finite at step 2" in text
+
+
+def test_an_overflow_that_loss_scaling_refused_is_no_turbulence(tmp_path):
+    directory = RunDirectory(tmp_path)
+    lines = [
+        {"step": 1, "loss": 5.5, "loss_scale": 65536.0, "grad_norm": "inf", "flow/block_00/grad_rms": "inf"},
+        {"step": 2, "loss": 5.5, "loss_scale": 32768.0, "grad_norm": 1.0, "flow/block_00/grad_rms": 0.5},
+    ]
+    directory.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert flow_summary.conclude(directory, tiny())["verdict"] == "laminar"
+    # Without loss scaling it is what it looks like.
+    directory.metrics.write_text(json.dumps({k: v for k, v in lines[0].items() if k != "loss_scale"}) + "\n")
+    assert flow_summary.conclude(directory, tiny())["verdict"] == "turbulent"

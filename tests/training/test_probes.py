@@ -21,8 +21,11 @@ BLOCK = {
     "grad_flush_fraction",
     "grad_rms",
     "grad_saturate_fraction",
+    "grad_zero_fraction",
+    "moved_fraction",
     "param_rms",
     "residual_rms",
+    "update_lost_fraction",
     "update_ratio",
     "weight_sqnr_db",
 }

@@ -4,10 +4,12 @@ from typing import Annotated
 
 import typer
 
+from blobjax.cli.once import Once
+
 app = typer.Typer(help="Fit scaling laws to points, and predict from them.", no_args_is_help=True)
 
 
-@app.command("fit")
+@app.command("fit", cls=Once)
 def laws_fit(
     points: Annotated[
         list[str], typer.Argument(help="Tables (.csv, .jsonl), run or study directories; or a fit file, fitted again.")
@@ -37,6 +39,20 @@ def laws_fit(
         typer.Option(min=0.5, max=0.999, show_default="0.9", help="Probability that an interval is to hold."),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, show_default="0", help="Of the resampling.")] = None,
+    budget_tolerance: Annotated[
+        float | None,
+        typer.Option(show_default="0.02", help="chinchilla-2: FLOPs that differ by this part are one budget."),
+    ] = None,
+    window: Annotated[
+        float | None,
+        typer.Option(
+            show_default="the data choose", help="chinchilla-2: fit sizes within this factor of the lowest point."
+        ),
+    ] = None,
+    vertex: Annotated[
+        str | None,
+        typer.Option(show_default="parabola", help="chinchilla-2: lowest points by parabola or akima (a spline)."),
+    ] = None,
     out: Annotated[str, typer.Option(help="Where the fit file goes.")] = "fit.json",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
@@ -60,12 +76,15 @@ def laws_fit(
         bootstrap=bootstrap,
         level=level,
         seed=seed,
+        budget_tolerance=budget_tolerance,
+        window=window,
+        vertex=vertex,
     )
     fit_file.write(content, path)
     typer.echo(command.as_json(content) if as_json else f"{text.fit(content)}\n\nfit file: {out}")
 
 
-@app.command("predict")
+@app.command("predict", cls=Once)
 def laws_predict(
     fit: Annotated[str, typer.Argument(help="A fit file.")],
     flops: Annotated[

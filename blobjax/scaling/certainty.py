@@ -11,7 +11,7 @@ from scipy.stats import t as student
 
 from blobjax.config import BadInputError
 from blobjax.scaling import fitting
-from blobjax.scaling.laws.law import Columns, Estimate, Law, Settings, budgets
+from blobjax.scaling.laws.law import CHAIN, Columns, Estimate, Law, Settings, bins, budgets
 
 # Steps of a profile on each side, each of half the bootstrap interval's distance.
 _STEPS = 8
@@ -146,9 +146,12 @@ def profile(law: Law, x: Columns, settings: Settings, found: Estimate, name: str
     return Profile([p[0] for p in points], [p[1] for p in points], low, high)
 
 
-def groups(values: np.ndarray, downwards: bool) -> list[np.ndarray]:
-    """Points in at most six groups along a column, the past first; each holds whole budgets, as one is not its past."""
-    found = budgets(values)
+def groups(values: np.ndarray, downwards: bool, tolerance: float = Settings.budget_tolerance) -> list[np.ndarray]:
+    """Points in at most six groups along a column, the past first; each holds whole budgets, as one is not its past.
+
+    Where values follow one another without a gap there are no budgets, and they are cut into bins instead.
+    """
+    found = [each[part] for each in budgets(values, tolerance) for part in bins(values[each], CHAIN)]
     parts = np.array_split(np.arange(len(found)), min(len(found), _GROUPS))
     whole = [np.concatenate([found[i] for i in part]) for part in parts]
     return whole[::-1] if downwards else whole
@@ -167,8 +170,9 @@ def leave_future_out(law: Law, x: Columns, settings: Settings, found: Estimate) 
     if along not in x:
         return [], f"there is no column '{along}' to tell the past from the future"
     downwards = along == "loss"
-    order = groups(x[along], downwards)
-    held = dict(law.measured(x) if law.measured is not None else x)
+    # Losses are of one group only where they are the same.
+    order = groups(x[along], downwards, 0.0 if along == "loss" else settings.budget_tolerance)
+    held = dict(law.measured(x, settings) if law.measured is not None else x)
     rows: list[dict[str, Any]] = []
     reason = f"all points are of one group along {along}"
     for k in range(1, len(order)):

@@ -11,7 +11,8 @@ import numpy as np
 from blobjax.config import BadInputError
 from blobjax.config.closest import suggest
 from blobjax.scaling import fit_file, text
-from blobjax.scaling.laws import LAWS, Settings
+from blobjax.scaling.laws import LAWS, Law, Settings
+from blobjax.scaling.laws.law import CHAIN, RANGE, VERTICES
 from blobjax.scaling.points import choose
 from blobjax.scaling.prediction import predict as evaluate
 from blobjax.scaling.tables import plain, read
@@ -32,6 +33,9 @@ def fit(
     bootstrap: int | None = None,
     level: float | None = None,
     seed: int | None = None,
+    budget_tolerance: float | None = None,
+    window: float | None = None,
+    vertex: str | None = None,
 ) -> dict[str, Any]:
     """Fits a law to points; the content of its fit file.
 
@@ -40,12 +44,13 @@ def fit(
       columns: `ours=theirs` for columns with other names.
       fixed: `parameter=value` for what is not to be fitted.
       delta: of the Huber loss; None: the law's own.
-      starts, bootstrap, level, seed: as in `Settings`; None: its default.
+      starts, bootstrap, level, seed, budget_tolerance, window, vertex: as in `Settings`; None: its default.
 
     Raises:
       BadInputError: anything about it that cannot work.
     """
-    chosen: dict[str, Any] = {"delta": delta, "starts": starts, "bootstrap": bootstrap, "level": level, "seed": seed}
+    chosen: dict[str, Any] = {"delta": delta, "starts": starts, "bootstrap": bootstrap, "level": level, "seed": seed,
+                              "budget_tolerance": budget_tolerance, "window": window, "vertex": vertex}  # fmt: skip
     if [Path(path).suffix for path in paths] == [".json"]:
         content = fit_file.read(Path(paths[0]))
         if law_name not in ("", content["law"]):
@@ -53,7 +58,7 @@ def fit(
         given = {"--col": columns, "--drop-highest-loss": drop_highest_loss, "--drop-missing": drop_missing,
                  "--drop-duplicates": drop_duplicates, "--counted": counted, "--fix": fixed}  # fmt: skip
         ignored = [name for name, value in given.items() if value]
-        ignored += [f"--{name}" for name, value in chosen.items() if value is not None]
+        ignored += [f"--{name.replace('_', '-')}" for name, value in chosen.items() if value is not None]
         if ignored:
             raise BadInputError(
                 f"{' '.join(ignored)}: a fit file is fitted again as it was; for other options give points"
@@ -67,6 +72,7 @@ def fit(
         raise BadInputError(f"--delta: --law {law.name} does not minimise a Huber loss but the {law.minimises}")
     if delta is not None and not delta > 0:
         raise BadInputError(f"--delta {delta:g}: must be more than 0; inf is least squares")
+    _refuse_budget_options(law, chosen)
     settings = replace(
         Settings(delta=law.delta),
         **{name: value for name, value in chosen.items() if value is not None},
@@ -82,6 +88,25 @@ def fit(
         counted=counted,
     )
     return fit_file.make(law, points, settings)
+
+
+def _refuse_budget_options(law: Law, chosen: dict[str, Any]) -> None:
+    """Refuses what only IsoFLOP budgets have a use for where there are none, and values that mean nothing."""
+    tolerance, window, vertex = (chosen[name] for name in ("budget_tolerance", "window", "vertex"))
+    for name in ("budget_tolerance", "window", "vertex"):
+        if chosen[name] is not None and name not in law.options:
+            users = ", ".join(each.name for each in LAWS.values() if name in each.options)
+            raise BadInputError(f"--{name.replace('_', '-')}: --law {law.name} has no use for it, only {users}")
+    if tolerance is not None and not 0 <= tolerance <= CHAIN:
+        raise BadInputError(f"--budget-tolerance {tolerance:g}: must be 0 to {CHAIN:g}, as 0.02 for 2%")
+    if window is not None and not window > 1:
+        raise BadInputError(f"--window {window:g}: must be more than 1, a factor on both sides; inf takes all sizes")
+    if vertex is not None and vertex not in VERTICES:
+        raise BadInputError(f"--vertex '{vertex}' is not known; {suggest(vertex, VERTICES)}")
+    if vertex == "akima" and window is not None:
+        raise BadInputError("--window: a spline has none, it goes through all sizes; leave it out or --vertex akima")
+    if window is not None:
+        chosen["window"] = min(window, RANGE[1])  # JSON has no infinity
 
 
 def predict(path: str, given: dict[str, float | None], others: Sequence[str] = ()) -> tuple[dict[str, Any], str]:
@@ -107,7 +132,7 @@ def as_json(content: dict[str, Any]) -> str:
     """One JSON object, as in a fit file but without points and draws, which are what makes it long."""
     short = {name: value for name, value in content.items() if name not in ("bootstrap", "residuals")}
     if "points" in short:
-        short["points"] = {name: value for name, value in short["points"].items() if name != "columns"}
+        short["points"] = {name: value for name, value in short["points"].items() if name not in ("columns", "places")}
     return json.dumps(fit_file.jsonable(short), indent=1, ensure_ascii=False)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,11 @@ from blobjax.scaling.fit_schema import FORMAT, damage
 from blobjax.scaling.laws import LAWS, Law, Settings
 from blobjax.scaling.laws.law import MOST_RESAMPLES, Columns, Estimate
 from blobjax.scaling.points import Points
+
+# A loss this many standard deviations above the law's, and by more than this part, is no noise.
+_DIVERGED, _NOISE = 10, 0.1
+# So many points are named one by one.
+_NAMED = 5
 
 
 def make(law: Law, points: Points, settings: Settings) -> dict[str, Any]:
@@ -45,11 +50,11 @@ def make(law: Law, points: Points, settings: Settings) -> dict[str, Any]:
         raise BadInputError(_ran_off(law, settings, found))
     draws = fitting.bootstrap(law, x, settings, found)
     failed = settings.bootstrap - len(draws)
-    notes = [*points.notes, *found.notes]
+    notes = [*points.notes, *found.notes, *_diverged(law, points, settings, found)]
     notes += _resampled(settings, len(draws))
     if len(draws) < max(certainty.FEWEST, settings.bootstrap / 2):
         draws = draws[:0]
-    within = certainty.share(settings.level, law.independent(x), len(law.names) - len(settings.fixed))
+    within = certainty.share(settings.level, law.independent(x, found), len(law.names) - len(settings.fixed))
     notes += _without_derived(law, found, draws)
     parameters = _parameters(law, settings, found, draws, within)
     notes += _without_exponent(law, found, draws)
@@ -63,7 +68,7 @@ def make(law: Law, points: Points, settings: Settings) -> dict[str, Any]:
         "formula": law.formula,
         "source": law.source,
         "target": law.target,
-        "objective": _objective(law, settings, found, x),
+        "objective": _objective(law, settings, found, dict(law.measured(x, settings)) if law.measured else x),
         "counted": points.counted,
         "parameters": parameters,
         "derived": _derived(law, found, draws, within),
@@ -80,6 +85,7 @@ def make(law: Law, points: Points, settings: Settings) -> dict[str, Any]:
             "notes": list(points.notes),
             "sources": points.sources,
             "columns": {name: column.tolist() for name, column in x.items()},
+            "places": list(points.places),
         },
         "bootstrap": {"draws": draws.tolist(), "failed": failed, "share": within},
         "residuals": found.residuals.tolist(),
@@ -125,6 +131,27 @@ def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
+def _diverged(law: Law, points: Points, settings: Settings, found: Estimate) -> list[str]:
+    """A sentence for each run whose loss lies far above all that the law and the other runs have there."""
+    if law.target != "loss" or law.measured is not None:
+        return []
+    values = found.values
+    if np.isinf(settings.delta) and np.all(np.isfinite(law.internal(values))):
+        # Least squares bend to a run that is far off; the Huber loss does not.
+        robust = fitting.descend_from(law, points.columns, replace(settings, delta=Settings.delta), values).values
+        values = robust if np.all(np.isfinite(robust)) else values
+    off = np.log(points.columns["loss"] / law.predict(values, points.columns))
+    # The median is of the good runs, as long as they are the most; 1.4826 makes it a standard deviation.
+    far = np.flatnonzero(off > max(_DIVERGED * 1.4826 * float(np.median(np.abs(off))), _NOISE))
+    places = points.places or [f"point {n + 1}" for n in range(len(off))]
+    lines = [
+        f"{places[n]}: loss {points.columns['loss'][n]:.4g} is {np.exp(off[n]):.3g} times what the law gives there; if "
+        "the run diverged, remove the row"
+        for n in far[:_NAMED]
+    ]
+    return lines + ([f"and {len(far) - _NAMED} more of the kind"] if len(far) > _NAMED else [])
+
+
 def _objective(law: Law, settings: Settings, found: Estimate, x: Columns) -> dict[str, Any]:
     of = f"log {law.target}" if law.log else law.target
     shape = "half the sum of squares" if np.isinf(settings.delta) else "sum of Huber losses"
@@ -136,13 +163,11 @@ def _objective(law: Law, settings: Settings, found: Estimate, x: Columns) -> dic
         "converged": found.converged,
         "rms_residual": float(np.sqrt(np.mean(found.residuals**2))),
     }
-    if law.measured is None:
-        entry["r_squared"] = r_squared(x[law.target], law.predict(found.values, x))
-    return entry
+    return entry | {"r_squared": r_squared(x[law.target], law.predict(found.values, x))}
 
 
 def r_squared(measured: np.ndarray, predicted: np.ndarray) -> float:
-    """The share of the target's variance that the law explains; in the target's own unit."""
+    """The share of the target's variance that the law explains, in the target's own unit: 1 - SS_res / SS_tot."""
     variance = float(np.sum((measured - measured.mean()) ** 2))
     return 1 - float(np.sum((measured - predicted) ** 2)) / variance if variance else 1.0
 
@@ -150,6 +175,8 @@ def r_squared(measured: np.ndarray, predicted: np.ndarray) -> float:
 def _beside(law: Law, x: Columns, settings: Settings) -> dict[str, Any]:
     """Another law on the same points, by its parameters and R² alone."""
     other = Settings(delta=law.delta, starts=settings.starts)
+    for name in [name for name, has_value in law.origin.items() if not has_value]:
+        x = {each: column[x[name] > 0] for each, column in x.items()}
     if problems := law.problems(x, {}):
         return {"formula": law.formula, "not_fitted": problems[0]}
     found = fitting.fit(law, x, other)
@@ -308,7 +335,8 @@ def refit(content: dict[str, Any]) -> dict[str, Any]:
     """Fits once more what a fit file holds: the same law, points and settings."""
     given, stored = content["points"], content["settings"]
     columns = {name: np.array(values, float) for name, values in given["columns"].items()}
-    points = Points(columns, content["counted"], given["sources"], given["dropped"], tuple(given["notes"]))
+    points = Points(columns, content["counted"], given["sources"], given["dropped"], tuple(given["notes"]),
+                    tuple(given.get("places", ())))  # fmt: skip
     if points.sha256 != given["sha256"]:
         raise BadInputError("the points of the fit file are not those it was fitted to: their hash differs")
     delta = np.inf if stored["delta"] is None else stored["delta"]

@@ -1,13 +1,14 @@
 """What a fit file must hold to be predicted from, drawn and fitted again: its shape, and that its numbers agree."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from blobjax.scaling import certainty, fitting
-from blobjax.scaling.laws import LAWS, Law
+from blobjax.scaling.laws import LAWS, Law, Settings
+from blobjax.scaling.laws.law import CHAIN, RANGE
 
 FORMAT = 1
 """Of the file: readers refuse another."""
@@ -70,6 +71,9 @@ class _Settings(_Strict):
     level: Annotated[float, Field(ge=0.5, lt=1)]
     seed: Count
     fixed: dict[str, Number]
+    budget_tolerance: Annotated[float, Field(ge=0, le=CHAIN)] = Settings.budget_tolerance
+    window: Annotated[float, Field(gt=1, le=RANGE[1])] | None = None
+    vertex: Literal["parabola", "akima"] = "parabola"
 
 
 class _Points(_Strict):
@@ -79,6 +83,7 @@ class _Points(_Strict):
     notes: list[str]
     sources: list[dict[str, str]]
     columns: dict[str, list[Number]]
+    places: list[str] = []
 
 
 class _Bootstrap(_Strict):
@@ -141,10 +146,16 @@ def _disagreements(law: Law, file: FitFile) -> Iterator[str]:
     for name in (*law.needs, law.target):
         if name not in columns:
             yield f"points.columns: there is no '{name}'"
+    if file.points.places and len(file.points.places) != file.points.count:
+        yield f"points.places: {len(file.points.places)} for {file.points.count} points"
     for name, column in columns.items():
         if len(column) != file.points.count:
             yield f"points.columns.{name}: has {len(column)} numbers for {file.points.count} points"
-        if min(column) <= 0 and not (name == law.target and law.signed):
+        if (
+            min(column) <= 0
+            and not (name == law.target and law.signed)
+            and not (min(column) == 0 and name in law.origin)
+        ):
             yield f"points.columns.{name}: not all are more than 0"
     yield from _draws(law, file)
     yield from _residuals(law, file)

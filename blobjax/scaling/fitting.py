@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 from scipy.special import huber
 
 from blobjax.config import BadInputError
-from blobjax.scaling.laws.law import Columns, Estimate, Law, Settings
+from blobjax.scaling.laws.law import Columns, Estimate, Law, Settings, came_out_as_zero
 
 # So small that it never shows in the real part: the derivative is exact to rounding.
 _STEP = 1e-30
@@ -23,8 +23,6 @@ _GAIN = 1e-9
 _ROUNDS = 12
 # A parameter matters no more where its logarithm moves no prediction by this part: no slope leads back from there.
 _NOTHING = 1e-4
-# From so many more starts a resample is fitted then.
-_MORE = 3
 
 
 @dataclass(frozen=True)
@@ -168,9 +166,10 @@ def _vanished(objective: _Objective, z: np.ndarray, starts: np.ndarray) -> tuple
     for i in np.flatnonzero(_idle(objective, z)):
         if starts[:, i].min() <= z[i] <= starts[:, i].max():
             notes.append(f"no prediction depends on {names[i]} here: the points do not tell it")
+        elif z[i] < starts[:, i].min():
+            notes.append(came_out_as_zero(names[i]))
         else:
-            end = "zero" if z[i] < starts[:, i].min() else "infinity"
-            notes.append(f"{names[i]} came out as {end}: the points do not tell it from that")
+            notes.append(f"{names[i]} came out as infinity: the points do not tell it from that")
     return tuple(notes)
 
 
@@ -198,9 +197,10 @@ def descend_from(law: Law, x: Columns, settings: Settings, start: np.ndarray) ->
 def bootstrap(law: Law, x: Columns, settings: Settings, found: Estimate) -> np.ndarray:
     """Parameters fitted to resamples of the points; those of resamples that allow no fit are missing.
 
-    Points are drawn with replacement, where the law does not say otherwise. Each fit starts from the optimum; and,
-    where a term has vanished there, from the law's own starts too: no slope leads out of zero, so that all resamples
-    would find it again, as if it were certain.
+    Points are drawn with replacement, where the law does not say otherwise. Each fit starts from the optimum. Where
+    a term has vanished there, no slope in its logarithm leads out of zero, so that all resamples would find zero again,
+    as if it were certain; but the sign of that slope tells whether a resample would have the term back (the condition
+    of Karush, Kuhn and Tucker). Those that would are fitted from the best of the law's own starts too.
 
     Returns:
       [at most settings.bootstrap, parameters].
@@ -208,12 +208,18 @@ def bootstrap(law: Law, x: Columns, settings: Settings, found: Estimate) -> np.n
     rng = np.random.default_rng(settings.seed)
     draws = []
     count = len(found.residuals)
-    others = np.zeros((0, 0))
+    others, idle = np.zeros((0, 0)), np.zeros(0, bool)
     if law.estimate is None:
         given = _objective(law, x, settings)
         optimum = law.internal(found.values)[given.free]
-        if given.free.any() and _idle(given, optimum).any():
+        idle = _idle(given, optimum) if given.free.any() else idle
+        if idle.any():
             others = _starts(given)[: settings.starts]
+            # Out of zero the way leads up, out of infinity down.
+            upwards = np.where(optimum < others.min(axis=0), 1, -1)[idle]
+    if law.settled is not None:
+        settings = law.settled(x, settings)
+    resample = law.resampler(x, settings) if law.resampler is not None else None
     for _ in range(settings.bootstrap):
         if law.estimate is None:
             weights = np.bincount(rng.integers(count, size=count), minlength=count).astype(float)
@@ -221,17 +227,17 @@ def bootstrap(law: Law, x: Columns, settings: Settings, found: Estimate) -> np.n
             if not objective.free.any():
                 draws.append(found.values)
                 continue
-            ways = [optimum]
-            if len(others):
-                ways += [others[i] for i in np.argsort(objective.value(others), kind="stable")[:_MORE]]
-            z, value, _ = min((_descend(objective, way, 3) for way in ways), key=lambda each: each[1])
+            z, value, _ = _descend(objective, optimum, 3)
+            if idle.any() and np.any(objective.gradient(z)[1][idle] * upwards <= 0):
+                own = others[np.argmin(objective.value(others))]
+                z, value, _ = min((z, value, True), _descend(objective, own, 3), key=lambda each: each[1])
             full = objective.base.copy()
             full[objective.free] = z
             if np.isfinite(value):
                 draws.append(law.natural(full))
             continue
-        if law.resample is not None:
-            sample = law.resample(x, found.values, rng)
+        if resample is not None:
+            sample = resample(rng)
         else:
             chosen = rng.integers(count, size=count)
             sample = {name: column[chosen] for name, column in x.items()}

@@ -7,7 +7,7 @@ there. What is derived (`flops` as 6 × params × tokens) is said, as is what th
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ class Points:
       sources: as of the table.
       dropped: reason to how many rows were left out for it.
       notes: sentences about them.
+      places: file and line, or run, of each point; empty where they are not known.
     """
 
     columns: dict[str, np.ndarray]
@@ -42,6 +43,7 @@ class Points:
     sources: list[dict[str, str]]
     dropped: dict[str, int]
     notes: tuple[str, ...]
+    places: tuple[str, ...] = ()
 
     @property
     def sha256(self) -> str:
@@ -85,9 +87,15 @@ def choose(
     places = [row.place for row in table.rows]
     dropped: dict[str, int] = {}
 
-    missing = np.any(np.isnan([columns[name] for name in (*law.needs, law.target)]), axis=0)
+    missing = np.any(
+        [
+            _empty(columns[name], [place for place in wrong if name in wrong[place]], places)
+            for name in (*law.needs, law.target)
+        ],
+        axis=0,
+    )
     if wrong:
-        told = np.array([place in wrong for place in places]) | ~(missing & drop_missing)
+        told = ~(missing & drop_missing)
         _refuse_unsound(law, *_kept(columns, places, told), wrong)
     notes = table.notes + _without_gaps(law, columns, meanings, missing)
     if drop_missing and missing.any():
@@ -98,6 +106,10 @@ def choose(
         dropped["missing"] = int(missing.sum())
         columns, places = _kept(columns, places, ~missing)
     _refuse_unsound(law, columns, places, {})
+    columns, places, at_zero = _without_origin(law, columns, places)
+    notes += at_zero
+    if at_zero:
+        dropped["before training"] = len(table.rows) - sum(dropped.values()) - len(places)
     twice = _repeated(columns)
     if twice and (drop_duplicates or law.curves):
         dropped["duplicates"] = len(twice)
@@ -119,7 +131,13 @@ def choose(
         ratio = columns["flops"] / (6 * columns["params"] * columns["tokens"])
         low, high = f"{ratio.min():.3g}", f"{ratio.max():.3g}"
         meanings["flops"] += f"; {low}{'' if low == high else f' to {high}'} times 6 × params × tokens"
-    return Points(columns, meanings, table.sources, dropped, notes)
+    return Points(columns, meanings, table.sources, dropped, notes, tuple(places))
+
+
+def _empty(column: np.ndarray, wrong: Iterable[str], places: list[str]) -> np.ndarray:
+    """Where a column holds no number, and not because of a cell that holds something else: [rows]."""
+    wrong = set(wrong)
+    return np.isnan(column) & np.array([place not in wrong for place in places], bool)
 
 
 def _columns(
@@ -130,6 +148,7 @@ def _columns(
     The last is place to column to a line; an empty one of a column that follows from the cell of another.
     """
     known = list(dict.fromkeys(name for row in table.rows for name in row.cells))
+    places = [row.place for row in table.rows]
     wanted = [*dict.fromkeys((*law.needs, law.target, *law.may_use))]
     problems = [f"--col {ours}={theirs}: there is no column '{theirs}'; {suggest(theirs, known)}"
                 for ours, theirs in named.items() if theirs not in known]  # fmt: skip
@@ -142,8 +161,9 @@ def _columns(
     columns: dict[str, np.ndarray] = {}
     meanings: dict[str, str] = {}
     wrong: dict[str, dict[str, str]] = {}
+    called = {name: named.get(name) or _called(name, known) for name in usable}
     for name in sorted(usable):
-        theirs = named.get(name, name)
+        theirs = called[name]
         if theirs in known and not problems:
             columns[name], wrong[name] = _numbers(table, name, theirs)
             meaning = table.meanings.get(theirs, _NOT_RECORDED if name in ("params", "flops") else "")
@@ -156,17 +176,23 @@ def _columns(
                 with np.errstate(all="ignore"):  # refused with the rows
                     columns[name] = rule(*(columns[source] for source in sources))
                 meanings[name] = words
-                wrong[name] = {place: "" for source in sources for place in wrong[source]}
+                # A cell that is empty is a reason of its own.
+                empty = [_empty(columns[source], wrong[source], places) for source in sources]
+                without = {place for place, none in zip(places, np.any(empty, axis=0), strict=True) if none}
+                wrong[name] = {place: "" for source in sources for place in wrong[source] if place not in without}
                 if name in wanted:
                     wanted += sources
     source_of: dict[str, str] = {}
-    for name in [name for name in dict.fromkeys(wanted) if named.get(name, name) in known]:
-        if (other := source_of.setdefault(named.get(name, name), name)) != name:
-            problems.append(
-                f"--col: column '{named.get(name, name)}' would be {other} and {name}; give one of them another"
-            )
+    for name in [name for name in dict.fromkeys(wanted) if called[name] in known]:
+        if (other := source_of.setdefault(called[name], name)) != name:
+            problems.append(f"--col: column '{called[name]}' would be {other} and {name}; give one of them another")
+        if called[name] in table.ambiguous:
+            problems.append(f"column '{called[name]}' is in the header twice; rename one of them")
     for name in (*law.needs, law.target):
-        if name not in columns:
+        alike = [each for each in known if each.lower() == name]
+        if name not in columns and len(alike) > 1:
+            problems.append(f"columns {' and '.join(map(repr, alike))} could each be {name}; give --col {name}=COLUMN")
+        elif name not in columns:
             near = suggest(name, known) if known else "there are no columns"
             near += "" if near.endswith("?") else "."
             problems.append(f"--law {law.name} needs a column '{name}'; {near} Give --col {name}=COLUMN")
@@ -182,6 +208,12 @@ def _columns(
         {name: meanings[name] for name in meanings if name in used},
         in_rows,
     )
+
+
+def _called(name: str, known: list[str]) -> str:
+    """What a column is called in the table: its name, or the only one that differs in capitals alone."""
+    alike = [each for each in known if each.lower() == name]
+    return alike[0] if name not in known and len(alike) == 1 else name
 
 
 def _numbers(table: Table, ours: str, theirs: str) -> tuple[np.ndarray, dict[str, str]]:
@@ -246,11 +278,23 @@ def _unsound(law: Law, name: str, value: float) -> str:
         return "missing or NaN; remove the row, or give --drop-missing" if name not in law.may_use else ""
     if math.isinf(value):
         return "infinite; remove the row, or leave the cell empty"
-    if value <= 0 and not (name == law.target and law.signed):
+    if value <= 0 and not (name == law.target and law.signed) and not (value == 0 and name in law.origin):
         return f"{value:g}, and must be more than 0; correct or remove the row"
     if value and not RANGE[0] <= abs(value) <= RANGE[1]:
         return f"{value:g}, and a law takes {RANGE[0]:g} to {RANGE[1]:g}; correct or remove the row"
     return ""
+
+
+def _without_origin(
+    law: Law, columns: dict[str, np.ndarray], places: list[str]
+) -> tuple[dict[str, np.ndarray], list[str], tuple[str, ...]]:
+    """Leaves out points at zero of a column where they are sound, but the law has no value; a sentence if there are."""
+    for name in [name for name, has_value in law.origin.items() if not has_value]:
+        zero = columns[name] == 0
+        if zero.any():
+            kept = _kept(columns, places, ~zero)
+            return *kept, (f"{zero.sum()} points at {name} = 0 are left out: {law.name} has no value there",)
+    return columns, places, ()
 
 
 def _repeated(columns: Columns) -> dict[int, int]:

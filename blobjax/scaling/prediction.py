@@ -37,8 +37,11 @@ def predict(content: dict[str, Any], given: dict[str, float]) -> dict[str, Any]:
     """
     law = LAWS[content["law"]]
     least, most = RANGE
-    wrong = [f"{name} is {value:g}, and must be more than 0" for name, value in given.items() if not 0 < value < np.inf]
-    wrong += [f"{name} is {value:g}; it takes {least:g} to {most:g}" for name, value in given.items()
+    # Training that has not begun is a point of a law that has a value there.
+    given_sizes = {name: value for name, value in given.items() if value != 0 or not law.origin.get(name)}
+    wrong = [f"{name} is {value:g}, and must be more than 0" for name, value in given_sizes.items()
+             if not 0 < value < np.inf]  # fmt: skip
+    wrong += [f"{name} is {value:g}; it takes {least:g} to {most:g}" for name, value in given_sizes.items()
               if 0 < value < np.inf and not least <= value <= most]  # fmt: skip
     # Kaplan's tokens are those of a data set, and follow from no budget.
     two = len({*law.uses} & {*_SIZES}) > 1 and law.optimum is not None
@@ -95,6 +98,10 @@ def _completed(given: dict[str, float]) -> dict[str, float]:
     at = dict(given)
     if "overtraining" in at and "flops" in at and "params" not in at:
         at |= {"params": (at["flops"] / 6 / at["overtraining"]) ** 0.5}
+    if {"overtraining", "params"} <= at.keys():
+        at.setdefault("tokens", at["overtraining"] * at["params"])
+    if {"overtraining", "tokens"} <= at.keys():
+        at.setdefault("params", at["tokens"] / at["overtraining"])
     if {"flops", "params"} <= at.keys():
         at.setdefault("tokens", at["flops"] / (6 * at["params"]))
     if {"flops", "tokens"} <= at.keys():

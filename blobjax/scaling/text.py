@@ -136,13 +136,18 @@ def _future(content: dict[str, Any]) -> list[str]:
         line = [number(row["up_to"]), str(row["points"]), number(row["at"]), str(row["unseen"])]
         line += [number(row["measured"]), number(row["predicted"])]
         line += (
-            [f"{row['error']:+.3g}", f"{row['absolute_error']:.3g}"]
+            [_shown(row["error"], "+.3g"), _shown(row["absolute_error"], ".3g")]
             if LAWS[content["law"]].signed
-            else [f"{row['error']:+.2%}", f"{row['absolute_error']:.2%}"]
+            else [_shown(row["error"], "+.2%"), _shown(row["absolute_error"], ".2%")]
         )
         line += [number(row["params_measured"]), number(row["params_predicted"])] if params else []
         lines.append(line)
     return ["leave-future-out:\n" + table((*head, *more), lines)]
+
+
+def _shown(value: float | None, form: str) -> str:
+    """A dash where the law had no value for what was unseen."""
+    return "-" if value is None or math.isnan(value) else f"{value:{form}}"
 
 
 def prediction(result: dict[str, Any], target: str, level: float) -> str:

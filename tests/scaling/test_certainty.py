@@ -9,7 +9,7 @@ from scipy.stats import chi2
 
 from blobjax.scaling import certainty, fitting
 from blobjax.scaling.laws import LAWS, Settings
-from blobjax.scaling.laws.law import budgets
+from blobjax.scaling.laws.law import bins
 from tests.scaling.synthetic import BESIROGLU, isoflops, scattered, with_noise
 
 
@@ -202,9 +202,32 @@ def test_many_budgets_are_six_groups():
     assert certainty.groups(np.array([1.0, 5.0, 1.01]), False)[0].tolist() == [0, 2]
 
 
-def test_values_without_a_gap_are_not_one_budget():
-    assert len(budgets(np.geomspace(1, 100, 10_000))) > 15
-    assert len(budgets(np.array([100, 101, 110, 200, 215]))) == 2
+def test_values_without_a_gap_are_cut_into_bins():
+    assert len(bins(np.geomspace(1, 100, 10_000), 0.25)) > 15
+    whole = certainty.groups(np.geomspace(1, 100, 10_000), False)
+    # 21 bins are six groups of three or four.
+    assert len(whole) == 6
+    assert all(1200 < len(group) < 2100 for group in whole)
+
+
+def test_budgets_a_quarter_apart_are_not_cut_in_two_by_a_bin():
+    """A bin that begins at the smallest run of one budget would end within the next."""
+    flops = np.repeat(1e18 * 1.24 ** np.arange(6), 5) * np.tile([0.985, 0.99, 1.0, 1.01, 1.015], 6)
+    assert [sorted(group) for group in certainty.groups(flops, False)] == np.arange(30).reshape(6, 5).tolist()
+
+
+def test_losses_that_differ_are_groups_of_their_own():
+    """Losses of critical batches lie within a few percent: each is a group."""
+    x = with_noise("critical-batch-loss", [2e8, 0.21], {"loss": np.linspace(2.60, 2.50, 8)}, 0.01)
+    law = LAWS["critical-batch-loss"]
+    settings = Settings(delta=law.delta)
+    assert law.problems(x, {}) == []
+    rows, why_not = certainty.leave_future_out(law, x, settings, fitting.fit(law, x, settings))
+    assert not why_not
+    # Two more points in each of the first groups, as eight losses are six groups; the lowest losses are the future.
+    assert rows[0]["up_to"] > rows[-1]["at"]
+    same = with_noise("critical-batch-loss", [2e8, 0.21], {"loss": np.array([2.5, 2.5, 2.5, 2.6])}, 0.01)
+    assert "2 different loss, and it takes 3" in law.problems(same, {})[0]
 
 
 def test_a_profile_ends_where_nothing_can_be_computed_any_more():

@@ -105,3 +105,21 @@ def test_resampling_follows_the_seed(figure, best):
     first, again = (fitting.bootstrap(LAW, figure, settings, best) for _ in range(2))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, fitting.bootstrap(LAW, figure, replace(settings, seed=1), best))
+
+
+def test_resamples_at_a_floor_of_zero_find_what_all_starts_find():
+    """The sign of a slope says which resamples would have the floor back; the others are not searched for it."""
+    x = {"flops": np.geomspace(1e18, 1e21, 30)}
+    law = LAWS["power-flops"]
+    sample = with_noise("power-flops", [0.3, 60, 0.08], x, 0.005, 2)
+    settings = Settings(bootstrap=12, starts=5)
+    found = fitting.fit(law, sample, settings)
+    assert found.values[0] < 1e-6
+    draws = fitting.bootstrap(law, sample, settings, found)
+    assert 0 < np.sum(draws[:, 0] < 1e-6) < 12
+    rng = np.random.default_rng(0)
+    for draw in draws:
+        chosen = rng.integers(30, size=30)
+        again = {name: column[chosen] for name, column in sample.items()}
+        best = fitting.fit(law, again, settings)
+        assert best.values == pytest.approx(draw, rel=1e-4, abs=1e-6)

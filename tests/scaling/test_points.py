@@ -130,6 +130,21 @@ def test_a_reward_may_be_zero_or_less(tmp_path):
     assert len(chosen(tmp_path / "a.csv", LAWS["rl-compute"]).columns["reward"]) == 7
 
 
+@pytest.mark.parametrize("name", ["rl-compute", "rl-log-linear"])
+def test_a_curve_of_rewards_begins_at_no_compute(tmp_path, name):
+    x = {"flops": np.array([0.0, 0.0, *np.geomspace(1e2, 1e5, 10)]), "reward": np.array([0.2, 0.21, *np.arange(10.0)])}
+    write_csv(tmp_path / "a.csv", x)
+    points = chosen(tmp_path / "a.csv", LAWS[name])
+    if name == "rl-compute":
+        assert np.array_equal(points.columns["flops"], x["flops"])
+    else:  # a line in the logarithm has no value there
+        assert len(points.columns["flops"]) == 10
+        assert points.dropped == {"before training": 2}
+        assert points.notes == ("2 points at flops = 0 are left out: rl-log-linear has no value there",)
+    assert "a.csv:2: flops is 0, and must be more than 0" in refused(tmp_path / "a.csv", LAWS["power-flops"],
+                                                                     {"loss": "reward"})[0]  # fmt: skip
+
+
 def test_missing_cells_are_dropped_when_asked(tmp_path, x):
     x["loss"][[2, 5]] = np.nan
     write_csv(tmp_path / "a.csv", x)
@@ -196,9 +211,23 @@ def test_many_problems_are_told_shortly(tmp_path, x):
     assert lines[-1] == "and 11 more of the kind"
 
 
+@pytest.mark.parametrize("first", ["sep=,", '"sep=,"', "SEP=,"])
+def test_a_line_that_names_the_separator_is_left_out(tmp_path, x, first):
+    write_csv(tmp_path / "a.csv", x)
+    (tmp_path / "a.csv").write_text(first + "\n" + (tmp_path / "a.csv").read_text())
+    table = read([str(tmp_path / "a.csv")])
+    assert len(table.rows) == 16
+    assert table.rows[0].place.endswith("a.csv:3")
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
+        ("sep=;\nparams;tokens;loss\n1;2;3\n", "its columns are separated by ';'; write the table with commas"),
+        # All that follows would be one cell.
+        ('params,tokens,loss\n1,2,3\n1,2,"3\n2,3,4\n', "a.csv:3: a quote is opened here and never closed"),
+        ('params,tokens,loss\n1,2,3\n\n1,"2,3', "a.csv:4: a quote is opened here and never closed"),
+        ('params,"tokens,loss\n1,2,3\n', "a.csv:1: a quote is opened here and never closed"),
         ("params,tokens,los\n1,2,3\n", "needs a column 'loss'; did you mean 'los'?"),
         ("Model Size,D,L\n1,2,3\n", "needs a column 'params'; known: Model Size, D, L. Give --col params=COLUMN"),
         ("params,tokens,loss\n1,two,3\n", "a.csv:2: tokens is 'two', not a number"),
@@ -206,11 +235,11 @@ def test_many_problems_are_told_shortly(tmp_path, x):
         ("params,tokens,loss\n1,٣,3\n", "a.csv:2: tokens is '٣', not a number"),
         ("params,tokens,loss\n", "holds no points"),
         ("", "holds no points"),
-        ("params,params,loss\n1,2,3\n", "column 'params' stands twice"),
+        ("params,params,loss\n1,2,3\n", "column 'params' is in the header twice; rename one of them"),
         ("params,tokens,loss\n1,2,3,4\n", "a.csv:2: more cells than the header"),
         # An index column, and numbers with commas outside of quotes: each row would be read a cell off.
         (",params,tokens,loss\n0,3,299,137,2.5\n", "a.csv:2: more cells than the header has names, 5 and 4"),
-        ("params;tokens;loss\n1;2;3\n", "parted by semicolons; write the table with commas"),
+        ("params;tokens;loss\n1;2;3\n", "separated by semicolons; write the table with commas"),
         ('params,tokens,loss\n1,2,"3,299"\n', "a.csv:2: loss is '3,299': thousands, or a decimal comma?"),
     ],
 )
@@ -229,13 +258,58 @@ def test_a_table_as_spreadsheets_leave_it(tmp_path, x):
     assert all(np.array_equal(points.columns[name], x[name]) for name in x)
 
 
-@pytest.mark.parametrize("word", ["NA", "N/A", "null", "None", "-", ""])
+@pytest.mark.parametrize("word", ["NA", "N/A", "null", "None", "-", "", "#N/A", "#DIV/0!", "#VALUE!"])
 def test_words_for_a_missing_cell(tmp_path, x, word):
     write_csv(tmp_path / "a.csv", x)
     text = (tmp_path / "a.csv").read_text().replace(repr(x["loss"][3].item()), word)
     (tmp_path / "a.csv").write_text(text)
     assert "a.csv:5: loss is missing or NaN" in refused(tmp_path / "a.csv")[0]
     assert chosen(tmp_path / "a.csv", drop_missing=True).dropped == {"missing": 1}
+
+
+def test_a_footer_is_a_row_with_empty_cells(tmp_path, x):
+    """Its first cell is no number, but an empty one is enough to leave it out."""
+    write_csv(tmp_path / "a.csv", x)
+    with (tmp_path / "a.csv").open("a") as file:
+        file.write("Average,,,2.9\n,,,\nmade with a spreadsheet\n")
+    assert "a.csv:18: params is 'Average', not a number" in refused(tmp_path / "a.csv")[0]
+    points = chosen(tmp_path / "a.csv", drop_missing=True)
+    assert points.dropped == {"missing": 3}
+    assert np.array_equal(points.columns["loss"], x["loss"])
+
+
+def test_a_footer_where_tokens_follow_from_what_is_empty(tmp_path, x):
+    del x["tokens"]
+    write_csv(tmp_path / "a.csv", {name: x[name] for name in ("params", "flops", "loss")})
+    with (tmp_path / "a.csv").open("a") as file:
+        file.write("Average,,2.9\n")
+    assert len(chosen(tmp_path / "a.csv", drop_missing=True).columns["loss"]) == 16
+    # A cell that is wrong is not empty.
+    with (tmp_path / "a.csv").open("a") as file:
+        file.write("7B,1e20,2.9\n")
+    (line,) = refused(tmp_path / "a.csv", drop_missing=True)
+    assert line == f"{tmp_path}/a.csv:19: params is '7B', not a number"
+
+
+def test_names_of_columns_in_capitals(tmp_path, x):
+    write_csv(tmp_path / "a.csv", {"Params": x["params"], "TOKENS": x["tokens"], "Loss": x["loss"]})
+    points = chosen(tmp_path / "a.csv")
+    assert np.array_equal(points.columns["tokens"], x["tokens"])
+    assert points.counted["tokens"] == "column 'TOKENS'"
+    # Where several would do, the very name is taken, and without it none.
+    write_csv(tmp_path / "b.csv", {**x, "LOSS": x["params"]})
+    assert np.array_equal(chosen(tmp_path / "b.csv").columns["loss"], x["loss"])
+    write_csv(tmp_path / "c.csv", {"params": x["params"], "tokens": x["tokens"], "Loss": x["loss"], "LOSS": x["loss"]})
+    (line,) = refused(tmp_path / "c.csv")
+    assert line == "columns 'Loss' and 'LOSS' could each be loss; give --col loss=COLUMN"
+
+
+def test_a_name_that_two_columns_have_is_refused_only_where_it_is_used(tmp_path, x):
+    write_csv(tmp_path / "a.csv", {**x, "seed": x["params"], "Seed": x["params"]})
+    text = (tmp_path / "a.csv").read_text().replace("Seed", "seed", 1)
+    (tmp_path / "a.csv").write_text(text)
+    assert len(chosen(tmp_path / "a.csv").columns["loss"]) == 16
+    assert "column 'seed' is in the header twice" in refused(tmp_path / "a.csv", named={"params": "seed"})[0]
 
 
 def test_nothing_left_is_said(tmp_path, x):

@@ -3,7 +3,8 @@
 from blobjax.scaling.laws.chinchilla import CHINCHILLA_3, VARIABLE_PROJECTION
 from blobjax.scaling.laws.critical_batch import CRITICAL_BATCH, CRITICAL_BATCH_LOSS, CRITICAL_BATCH_TOKENS
 from blobjax.scaling.laws.data_constrained import DATA_CONSTRAINED
-from blobjax.scaling.laws.isoflop import CHINCHILLA_1, CHINCHILLA_2
+from blobjax.scaling.laws.envelope import CHINCHILLA_1
+from blobjax.scaling.laws.isoflop import CHINCHILLA_2
 from blobjax.scaling.laws.kaplan import KAPLAN
 from blobjax.scaling.laws.law import Law, Settings
 from blobjax.scaling.laws.over_training import OVER_TRAINING

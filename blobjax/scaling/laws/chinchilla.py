@@ -21,6 +21,7 @@ from blobjax.scaling.laws.law import (
     Values,
     apart,
     best_split,
+    came_out_as_zero,
     grid,
     log,
     log_non_negative,
@@ -106,8 +107,7 @@ def _project(x: Columns, settings: Settings) -> Estimate:
         options={"xatol": 1e-10, "fatol": 1e-14, "maxfev": 2000, "maxiter": 2000},
     )
     coefficients, objective = non_negative(_features(x, *found.x), x["loss"])
-    zero = [name for name, value in zip("EAB", coefficients, strict=True) if value == 0]
-    notes = [f"{' and '.join(zero)} came out as zero, the bound"] if zero else []
+    notes = [came_out_as_zero(name) for name, value in zip("EAB", coefficients, strict=True) if value == 0]
     for name, exponent, coefficient in zip(("alpha", "beta"), found.x, coefficients[1:], strict=True):
         if coefficient == 0:
             notes.append(f"{name} is not identified: no prediction depends on it where its coefficient is zero")

@@ -1,216 +1,231 @@
-"""Chinchilla's first two approaches: what is best at each budget, and how that grows with compute.
+"""Chinchilla's second approach: IsoFLOP curves.
 
-    N*(C) = G_N C^a,   D*(C) = G_D C^b,   L*(C) = E + A C^-gamma
+Runs of several sizes use the same budget up. Where their loss is lowest, as a function of the logarithm of the size, is
+what is best at that budget. Nothing is assumed of how the loss depends on size and tokens, but for its form near the
+lowest point.
 
-Approach 1 takes the envelope of training curves: at each of many budgets the size whose curve is lowest. Approach 2
-takes runs that used a budget up, fits a parabola to their loss against log N (and another against log D), and reads
-its lowest point off. Neither assumes how the loss depends on N and D.
-
-Source: Hoffmann et al. 2022, sections 3.1 and 3.2. How approach 2 errs where budgets are sampled off their centres, or
-widely: the parabola is the first terms of a series only.
+Source: Hoffmann et al. 2022, section 3.2.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
-from blobjax.config import BadInputError
-from blobjax.scaling import fitting
-from blobjax.scaling.laws.law import Columns, Estimate, Law, Parameter, Settings, budgets
-from blobjax.scaling.laws.power import POWER_FLOPS
+from blobjax.scaling.laws.growth import Best, columns, grow, law
+from blobjax.scaling.laws.law import CHAIN, RANGE, Columns, Estimate, Settings, budgets
+from blobjax.scaling.laws.lowest import Budget, Lowest, akima, parabola, widest
 
-PARAMETERS = (
-    Parameter("G_N", "params that are best at one flop"),
-    Parameter("a", "exponent of params", positive=False),
-    Parameter("G_D", "tokens that are best at one flop"),
-    Parameter("b", "exponent of tokens", positive=False),
-    Parameter("E", "loss that stays, nats per token"),
-    Parameter("A", "nats times flops to the gamma"),
-    Parameter("gamma", "exponent of the loss", positive=False),
-)
+# A budget whose points lie so many times as far off their parabola as those of the others do is named.
+_MISFIT = 4.0
+# Relative to the loss: what is nearer to its parabola than losses are written down is no misfit.
+_NOTHING = 1e-5
+# Of each kind of trouble so many budgets are named one by one.
+_NAMED = 5
 
 
 @dataclass(frozen=True)
-class Best:
-    """What is best at some budgets.
+class Valley:
+    """One budget: which points it has, and its lowest points along params and along tokens, or why there are none."""
 
-    Attributes:
-      columns: flops, params, tokens and loss, one value for each budget.
-      refused: a sentence for each budget that says nothing.
-      scatter: of all points about their parabolas, relative to the loss.
+    flops: float
+    group: np.ndarray
+    params: Lowest | str
+    tokens: Lowest | str
+
+    @property
+    def refused(self) -> str:
+        """Why it says nothing; empty where it says something."""
+        return next((each for each in (self.params, self.tokens) if isinstance(each, str)), "")
+
+
+def valleys(x: Columns, settings: Settings) -> list[Valley]:
+    """All budgets, the smallest first.
+
+    Args:
+      x: params, tokens, flops and loss; where there is one `weight`, the inverse of each loss's variance in any unit.
+      settings: budget_tolerance, window (None: the data choose) and vertex are used.
     """
-
-    columns: dict[str, np.ndarray]
-    refused: tuple[str, ...]
-    scatter: np.ndarray
+    settings = settled(x, settings)
+    return [_valley(x, group, settings) for group in budgets(x["flops"], settings.budget_tolerance)]
 
 
-def _columns(rows: list[tuple[float, float, float, float]]) -> dict[str, np.ndarray]:
-    names = ("flops", "params", "tokens", "loss")
-    return {name: np.array([row[i] for row in rows]) for i, name in enumerate(names)}
-
-
-def parabolas(x: Columns) -> Best:
-    """The lowest point of each budget's parabola."""
-    rows, refused, scatter = [], [], []
-    for group in budgets(x["flops"]):
-        C = float(np.exp(np.log(x["flops"][group]).mean()))
-        loss = x["loss"][group]
-        lowest = []
-        for name in ("params", "tokens"):
-            log_size = np.log(x[name][group])
-            if len(np.unique(log_size)) < 4:
-                refused.append(f"budget {C:.3g}: {len(np.unique(log_size))} sizes; a parabola needs 4 to be checked")
-                break
-            middle = log_size.mean()
-            bend, slope, height = np.polyfit(log_size - middle, loss, 2)
-            if bend <= 0:
-                refused.append(f"budget {C:.3g}: the parabola is concave, it has no lowest point")
-                break
-            vertex = middle - slope / (2 * bend)
-            if not log_size.min() <= vertex <= log_size.max():
-                refused.append(
-                    f"budget {C:.3g}: the lowest point, {name} {np.exp(vertex):.3g}, is outside of what was sampled, "
-                    f"{np.exp(log_size.min()):.3g} to {np.exp(log_size.max()):.3g}"
-                )
-                break
-            lowest.append((float(np.exp(vertex)), float(height - slope**2 / (4 * bend))))
-            if name == "params":
-                errors = loss / np.polyval([bend, slope, height], log_size - middle) - 1
-                degrees = max(len(loss) - 3, 1)
-        if len(lowest) == 2:
-            rows.append((C, lowest[0][0], lowest[1][0], lowest[0][1]))
-            scatter.append(errors * np.sqrt(len(loss) / degrees))
-    return Best(_columns(rows), tuple(refused), np.concatenate(scatter) if scatter else np.zeros(0))
-
-
-def _another_sample(x: Columns, values: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """The losses of the parabolas, with errors drawn from all that there were: a budget has too few points to draw."""
-    scatter = parabolas(x).scatter
-    loss = x["loss"].copy()
-    for group in budgets(x["flops"]):
-        log_size = np.log(x["params"][group])
-        if len(np.unique(log_size)) >= 4:
-            fitted = np.polyval(np.polyfit(log_size, loss[group], 2), log_size)
-            loss[group] = fitted * (1 + rng.choice(scatter, len(group)))
-    return {**x, "loss": loss}
-
-
-def envelope(x: Columns, count: int = 1500) -> Best:
-    """The lowest of the training curves at `count` budgets, where sizes on both sides of it are known to be worse."""
-    curves = []
-    for group in budgets(x["params"], 0.01):
-        group = group[np.argsort(x["flops"][group])]
-        if len(group) >= 2:
-            curves.append((x["params"][group[0]], *(np.log(x[name][group]) for name in ("flops", "tokens", "loss"))))
-    rows, edges = [], 0
-    if len(curves) >= 3:
-        C = np.linspace(min(c[1][0] for c in curves), max(c[1][-1] for c in curves), count)
-        losses = np.stack([np.interp(C, c[1], c[3], left=np.nan, right=np.nan) for c in curves])
-        for at, column in zip(C, losses.T, strict=True):
-            known = np.flatnonzero(np.isfinite(column))
-            if len(known) < 3:
-                continue
-            best = known[np.argmin(column[known])]
-            if best in (known[0], known[-1]):
-                edges += 1
-                continue
-            size, flops, tokens, _ = curves[best]
-            rows.append((np.exp(at), size, np.exp(np.interp(at, flops, tokens)), np.exp(column[best])))
-    notes = [f"{len(rows)} of {count} budgets have a best size with worse ones known on both sides"]
-    if edges:
-        notes.append(f"at {edges} budgets the best size is the smallest or the largest known there; they say nothing")
-    return Best(_columns(rows), tuple(notes), np.zeros(0))
-
-
-def _other_curves(x: Columns, values: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Whole training curves drawn with replacement: points of one curve are not independent."""
-    groups = budgets(x["params"], 0.01)
-    chosen = np.unique(rng.integers(len(groups), size=len(groups)))
-    rows = np.concatenate([groups[i] for i in chosen])
-    return {name: column[rows] for name, column in x.items()}
-
-
-def _grow(best: Best, settings: Settings) -> Estimate:
-    """The three power laws through what is best at each budget."""
-    columns = best.columns
-    found = len(np.unique(columns["params"]))
-    if found < 3:
-        raise BadInputError(
-            f"{found} different best sizes inside of what was sampled; a power law needs 3",
-            *best.refused[:5],
-            *([f"and {len(best.refused) - 5} budgets more"] if len(best.refused) > 5 else []),
+def _valley(x: Columns, group: np.ndarray, settings: Settings) -> Valley:
+    C = x["flops"][group]
+    if C.max() > C.min() * (1 + CHAIN):
+        chained = (
+            f"FLOPs up to {C.max():.3g} follow it within {settings.budget_tolerance:.3g}, so no budgets can be told "
+            "apart there; a smaller --budget-tolerance may"
         )
-    log_C = np.log(columns["flops"])
-    middle = log_C.mean()
-    values, objective = [], 0.0
-    for name in ("params", "tokens"):
-        exponent, height = np.polyfit(log_C - middle, np.log(columns[name]), 1)
-        values += [np.exp(height - exponent * middle), exponent]
-        objective += float(np.sum((np.log(columns[name]) - height - exponent * (log_C - middle)) ** 2))
-    notes = best.refused
-    if found >= 4:
-        loss = fitting.fit(POWER_FLOPS, _thinned(columns, 100), Settings(delta=np.inf, starts=2))
-        values += list(loss.values)
-        residuals = loss.residuals
-    else:
-        slope, height = np.polyfit(log_C - middle, np.log(columns["loss"]), 1)
-        values += [0.0, np.exp(height - slope * middle), -slope]
-        residuals = np.log(columns["loss"]) - height - slope * (log_C - middle)
-        notes += ("three budgets cannot tell what loss stays: E is taken to be zero",)
-    scatter = best.scatter if len(best.scatter) else residuals
-    details = {"budgets": {name: column.tolist() for name, column in _thinned(columns).items()}}
-    return Estimate(np.array(values), objective, scatter, True, notes, details)
+        return Valley(float(C.min()), group, chained, chained)
+    found = [
+        akima(each) if settings.vertex == "akima" else parabola(each, settings.window or np.inf)
+        for each in (_budget(x, group, name) for name in ("params", "tokens"))
+    ]
+    return Valley(float(np.exp(np.log(C).mean())), group, *found)
 
 
-def _thinned(columns: dict[str, np.ndarray], most: int = 40) -> dict[str, np.ndarray]:
-    count = len(columns["flops"])
-    chosen = np.unique(np.linspace(0, max(count - 1, 0), min(count, most)).round().astype(int))
-    return {name: column[chosen] for name, column in columns.items()}
+def _budget(x: Columns, group: np.ndarray, name: str) -> Budget:
+    weight = x["weight"] / x["weight"].mean() if "weight" in x else np.ones_like(x["loss"])
+    return Budget(name, np.log(x[name][group]), x["loss"][group], weight[group])
 
 
-def _curve(x: Columns, log_G_N, a, log_G_D, b, log_E, log_A, gamma) -> np.ndarray:  # type: ignore[no-untyped-def]
-    return POWER_FLOPS.curve(x, log_E, log_A, gamma)
+def settled(x: Columns, settings: Settings) -> Settings:
+    """The settings with the window that the data choose, where none is given."""
+    if settings.window is not None or settings.vertex != "parabola":
+        return settings
+    groups = budgets(x["flops"], settings.budget_tolerance)
+    whole = [group for group in groups if x["flops"][group].max() <= x["flops"][group].min() * (1 + CHAIN)]
+    return replace(settings, window=widest([_budget(x, group, "params") for group in whole])[0])
 
 
-def _optimum(law: Law, values: np.ndarray, flops: float, x: Columns) -> tuple[float, float]:
-    G_N, a, G_D, b, *_ = values
-    return float(G_N * flops**a), float(G_D * flops**b)
+def best_of_budgets(x: Columns, settings: Settings) -> Best:
+    """The lowest point of each budget."""
+    chosen = settled(x, settings)
+    found = valleys(x, chosen)
+    rows, scatter = [], []
+    for each in found:
+        if isinstance(each.params, Lowest) and isinstance(each.tokens, Lowest):
+            sizes = (float(np.exp(each.params.log_size)), float(np.exp(each.tokens.log_size)))
+            rows.append((each.flops, *sizes, each.params.loss))
+            scatter.append(each.params.errors)
+    kept = [each for each in found if not each.refused]
+    notes = [_grouped(x, found, settings), *_ambiguous(x, found, settings), _way(settings, chosen)]
+    notes += [*_of_three(x, kept, chosen), *_misfits(x, kept, chosen)]
+    return Best(columns(rows), _refused(found), tuple(notes), np.concatenate(scatter) if scatter else np.zeros(0))
 
 
-def _law(name, section, estimate, resample, measured, distinct, curves=False) -> Law:  # type: ignore[no-untyped-def]
-    return Law(
-        name=name,
-        formula="N*(C) = G_N C^a, D*(C) = G_D C^b, L*(C) = E + A C^-gamma",
-        source=f"Hoffmann et al. 2022, section {section}",
-        parameters=PARAMETERS,
-        curve=_curve,
-        estimate=estimate,
-        minimises="sum of squares of log params and log tokens about their power laws",
-        resample=resample,
-        measured=measured,
-        curves=curves,
-        needs=("params", "tokens", "flops"),
-        distinct=distinct,
-        delta=np.inf,
-        optimum=_optimum,
+def _refused(found: list[Valley]) -> tuple[str, ...]:
+    """A sentence for each budget that says nothing; of those with too few sizes one for all where they are many."""
+    refused = [each for each in found if each.refused]
+    few = [each for each in refused if "sizes; a lowest" in each.refused]
+    if len(few) <= _NAMED:
+        return tuple(f"budget {each.flops:.3g}: {each.refused}" for each in refused)
+    named = ", ".join(f"{each.flops:.3g}" for each in few[:_NAMED])
+    return (
+        *(f"budget {each.flops:.3g}: {each.refused}" for each in refused if each not in few),
+        f"{len(few)} budgets have fewer than three sizes and say nothing: {named} and {len(few) - _NAMED} more",
     )
 
 
-CHINCHILLA_1 = _law(
-    "chinchilla-1",
-    "3.1",
-    lambda x, settings: _grow(envelope(x), settings),
-    _other_curves,
-    lambda x: _thinned(envelope(x).columns),
-    {"params": 3, "flops": 3},
-    curves=True,
-)
-CHINCHILLA_2 = _law(
+def _grouped(x: Columns, found: list[Valley], settings: Settings) -> str:
+    sizes = sorted({len(each.group) for each in found})
+    each = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    return (
+        f"{len(found)} {'budget' if len(found) == 1 else 'budgets'} of {each} points, {len(x['flops'])} in all; "
+        f"FLOPs within {settings.budget_tolerance:.3g} of the next are one budget (--budget-tolerance)"
+    )
+
+
+def _ambiguous(x: Columns, found: list[Valley], settings: Settings) -> list[str]:
+    """A sentence for each chain, and for each two budgets that lie nearly as close as the points of one may."""
+    tolerance, ranges = settings.budget_tolerance, [(x["flops"][each.group].min(), x["flops"][each.group].max())
+                                                    for each in found]  # fmt: skip
+    notes = [
+        f"the {len(each.group)} points at {each.flops:.3g} FLOPs are a chain: each lies within {tolerance:.3g} of the "
+        f"next, but the ends {high / low - 1:.3g} apart; they count as one budget"
+        for each, (low, high) in zip(found, ranges, strict=True)
+        if tolerance * (1 + 1e-9) < high / low - 1 <= CHAIN
+    ]
+    close = []
+    for (low, high), (next_low, next_high) in pairwise(ranges):
+        gap, widest_range = next_low / high - 1, max(high / low, next_high / next_low) - 1
+        if gap <= max(2 * tolerance, widest_range):
+            close.append(
+                f"budgets up to {high:.4g} and from {next_low:.4g} FLOPs lie only {gap:.2g} apart; if they are one, "
+                f"give --budget-tolerance {_rounded_up(gap)}"
+            )
+    for kind in (notes, close):
+        if len(kind) > _NAMED:
+            kind[_NAMED:] = [f"and {len(kind) - _NAMED} more of the kind"]
+    return notes + close
+
+
+def _rounded_up(gap: float) -> str:
+    return f"{np.ceil(gap * 1000) / 1000:.3g}"
+
+
+def _way(settings: Settings, chosen: Settings) -> str:
+    """How the lowest points were found."""
+    if chosen.vertex == "akima":
+        return "lowest points are those of Akima splines through the mean loss of each size"
+    assert chosen.window is not None
+    whole = chosen.window >= RANGE[1]
+    sizes = "all sizes" if whole else f"sizes within a factor of {chosen.window:.3g} of the lowest point"
+    if settings.window is not None:
+        return f"parabolas are fitted to {sizes}, as given"
+    why = "no cubic term is missed there" if whole else "over a wider window the losses are no parabolas"
+    return f"parabolas are fitted to {sizes}, which the data chose: {why}; --window FACTOR chooses otherwise"
+
+
+def _of_three(x: Columns, kept: list[Valley], chosen: Settings) -> list[str]:
+    three = [f"{each.flops:.3g}" for each in kept if len(np.unique(x["params"][each.group])) == 3]
+    if not three:
+        return []
+    curve = "spline" if chosen.vertex == "akima" else "parabola"
+    return [f"at {', '.join(three)} FLOPs there are three sizes: the {curve} goes through them and cannot be checked"]
+
+
+def _misfits(x: Columns, kept: list[Valley], chosen: Settings) -> list[str]:
+    """A sentence for each budget whose points lie far further off their parabola than those of the others."""
+    if chosen.vertex == "akima":
+        return []
+    rms = {n: float(np.sqrt(np.mean(each.params.errors**2)))
+           for n, each in enumerate(kept) if isinstance(each.params, Lowest) and len(each.params.errors)}  # fmt: skip
+    notes = []
+    for n, off in rms.items():
+        others = [each for m, each in rms.items() if m != n]
+        if len(others) < 2 or off <= max(_NOTHING, _MISFIT * float(np.median(others))):
+            continue
+        lowest, group = kept[n].params, kept[n].group
+        assert isinstance(lowest, Lowest)
+        worst = group[lowest.used][np.argmax(np.abs(lowest.errors))]
+        notes.append(
+            f"at {kept[n].flops:.3g} FLOPs the parabola misfits: its points lie {off:.2%} off it, those of the other "
+            f"budgets {np.median(others):.2%}; furthest off is params {x['params'][worst]:.3g}, "
+            f"loss {x['loss'][worst]:.4g}"
+        )
+    return notes
+
+
+def _another_sample(x: Columns, settings: Settings) -> Callable[[np.random.Generator], dict[str, np.ndarray]]:
+    """The losses of the curves, with errors drawn from all that there were: a budget has too few points to draw.
+
+    Points that no curve was fitted to are taken as they were measured.
+    """
+    found = valleys(x, settings)
+    centre = x["loss"].copy()
+    for each in found:
+        if isinstance(each.params, Lowest):
+            used = each.group[each.params.used]
+            centre[used] = each.params.curve(np.log(x["params"][used]))
+    errors = [each.params.errors for each in found if not each.refused and isinstance(each.params, Lowest)]
+    scatter = np.concatenate([*errors, np.zeros(0)])
+    scale = np.sqrt(x["weight"].mean() / x["weight"]) if "weight" in x else np.ones_like(centre)
+
+    def draw(rng: np.random.Generator) -> dict[str, np.ndarray]:
+        off = rng.choice(scatter, len(centre)) * scale if len(scatter) else np.zeros(len(centre))
+        return {**x, "loss": centre * (1 + off)}
+
+    return draw
+
+
+def _estimate(x: Columns, settings: Settings) -> Estimate:
+    found = grow(best_of_budgets(x, settings))
+    chosen = settled(x, settings)
+    bounded = chosen.window is not None and chosen.window < RANGE[1]
+    return replace(found, details=found.details | {"window": chosen.window if bounded else None})
+
+
+CHINCHILLA_2 = law(
     "chinchilla-2",
     "3.2",
-    lambda x, settings: _grow(parabolas(x), settings),
-    _another_sample,
-    lambda x: parabolas(x).columns,
-    {"params": 4, "flops": 3},
+    estimate=_estimate,
+    options=("budget_tolerance", "window", "vertex"),
+    settled=settled,
+    resampler=_another_sample,
+    measured=lambda x, settings: best_of_budgets(x, settings).columns,
+    may_use=("weight",),
+    distinct={"params": 3, "flops": 3},
 )

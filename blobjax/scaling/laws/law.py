@@ -25,6 +25,16 @@ RANGE = (1e-50, 1e50)
 MOST_RESAMPLES = 100_000
 """More would only take time and fill the fit file."""
 
+CHAIN = 0.25
+"""Budgets that follow one another over more than this part are no one budget."""
+
+VERTICES = ("parabola", "akima")
+"""How the lowest point of an IsoFLOP budget can be found."""
+
+# Values of a column are different where they are further apart than a hundredth; losses where they differ at all.
+_APART = {"loss": 0.0}
+_ROUNDING = 1e-9
+
 # A best split is looked for where params are at most e to this times above or below the square root of flops / 6.
 _SPLIT = 12
 
@@ -57,6 +67,9 @@ class Settings:
       level: probability that an interval is meant to hold.
       seed: of the resampling.
       fixed: parameters that are not fitted, and their values.
+      budget_tolerance: of IsoFLOP budgets: neighbours in FLOPs that differ by this part or less are one budget.
+      window: of IsoFLOP parabolas: sizes within this factor of the lowest point are fitted; None: the data choose.
+      vertex: how the lowest point of an IsoFLOP budget is found, one of `VERTICES`.
     """
 
     delta: float = 1e-3
@@ -65,6 +78,9 @@ class Settings:
     level: float = 0.9
     seed: int = 0
     fixed: Values = field(default_factory=dict)
+    budget_tolerance: float = 0.02
+    window: float | None = None
+    vertex: str = "parabola"
 
 
 @dataclass(frozen=True)
@@ -101,13 +117,17 @@ class Law:
       needs: columns without which there is no fit.
       may_use: columns that are used where they exist.
       target: the column that is predicted.
+      origin: columns that may be zero, before training; whether the law has a value there. If not, those points are
+        left out.
       log: the curve gives the target's logarithm, and residuals are of logarithms.
       signed: the target may be zero or less, as a reward is, and an error is none of its shares.
       delta: where the Huber loss turns linear by default.
       starts: points to try, parameters as the curve takes them; None where `estimate` needs none.
       estimate: an estimator of its own; None: the curve is fitted by minimising the Huber loss.
       minimises: what that estimator minimises, in words.
-      resample: one resample of the columns for the bootstrap, given the estimate; None: points drawn with replacement.
+      options: the settings that this law alone has a use for, by their names.
+      settled: the settings with what the data choose in them, so that all resamples are fitted alike.
+      resampler: makes what draws one resample of the columns for the bootstrap; None: points drawn with replacement.
       measured: the points that the curve can be held against (the best of each budget); None: all of them.
       curves: the points lie along training curves, one for each size: those of one curve are not independent.
       derived: more quantities that follow from the parameters; NaN where they do not.
@@ -129,14 +149,17 @@ class Law:
     distinct: Mapping[str, int]
     may_use: tuple[str, ...] = ()
     target: str = "loss"
+    origin: Mapping[str, bool] = field(default_factory=dict)
     log: bool = True
     signed: bool = False
     delta: float = 1e-3
     starts: Callable[[Columns], np.ndarray] | None = None
     estimate: Callable[[Columns, Settings], Estimate] | None = None
     minimises: str = ""
-    resample: Callable[[Columns, np.ndarray, np.random.Generator], dict[str, np.ndarray]] | None = None
-    measured: Callable[[Columns], dict[str, np.ndarray]] | None = None
+    options: tuple[str, ...] = ()
+    settled: Callable[[Columns, Settings], Settings] | None = None
+    resampler: Callable[[Columns, Settings], Callable[[np.random.Generator], dict[str, np.ndarray]]] | None = None
+    measured: Callable[[Columns, Settings], dict[str, np.ndarray]] | None = None
     curves: bool = False
     exponents: Mapping[str, str] = field(default_factory=dict)
     derived: Callable[..., Values] | None = None
@@ -189,7 +212,7 @@ class Law:
         if np.ptp(x[self.target]) <= 1e-12 * np.abs(x[self.target]).max():
             return [f"{self.target} is {x[self.target][0]:g} at all points, so there is nothing to fit"]
         wanted = {name: most for name, most in self.distinct.items() if name in x}
-        found = {name: len(budgets(x[name], 0.01)) for name in wanted}
+        found = {name: len(bins(x[name], _APART.get(name, 0.01))) for name in wanted}
         too_few = [
             f"{found[name]} different {'budgets (flops)' if name == 'flops' else name}, and it takes {wanted[name]}"
             for name in wanted
@@ -202,13 +225,20 @@ class Law:
         """Columns that the curve depends on: of a law of the best at a budget the budget alone."""
         return self.needs if self.measured is None else ("flops",)
 
-    def independent(self, x: Columns) -> int:
-        """How many independent measurements the points are."""
-        return len(budgets(x["params"], 0.01)) if self.curves else len(x[self.target])
+    def independent(self, x: Columns, found: Estimate) -> int:
+        """How many independent measurements the estimate is made from."""
+        if self.curves:
+            return len(bins(x["params"], 0.01))
+        return len(found.residuals)
 
     def as_values(self, values: np.ndarray) -> Values:
         """By name."""
         return {name: float(value) for name, value in zip(self.names, values, strict=True)}
+
+
+def came_out_as_zero(name: str, why: str = "the points do not tell it from that") -> str:
+    """What is said of a floor or a coefficient that was found to be zero, of whatever law."""
+    return f"{name} came out as zero: {why}"
 
 
 def log_sum_exp(*terms: Any) -> np.ndarray:
@@ -228,15 +258,23 @@ def log(x: Columns, name: str) -> np.ndarray:
     return np.log(x[name])
 
 
-def budgets(values: np.ndarray, apart: float = 0.25) -> list[np.ndarray]:
-    """Which points belong together: in ascending order, a group holds what is at most `apart` above its smallest.
+def budgets(values: np.ndarray, tolerance: float = Settings.budget_tolerance) -> list[np.ndarray]:
+    """Which points have one budget, in ascending order: neighbours that differ by `tolerance` or less, relatively.
 
-    Steps are whole and sizes are what widths allow, so runs of one budget differ by some percent.
+    Steps are whole and sizes are what widths allow, so runs of one budget differ by a percent or so. A group does not
+    depend on the order of rows. It may be a chain, whose ends are further apart than its neighbours.
     """
+    order = np.argsort(values, kind="stable")
+    low, high = values[order[:-1]], values[order[1:]]
+    return np.split(order, np.flatnonzero(high > low * (1 + tolerance) * (1 + _ROUNDING)) + 1)
+
+
+def bins(values: np.ndarray, width: float) -> list[np.ndarray]:
+    """Points in ascending order, cut where one is more than `width` above the smallest of its bin, relatively."""
     order = np.argsort(values, kind="stable")
     starts = [0]
     for i, value in enumerate(values[order]):
-        if value > values[order[starts[-1]]] * (1 + apart):
+        if value > values[order[starts[-1]]] * (1 + width):
             starts.append(i)
     return np.split(order, starts[1:])
 

@@ -3,23 +3,25 @@
     R(C) = R_0 + (A - R_0) / (1 + (C_mid / C)^B)
     R(C) = r + s log10 C
 
+Compute may be zero: R(0) = R_0, the reward before training, which the line does not have.
 Rewards are bounded, so a line must break somewhere; over a short range it may fit as well, which is why both are shown.
 Source: Khatri et al. 2025, equation 1. There R_0 is the reward before training: `--fix R_0=…` where it is known.
 """
 
 import numpy as np
 
-from blobjax.scaling.laws.law import Columns, Estimate, Law, Parameter, Settings, grid, log
+from blobjax.scaling.laws.law import Columns, Estimate, Law, Parameter, Settings, grid
 
 
 def _curve(x: Columns, A: np.ndarray, R_0: np.ndarray, log_C_mid: np.ndarray, log_B: np.ndarray) -> np.ndarray:
-    # 1 / (1 + e^-u) as a tanh, which does not overflow.
-    sigmoid = (1 + np.tanh(np.exp(log_B) * (log(x, "flops") - log_C_mid) / 2)) / 2
-    return R_0 + (A - R_0) * sigmoid
+    # 1 / (1 + e^-u) as a tanh, which does not overflow. Before training there is nothing of it, whatever B is.
+    C = np.where(x["flops"] > 0, x["flops"], 1.0)
+    sigmoid = (1 + np.tanh(np.exp(log_B) * (np.log(C) - log_C_mid) / 2)) / 2
+    return R_0 + (A - R_0) * np.where(x["flops"] > 0, sigmoid, 0.0)
 
 
 def _starts(x: Columns) -> np.ndarray:
-    reward, log_C = x["reward"], log(x, "flops")
+    reward, log_C = x["reward"], np.log(x["flops"][x["flops"] > 0])
     low, high = reward.min(), reward.max()
     span = high - low or 1.0
     tops, bottoms = high + span * np.array([0.0, 0.2, 0.6]), low - span * np.array([0.0, 0.2, 0.6])
@@ -41,6 +43,7 @@ RL_COMPUTE = Law(
     needs=("flops",),
     distinct={"flops": 4},
     target="reward",
+    origin={"flops": True},
     log=False,
     signed=True,
     delta=np.inf,
@@ -69,6 +72,7 @@ LOG_LINEAR = Law(
     needs=("flops",),
     distinct={"flops": 3},
     target="reward",
+    origin={"flops": False},
     log=False,
     signed=True,
     delta=np.inf,

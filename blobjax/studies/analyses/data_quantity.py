@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from blobjax.report import plots
-from blobjax.scaling.laws.law import budgets
+from blobjax.scaling.laws.law import bins
 from blobjax.studies import noise
 from blobjax.studies.analyses import fits, law_plots
 from blobjax.studies.analyses.fits import Point, fit_points, held_against, points, value
@@ -124,7 +124,7 @@ def longest(group: Iterable[Point]) -> float:
 
 def at_the_longest(group: list[Point]) -> list[Point]:
     """The runs of most tokens, the least repetition first."""
-    last = budgets(np.array([point.tokens for point in group]))[-1]
+    last = bins(np.array([point.tokens for point in group]), 0.25)[-1]
     return sorted((group[i] for i in last), key=epochs)
 
 

@@ -11,9 +11,9 @@ import numpy as np
 from blobjax.config import BadInputError
 from blobjax.report import plots
 from blobjax.scaling import certainty, fit_file, prediction, text
-from blobjax.scaling.laws import LAWS
-from blobjax.scaling.laws.isoflop import parabolas
-from blobjax.scaling.laws.law import budgets
+from blobjax.scaling.laws import LAWS, Settings
+from blobjax.scaling.laws.isoflop import best_of_budgets, settled, valleys
+from blobjax.scaling.laws.lowest import Lowest
 from blobjax.scaling.multiplier import worth
 from blobjax.studies import noise
 from blobjax.studies.analyses import fits
@@ -64,7 +64,7 @@ def analyse(results: list[Result]) -> Finding:
         *(noise.cannot_tell("the best size of every budget", each) for each in refused),
         *words,
     ]
-    largest = [(result, row) for result, row in rows if row["flops"] > best["flops"][-1] / 1.25]
+    largest = [rows[i] for each in valleys(columns, Settings()) if each.flops == best["flops"][-1] for i in each.group]
     return Finding(
         reproduced=verdict(None if refused else True, half),
         words=tuple(words),
@@ -83,7 +83,7 @@ def _columns(rows: fits.Ends) -> dict[str, np.ndarray]:
 
 def _next(laws: dict[str, dict[str, Any]], x: dict[str, np.ndarray], rows: fits.Ends) -> Prediction:
     """For the budget that follows in the series: its best size, as a model, and what each law says of it."""
-    centres = [float(np.exp(np.log(x["flops"][group]).mean())) for group in budgets(x["flops"])]
+    centres = [each.flops for each in valleys(x, Settings())]
     flops = float(f"{centres[-1] ** 2 / centres[-2]:.2g}")
     best = prediction.predict(laws[PARABOLAS], {"flops": flops})
     settings = scaled(rows, best["optimum"]["params"]["value"]) | {"duration.length": f"{label(flops)} flops"}
@@ -116,28 +116,26 @@ def scaled(rows: fits.Ends, params: float) -> dict[str, Any]:
 
 def _parabolas(x: dict[str, np.ndarray]) -> Picture:
     """The measured points of each budget, its parabola, and the lowest point where there is one."""
-    best = parabolas(x)
+    found = best_of_budgets(x, Settings())
     figure, (axes,) = plots.charts()
-    bar = float(np.sqrt(np.mean(best.scatter**2))) if len(best.scatter) else 0.0
-    for n, group in enumerate(budgets(x["flops"])):
-        order = group[np.argsort(x["params"][group])]
+    bar = float(np.sqrt(np.mean(found.scatter**2))) if len(found.scatter) else 0.0
+    for n, valley in enumerate(valleys(x, Settings())):
+        order = valley.group[np.argsort(x["params"][valley.group])]
         size, loss = x["params"][order], x["loss"][order]
         colour = plots.colour(n)
-        C = np.exp(np.log(x["flops"][group]).mean())
-        axes.errorbar(size, loss, yerr=bar * loss, fmt=plots.marker(n), color=colour, capsize=3, label=f"{C:.2g} FLOPs")
-        if len(np.unique(size)) >= 4:
-            # Centred, as in the fit: logarithms of params alone make it ill-conditioned.
-            middle = np.log(size).mean()
-            fine = np.linspace(np.log(size[0]), np.log(size[-1]), 100)
-            curve = np.polyval(np.polyfit(np.log(size) - middle, loss, 2), fine - middle)
-            axes.plot(np.exp(fine), curve, color=colour, linewidth=1.2)
-    axes.plot(best.columns["params"], best.columns["loss"], "*", color="black", markersize=11, label="lowest point")
+        label = f"{valley.flops:.2g} FLOPs"
+        axes.errorbar(size, loss, yerr=bar * loss, fmt=plots.marker(n), color=colour, capsize=3, label=label)
+        if isinstance(valley.params, Lowest):
+            used = np.log(x["params"][valley.group[valley.params.used]])
+            fine = np.linspace(used.min(), used.max(), 100)
+            axes.plot(np.exp(fine), valley.params.curve(fine), color=colour, linewidth=1.2)
+    axes.plot(found.columns["params"], found.columns["loss"], "*", color="black", markersize=11, label="lowest point")
     ticks = plots.decade_ticks(x["params"].min() / 1.3, x["params"].max() * 1.3)
     plots.draw(axes, {}, "parameters", "held-out loss, nats per token", log_x=True, log_y=True, ticks=ticks)
     axes.legend(frameon=False, fontsize=10)
     caption = (
-        "IsoFLOP curves: each colour is one budget, used up by models of several sizes, and the parabola through them. "
-        "Error bars: the root mean square distance of all points from their parabolas."
+        "IsoFLOP curves: each colour is one budget, used up by models of several sizes, and the parabola through those "
+        "near the lowest point. Error bars: the root mean square distance of these points from their parabolas."
     )
     return Picture("isoflop", caption, figure)
 
@@ -181,11 +179,12 @@ def _curve(law: Any, values: np.ndarray, C: np.ndarray, name: str) -> np.ndarray
 
 def _spread(x: dict[str, np.ndarray], within: float) -> dict[str, dict[float, tuple[float, float]]]:
     """Quantity to (rounded log of the budget to where a share of the resampled losses' values lies)."""
-    law, rng = LAWS[PARABOLAS], np.random.default_rng(0)
-    assert law.resample is not None
+    law, rng, settings = LAWS[PARABOLAS], np.random.default_rng(0), settled(x, Settings())
+    assert law.resampler is not None
+    draw = law.resampler(x, settings)
     found: dict[str, dict[float, list[float]]] = {name: {} for name in ("params", "tokens", "loss")}
     for _ in range(fits.RESAMPLES):
-        columns = parabolas(law.resample(x, np.zeros(0), rng)).columns
+        columns = best_of_budgets(draw(rng), settings).columns
         for i, C in enumerate(columns["flops"]):
             for name, each in found.items():
                 each.setdefault(round(float(np.log(C)), 6), []).append(float(columns[name][i]))

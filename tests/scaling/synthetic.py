@@ -2,7 +2,9 @@
 
 import numpy as np
 
-from blobjax.scaling.laws import LAWS
+from blobjax.scaling import fit_file
+from blobjax.scaling.laws import LAWS, Settings
+from blobjax.scaling.points import Points
 
 # The refit of Chinchilla's figure points by Besiroglu et al. 2024: E, A, B, alpha, beta.
 BESIROGLU = np.array([1.8172, 482.01, 2085.43, 0.3478, 0.3658])
@@ -66,3 +68,10 @@ def write_csv(path, columns: dict) -> str:
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     path.write_text("\n".join([",".join(columns), *(",".join(map(repr, row)) for row in rows)]) + "\n")
     return str(path)
+
+
+def made(name: str, columns: dict, **options) -> dict:
+    """The content of a fit file, without resamples and from few starts unless it is said otherwise."""
+    law = LAWS[name]
+    settings = Settings(**{"delta": law.delta, "bootstrap": 0, "starts": 3} | options)
+    return fit_file.make(law, Points(columns, {}, [], {}, ()), settings)

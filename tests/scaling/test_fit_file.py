@@ -8,17 +8,21 @@ import pytest
 from blobjax.config import BadInputError
 from blobjax.scaling import command, fit_file, text
 from blobjax.scaling.laws import LAWS, Settings
-from blobjax.scaling.points import Points
+from blobjax.scaling.laws.law import Estimate
 from blobjax.scaling.prediction import predict
-from tests.scaling.synthetic import BESIROGLU, cross, isoflops, repeated, sizes_and_tokens, with_noise, write_csv
+from tests.scaling.synthetic import (
+    BESIROGLU,
+    cross,
+    harmful_size,
+    isoflops,
+    made,
+    repeated,
+    sizes_and_tokens,
+    with_noise,
+    write_csv,
+)
 
 ZERO = "E came out as zero: "
-
-
-def made(name: str, columns: dict, **options) -> dict:
-    law = LAWS[name]
-    settings = Settings(**{"delta": law.delta, "bootstrap": 0, "starts": 3} | options)
-    return fit_file.make(law, Points(columns, {}, [], {}, ()), settings)
 
 
 @pytest.mark.parametrize(
@@ -112,16 +116,6 @@ def test_a_reward_before_training_is_a_point(tmp_path):
         )
 
 
-def test_a_size_and_a_multiplier_are_enough():
-    content = made("chinchilla-3", with_noise("chinchilla-3", BESIROGLU, sizes_and_tokens(5, 5), 0.001))
-    whole = predict(content, {"params": 1e9, "tokens": 2e10})
-    assert predict(content, {"params": 1e9, "overtraining": 20.0}) == whole
-    assert whole["at"]["flops"] == pytest.approx(1.2e20)
-    assert predict(content, {"tokens": 2e10, "overtraining": 20.0})["loss"] == whole["loss"]
-    with pytest.raises(BadInputError, match=r"overtraining is 20, but tokens / params is 40; give two of them alone"):
-        predict(content, {"params": 1e9, "tokens": 4e10, "overtraining": 20.0})
-
-
 def test_how_budgets_were_read_is_in_the_fit_file_and_done_again(tmp_path):
     x = with_noise("chinchilla-3", BESIROGLU, isoflops(), 0.001)
     path = write_csv(tmp_path / "a.csv", x)
@@ -172,3 +166,83 @@ def test_a_budget_to_predict_for_is_given_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInputError, match="--flops: is given twice; give it once"):
         cli.app(["laws", "predict", "fit.json", "--flops", "1e19", "--flops", "1e20"], standalone_mode=False)
+
+
+def test_no_intervals_where_they_were_not_asked_for(tmp_path):
+    x = with_noise("chinchilla-3", BESIROGLU, isoflops(), 0.01)
+    content = command.fit([write_csv(tmp_path / "a.csv", x)], "chinchilla-3", bootstrap=0, starts=5)
+    assert content["parameters"]["E"]["low"] is None
+    fit_file.write(content, tmp_path / "fit.json")
+    result, _ = command.predict(str(tmp_path / "fit.json"), {"flops": 1e21})
+    assert result["loss"]["low"] is None
+    assert "E " in text.fit(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "x", "zero"),
+    [
+        # Three budgets cannot tell what loss stays.
+        ("chinchilla-2", with_noise("chinchilla-3", BESIROGLU, isoflops((1e18, 1e19, 1e20)), 0.001), "E"),
+        # Size does harm here, so what it costs is at its bound.
+        ("variable-projection", harmful_size(), "A"),
+    ],
+)
+def test_a_coefficient_of_zero_is_a_result(tmp_path, name, x, zero):
+    content = command.fit([write_csv(tmp_path / "a.csv", x)], name, bootstrap=20)
+    assert content["parameters"][zero]["value"] == 0
+    fit_file.write(content, tmp_path / "fit.json")
+    at = {"flops": 1e20} if name == "chinchilla-2" else {"params": 1e9, "tokens": 2e10}
+    result, _ = command.predict(str(tmp_path / "fit.json"), at)
+    assert result["loss"]["run_low"] < result["loss"]["low"] <= result["loss"]["value"] <= result["loss"]["high"]
+    assert command.fit([str(tmp_path / "fit.json")], "")["parameters"] == content["parameters"]
+
+
+@pytest.mark.parametrize(("name", "fixed", "values"), [
+    ("power-flops", "E", [0, 60, 0.08]),
+    ("chinchilla-3", "E", [0, 30, 60, 0.1, 0.12]),
+    ("chinchilla-3", "A", [1.8, 0, 2000, None, 0.35]),
+    ("over-training", "a", [1.8, 0, 500, 0.18]),
+    ("precision-weights", "E", [0, 30, 60, 0.1, 0.12, 2.5]),
+    ("data-constrained", "E", [0, 50, 100, 0.12, 15, 5]),
+])  # fmt: skip
+def test_a_term_that_is_held_at_zero_drops_out(tmp_path, name, fixed, values):
+    x = repeated() if name == "data-constrained" else sizes_and_tokens(5, 5)
+    x |= {"overtraining": x["tokens"] / x["params"], "weight_bits": np.resize([3.0, 6.0, 12.0], len(x["params"]))}
+    x = with_noise(name, [1.0 if value is None else value for value in values], x, 1e-4)
+    options = {"fixed": [f"{fixed}=0"], "starts": 2, "bootstrap": 0 if name == "data-constrained" else 10}
+    content = command.fit([write_csv(tmp_path / "a.csv", x)], name, **options)
+    found = [entry["value"] for entry in content["parameters"].values()]
+    assert [value for value in found if value is not None] == pytest.approx(
+        [value for value in values if value is not None], rel=0.1
+    )
+    assert [value is None for value in found] == [value is None for value in values]
+    fit_file.write(content, tmp_path / "fit.json")
+    again = json.loads(json.dumps(fit_file.jsonable(command.fit([str(tmp_path / "fit.json")], ""))))
+    assert again == fit_file.read(tmp_path / "fit.json")
+
+
+def test_an_exponent_without_a_coefficient_has_no_value(tmp_path):
+    content = command.fit([write_csv(tmp_path / "a.csv", harmful_size())], "variable-projection", bootstrap=20)
+    alpha = content["parameters"]["alpha"]
+    assert (alpha["value"], alpha["low"], alpha["weakly_identified"]) == (None, None, True)
+    assert content["derived"] == {}
+    said = text.fit(content)
+    assert "exponent of size; not identified" in said
+    assert "note: a, b, G: there is no best split, as A is 0" in said
+    assert "note: no profile of B, weakly identified: variable-projection has an estimator of its own" in said
+    fit_file.write(content, tmp_path / "fit.json")
+    with pytest.raises(BadInputError, match="no best split, as A is 0; give --params and --tokens"):
+        command.predict(str(tmp_path / "fit.json"), {"flops": 1e20})
+
+
+def test_draws_without_a_best_split_are_counted():
+    """Where tokens hardly matter, more of them even harm in some resamples: no interval is NaN for that."""
+    law, draws = LAWS["chinchilla-3"], np.tile(BESIROGLU, (20, 1)) * np.linspace(0.9, 1.1, 20)[:, None]
+    found = Estimate(BESIROGLU, 1.0, np.zeros(60))
+    whole = fit_file._derived(law, found, draws, 0.92)
+    assert fit_file._without_derived(law, found, draws) == []
+    draws[[3, 8], 4] = -0.01
+    spoilt = fit_file._derived(law, found, draws, 0.92)
+    assert spoilt["G"]["low"] == pytest.approx(whole["G"]["low"], rel=0.1)
+    (note,) = fit_file._without_derived(law, found, draws)
+    assert "a, b, G: 2 of 20 resamples have none" in note

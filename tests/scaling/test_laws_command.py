@@ -9,18 +9,13 @@ import numpy as np
 import pytest
 
 from blobjax.config import BadInputError
-from blobjax.scaling import certainty, command, fit_file, text
-from blobjax.scaling.laws import LAWS
-from blobjax.scaling.laws.law import Estimate
+from blobjax.scaling import command, fit_file, text
 from blobjax.scaling.prediction import predict
 from tests.scaling.synthetic import (
     BESIROGLU,
     cross,
-    harmful_size,
     isoflops,
-    repeated,
     scattered,
-    sizes_and_tokens,
     with_noise,
     write_csv,
 )
@@ -180,23 +175,6 @@ def test_a_prediction_that_cannot_be(fitted, options, said):
     others = [value for name, value in zip(options[::2], options[1::2], strict=True) if name == "--at"]
     with pytest.raises(BadInputError, match=said):
         command.predict(str(fitted[0] / "fit.json"), given, others)
-
-
-def test_the_best_of_a_budget_with_little_data(tmp_path):
-    """What the law needs besides the budget is asked for."""
-    x = repeated()
-    path = write_csv(tmp_path / "a.csv", with_noise("data-constrained", [1.87, 521, 1488, 0.353, 15.4, 5.3], x, 0.001))
-    fit_file.write(command.fit([path], "data-constrained", bootstrap=5, starts=5), tmp_path / "fit.json")
-    with pytest.raises(BadInputError, match=r"needs unique_tokens too; give --at unique_tokens=$"):
-        command.predict(str(tmp_path / "fit.json"), {"flops": 1e22})
-    little, plenty = (
-        command.predict(str(tmp_path / "fit.json"), {"flops": 1e22}, [f"unique_tokens={unique}"])[0]
-        for unique in ("1e9", "1e12")
-    )
-    assert little["loss"]["value"] > plenty["loss"]["value"]
-    # Fewer unique tokens: epochs are worth more than excess parameters (R_D > R_N).
-    assert little["optimum"]["tokens"]["value"] > 1e9
-    assert 6 * little["at"]["params"] * little["at"]["tokens"] == pytest.approx(1e22)
 
 
 def test_no_other_file_is_a_fit(tmp_path):
@@ -373,86 +351,6 @@ def test_budgets_that_were_refused_are_named(tmp_path):
     assert content["details"]["budgets"]["flops"] == pytest.approx([1e18, 1e19, 3e19, 1e20])
 
 
-def test_no_intervals_where_they_were_not_asked_for(tmp_path):
-    x = with_noise("chinchilla-3", BESIROGLU, isoflops(), 0.01)
-    content = command.fit([write_csv(tmp_path / "a.csv", x)], "chinchilla-3", bootstrap=0, starts=5)
-    assert content["parameters"]["E"]["low"] is None
-    fit_file.write(content, tmp_path / "fit.json")
-    result, _ = command.predict(str(tmp_path / "fit.json"), {"flops": 1e21})
-    assert result["loss"]["low"] is None
-    assert "E " in text.fit(content)
-
-
-@pytest.mark.parametrize(
-    ("name", "x", "zero"),
-    [
-        # Three budgets cannot tell what loss stays.
-        ("chinchilla-2", with_noise("chinchilla-3", BESIROGLU, isoflops((1e18, 1e19, 1e20)), 0.001), "E"),
-        # Size does harm here, so what it costs is at its bound.
-        ("variable-projection", harmful_size(), "A"),
-    ],
-)
-def test_a_coefficient_of_zero_is_a_result(tmp_path, name, x, zero):
-    content = command.fit([write_csv(tmp_path / "a.csv", x)], name, bootstrap=20)
-    assert content["parameters"][zero]["value"] == 0
-    fit_file.write(content, tmp_path / "fit.json")
-    at = {"flops": 1e20} if name == "chinchilla-2" else {"params": 1e9, "tokens": 2e10}
-    result, _ = command.predict(str(tmp_path / "fit.json"), at)
-    assert result["loss"]["run_low"] < result["loss"]["low"] <= result["loss"]["value"] <= result["loss"]["high"]
-    assert command.fit([str(tmp_path / "fit.json")], "")["parameters"] == content["parameters"]
-
-
-@pytest.mark.parametrize(("name", "fixed", "values"), [
-    ("power-flops", "E", [0, 60, 0.08]),
-    ("chinchilla-3", "E", [0, 30, 60, 0.1, 0.12]),
-    ("chinchilla-3", "A", [1.8, 0, 2000, None, 0.35]),
-    ("over-training", "a", [1.8, 0, 500, 0.18]),
-    ("precision-weights", "E", [0, 30, 60, 0.1, 0.12, 2.5]),
-    ("data-constrained", "E", [0, 50, 100, 0.12, 15, 5]),
-])  # fmt: skip
-def test_a_term_that_is_held_at_zero_drops_out(tmp_path, name, fixed, values):
-    x = repeated() if name == "data-constrained" else sizes_and_tokens(5, 5)
-    x |= {"overtraining": x["tokens"] / x["params"], "weight_bits": np.resize([3.0, 6.0, 12.0], len(x["params"]))}
-    x = with_noise(name, [1.0 if value is None else value for value in values], x, 1e-4)
-    options = {"fixed": [f"{fixed}=0"], "starts": 2, "bootstrap": 0 if name == "data-constrained" else 10}
-    content = command.fit([write_csv(tmp_path / "a.csv", x)], name, **options)
-    found = [entry["value"] for entry in content["parameters"].values()]
-    assert [value for value in found if value is not None] == pytest.approx(
-        [value for value in values if value is not None], rel=0.1
-    )
-    assert [value is None for value in found] == [value is None for value in values]
-    fit_file.write(content, tmp_path / "fit.json")
-    again = json.loads(json.dumps(fit_file.jsonable(command.fit([str(tmp_path / "fit.json")], ""))))
-    assert again == fit_file.read(tmp_path / "fit.json")
-
-
-def test_an_exponent_without_a_coefficient_has_no_value(tmp_path):
-    content = command.fit([write_csv(tmp_path / "a.csv", harmful_size())], "variable-projection", bootstrap=20)
-    alpha = content["parameters"]["alpha"]
-    assert (alpha["value"], alpha["low"], alpha["weakly_identified"]) == (None, None, True)
-    assert content["derived"] == {}
-    said = text.fit(content)
-    assert "exponent of size; not identified" in said
-    assert "note: a, b, G: there is no best split, as A is 0" in said
-    assert "note: no profile of B, weakly identified: variable-projection has an estimator of its own" in said
-    fit_file.write(content, tmp_path / "fit.json")
-    with pytest.raises(BadInputError, match="no best split, as A is 0; give --params and --tokens"):
-        command.predict(str(tmp_path / "fit.json"), {"flops": 1e20})
-
-
-def test_draws_without_a_best_split_are_counted():
-    """Where tokens hardly matter, more of them even harm in some resamples: no interval is NaN for that."""
-    law, draws = LAWS["chinchilla-3"], np.tile(BESIROGLU, (20, 1)) * np.linspace(0.9, 1.1, 20)[:, None]
-    found = Estimate(BESIROGLU, 1.0, np.zeros(60))
-    whole = fit_file._derived(law, found, draws, 0.92)
-    assert fit_file._without_derived(law, found, draws) == []
-    draws[[3, 8], 4] = -0.01
-    spoilt = fit_file._derived(law, found, draws, 0.92)
-    assert spoilt["G"]["low"] == pytest.approx(whole["G"]["low"], rel=0.1)
-    (note,) = fit_file._without_derived(law, found, draws)
-    assert "a, b, G: 2 of 20 resamples have none" in note
-
-
 def test_draws_without_a_best_split_are_no_prediction(content):
     """They have no loss at one either; half of them or more leave no interval."""
     rows = content["bootstrap"]["draws"]
@@ -462,44 +360,6 @@ def test_draws_without_a_best_split_are_no_prediction(content):
         assert f"{lost} of 40 resamples say nothing of it" in found["notes"][0]
         for entry in (found["loss"], *found["optimum"].values()):
             assert (entry["low"] is None) == (lost > 20)
-
-
-def test_what_a_law_does_not_use_is_not_taken(tmp_path):
-    """A parabola's law is of the best at a budget: its loss at another split would be the best's all the same."""
-    x = with_noise("chinchilla-3", BESIROGLU, isoflops(), 0.001)
-    fit_file.write(command.fit([write_csv(tmp_path / "a.csv", x)], "chinchilla-2", bootstrap=10), tmp_path / "fit.json")
-    with pytest.raises(BadInputError) as refused:
-        command.predict(str(tmp_path / "fit.json"), {"params": 1e8, "tokens": 1e12})
-    assert refused.value.problems[0] == "--law chinchilla-2 uses no 'params'; it takes flops"
-    assert command.predict(str(tmp_path / "fit.json"), {"flops": 6e20})[0]["optimum"]
-
-
-def test_kaplans_law_has_no_best_split_of_compute(tmp_path):
-    x = with_noise("kaplan", [8.8e13, 5.4e13, 0.076, 0.095], isoflops(), 0.001)
-    content = command.fit([write_csv(tmp_path / "a.csv", x)], "kaplan", bootstrap=0, starts=5)
-    fit_file.write(content, tmp_path / "fit.json")
-    with pytest.raises(BadInputError, match=r"--law kaplan uses no 'flops'; it takes params, tokens$"):
-        command.predict(str(tmp_path / "fit.json"), {"flops": 1e22, "params": 1e9})
-
-
-def test_a_single_run_is_never_surer_than_the_law(tmp_path):
-    """One noise for each draw of the law would be one draw of their sum: with few draws it may be the narrower."""
-    for seed in range(6):
-        x = with_noise("power-flops", [1.7, 500, 0.15], {"flops": np.geomspace(1e16, 1e20, 12)}, 0.002, seed)
-        content = command.fit([write_csv(tmp_path / "a.csv", x)], "power-flops", bootstrap=20, starts=2)
-        found = predict(content, {"flops": 1e23})["loss"]
-        assert found["run_low"] < found["low"] < found["high"] < found["run_high"]
-
-
-def test_training_curves_are_as_many_as_there_are_sizes(tmp_path):
-    """Points of one curve are no measurements of their own, and what the envelope scatters by is no run's noise."""
-    x = cross(params=np.geomspace(1e7, 3e9, 12), tokens=np.geomspace(1e8, 3e11, 40))
-    x = with_noise("chinchilla-3", BESIROGLU, x | {"flops": 6 * x["params"] * x["tokens"]}, 0.002)
-    content = command.fit([write_csv(tmp_path / "a.csv", x)], "chinchilla-1", bootstrap=20)
-    assert content["bootstrap"]["share"] == pytest.approx(certainty.share(0.9, 12, 7))
-    found = predict(content, {"flops": 1e21})
-    assert (found["loss"]["run_low"], found["loss"]["run_high"]) == (None, None)
-    assert "of a single run" not in text.prediction(found, "loss", 0.9)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import json
 import platform
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -133,13 +133,15 @@ def _finite(value: float) -> float | None:
 
 def _diverged(law: Law, points: Points, settings: Settings, found: Estimate) -> list[str]:
     """A sentence for each run whose loss lies far above all that the law and the other runs have there."""
-    if law.target != "loss" or law.measured is not None:
+    if law.target != "loss" or law.curves:
         return []
     values = found.values
-    if np.isinf(settings.delta) and np.all(np.isfinite(law.internal(values))):
-        # Least squares bend to a run that is far off; the Huber loss does not.
-        robust = fitting.descend_from(law, points.columns, replace(settings, delta=Settings.delta), values).values
-        values = robust if np.all(np.isfinite(robust)) else values
+    if law.estimate is not None or np.isinf(settings.delta):
+        # Least squares bend to a run that is far off, and a law of the best at a budget says nothing of other sizes.
+        law = law if law.estimate is None else LAWS["chinchilla-3"]
+        if law.problems(points.columns, settings.fixed):
+            return []
+        values = fitting.fit(law, points.columns, Settings(starts=5, fixed=settings.fixed)).values
     off = np.log(points.columns["loss"] / law.predict(values, points.columns))
     # The median is of the good runs, as long as they are the most; 1.4826 makes it a standard deviation.
     far = np.flatnonzero(off > max(_DIVERGED * 1.4826 * float(np.median(np.abs(off))), _NOISE))

@@ -98,14 +98,14 @@ def _completed(given: dict[str, float]) -> dict[str, float]:
     at = dict(given)
     if "overtraining" in at and "flops" in at and "params" not in at:
         at |= {"params": (at["flops"] / 6 / at["overtraining"]) ** 0.5}
-    if {"overtraining", "params"} <= at.keys():
-        at.setdefault("tokens", at["overtraining"] * at["params"])
-    if {"overtraining", "tokens"} <= at.keys():
-        at.setdefault("params", at["tokens"] / at["overtraining"])
     if {"flops", "params"} <= at.keys():
         at.setdefault("tokens", at["flops"] / (6 * at["params"]))
     if {"flops", "tokens"} <= at.keys():
         at.setdefault("params", at["flops"] / (6 * at["tokens"]))
+    if {"overtraining", "params"} <= at.keys():
+        at.setdefault("tokens", at["overtraining"] * at["params"])
+    if {"overtraining", "tokens"} <= at.keys():
+        at.setdefault("params", at["tokens"] / at["overtraining"])
     if {"params", "tokens"} <= at.keys():
         at.setdefault("flops", 6 * at["params"] * at["tokens"])
         at.setdefault("overtraining", at["tokens"] / at["params"])

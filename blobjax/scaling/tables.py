@@ -151,6 +151,8 @@ def _refuse_open_quote(path: str, text: str, begin: int) -> None:
 
 def _remark(cells: list[str]) -> bool:
     """Whether a line begins with `#`, which alone in its cell is the name or the mark of a column of numbers."""
+    if cells[0].strip().lower() in _ERRORS:
+        return False
     return cells[0].startswith("#") and (len(cells) == 1 or cells[0].strip() != "#")
 
 

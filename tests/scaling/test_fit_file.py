@@ -57,11 +57,20 @@ def test_a_floor_of_zero_is_said_of_the_best_of_budgets_too(name):
         assert f"{ZERO}three budgets cannot tell what loss stays" in made(name, three)["notes"]
 
 
-@pytest.mark.parametrize("delta", [1e-3, np.inf])
-def test_a_run_that_diverged_is_named(tmp_path, delta):
-    x = with_noise("chinchilla-3", BESIROGLU, sizes_and_tokens(6, 6), 0.005)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("chinchilla-3", {}),
+        ("chinchilla-3", {"delta": np.inf}),
+        ("variable-projection", {}),
+        ("chinchilla-2", {"window": 2.0}),
+    ],
+)
+def test_a_run_that_diverged_is_named(tmp_path, name, options):
+    options |= {"bootstrap": 0, "starts": 5}
+    x = with_noise("chinchilla-3", BESIROGLU, isoflops(spread=3.0), 0.005)
     x["loss"][[7, 20]] = [9.8, 6.0]
-    content = command.fit([write_csv(tmp_path / "a.csv", x)], "chinchilla-3", delta=delta, bootstrap=0, starts=5)
+    content = command.fit([write_csv(tmp_path / "a.csv", x)], name, **options)
     named = [note for note in content["notes"] if "diverged" in note]
     assert [note.partition(" is ")[0] for note in named] == [
         f"{tmp_path}/a.csv:9: loss 9.8",
@@ -70,8 +79,8 @@ def test_a_run_that_diverged_is_named(tmp_path, delta):
     # The fit file knows where its points came from, and says it again.
     fit_file.write(content, tmp_path / "fit.json")
     assert command.fit([str(tmp_path / "fit.json")], "")["notes"] == content["notes"]
-    x = with_noise("chinchilla-3", BESIROGLU, sizes_and_tokens(6, 6), 0.02)
-    good = command.fit([write_csv(tmp_path / "b.csv", x)], "chinchilla-3", delta=delta, bootstrap=0, starts=5)
+    x = with_noise("chinchilla-3", BESIROGLU, isoflops(spread=3.0), 0.02)
+    good = command.fit([write_csv(tmp_path / "b.csv", x)], name, **options)
     assert not any("diverged" in note for note in good["notes"])
 
 

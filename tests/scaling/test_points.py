@@ -274,6 +274,14 @@ def test_a_footer_is_a_row_with_empty_cells(tmp_path, x):
     assert np.array_equal(points.columns["loss"], x["loss"])
 
 
+def test_a_row_that_begins_with_a_spreadsheets_error_is_no_remark(tmp_path, x):
+    write_csv(tmp_path / "a.csv", x)
+    with (tmp_path / "a.csv").open("a") as file:
+        file.write("#DIV/0!,1e9,3.0,6e18\n# a remark\n")
+    assert "a.csv:18: params is missing" in refused(tmp_path / "a.csv")[0]
+    assert chosen(tmp_path / "a.csv", drop_missing=True).dropped == {"missing": 1}
+
+
 def test_a_footer_where_tokens_follow_from_what_is_empty(tmp_path, x):
     del x["tokens"]
     write_csv(tmp_path / "a.csv", {name: x[name] for name in ("params", "flops", "loss")})

@@ -155,6 +155,15 @@ def test_points_without_budgets_are_no_isoflops():
     x = exact(scattered(2000))
     with pytest.raises(BadInputError, match="no budgets can be told apart"):
         fitting.fit(LAW, x, Settings())
+    with pytest.raises(BadInputError) as caught:
+        fitting.fit(LAW, exact(scattered(40)), Settings(budget_tolerance=1e-6))
+    assert "40 budgets have fewer than three sizes and say nothing: " in caught.value.problems[1]
+    assert caught.value.problems[1].endswith(" and 35 more")
+
+
+def test_four_sizes_cannot_tell_what_window_they_need():
+    notes = fitting.fit(LAW, exact(isoflops(sizes=4, spread=3.0)), Settings()).notes
+    assert any("all sizes, which the data chose: 4 sizes or fewer cannot tell" in note for note in notes)
 
 
 # Exponents far from alike: the curves of budgets are steep on the side of small models.

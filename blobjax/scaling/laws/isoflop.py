@@ -15,7 +15,7 @@ import numpy as np
 
 from blobjax.scaling.laws.growth import Best, columns, grow, law
 from blobjax.scaling.laws.law import CHAIN, RANGE, Columns, Estimate, Settings, budgets
-from blobjax.scaling.laws.lowest import Budget, Lowest, akima, parabola, widest
+from blobjax.scaling.laws.lowest import CHECKED, FEWEST, Budget, Lowest, akima, parabola, widest
 
 # A budget whose points lie so many times as far off their parabola as those of the others do is named.
 _MISFIT = 4.0
@@ -77,7 +77,7 @@ def settled(x: Columns, settings: Settings) -> Settings:
         return settings
     groups = budgets(x["flops"], settings.budget_tolerance)
     whole = [group for group in groups if x["flops"][group].max() <= x["flops"][group].min() * (1 + CHAIN)]
-    return replace(settings, window=widest([_budget(x, group, "params") for group in whole])[0])
+    return replace(settings, window=widest([_budget(x, group, "params") for group in whole]))
 
 
 def best_of_budgets(x: Columns, settings: Settings) -> Best:
@@ -91,20 +91,24 @@ def best_of_budgets(x: Columns, settings: Settings) -> Best:
             rows.append((each.flops, *sizes, each.params.loss))
             scatter.append(each.params.errors)
     kept = [each for each in found if not each.refused]
-    notes = [_grouped(x, found, settings), *_ambiguous(x, found, settings), _way(settings, chosen)]
+    notes = [_grouped(x, found, settings), *_ambiguous(x, found, settings), _way(x, found, settings, chosen)]
     notes += [*_of_three(x, kept, chosen), *_misfits(x, kept, chosen)]
-    return Best(columns(rows), _refused(found), tuple(notes), np.concatenate(scatter) if scatter else np.zeros(0))
+    return Best(columns(rows), _refused(x, found), tuple(notes), np.concatenate(scatter) if scatter else np.zeros(0))
 
 
-def _refused(found: list[Valley]) -> tuple[str, ...]:
+def _sizes(x: Columns, valley: Valley) -> int:
+    return len(np.unique(x["params"][valley.group]))
+
+
+def _refused(x: Columns, found: list[Valley]) -> tuple[str, ...]:
     """A sentence for each budget that says nothing; of those with too few sizes one for all where they are many."""
     refused = [each for each in found if each.refused]
-    few = [each for each in refused if "sizes; a lowest" in each.refused]
+    few = [each for each in refused if _sizes(x, each) < FEWEST]
     if len(few) <= _NAMED:
         return tuple(f"budget {each.flops:.3g}: {each.refused}" for each in refused)
     named = ", ".join(f"{each.flops:.3g}" for each in few[:_NAMED])
     return (
-        *(f"budget {each.flops:.3g}: {each.refused}" for each in refused if each not in few),
+        *(f"budget {each.flops:.3g}: {each.refused}" for each in refused if _sizes(x, each) >= FEWEST),
         f"{len(few)} budgets have fewer than three sizes and say nothing: {named} and {len(few) - _NAMED} more",
     )
 
@@ -146,7 +150,7 @@ def _rounded_up(gap: float) -> str:
     return f"{np.ceil(gap * 1000) / 1000:.3g}"
 
 
-def _way(settings: Settings, chosen: Settings) -> str:
+def _way(x: Columns, found: list[Valley], settings: Settings, chosen: Settings) -> str:
     """How the lowest points were found."""
     if chosen.vertex == "akima":
         return "lowest points are those of Akima splines through the mean loss of each size"
@@ -156,11 +160,13 @@ def _way(settings: Settings, chosen: Settings) -> str:
     if settings.window is not None:
         return f"parabolas are fitted to {sizes}, as given"
     why = "no cubic term is missed there" if whole else "over a wider window the losses are no parabolas"
+    if whole and max(_sizes(x, each) for each in found) <= CHECKED:
+        why = f"{CHECKED} sizes or fewer cannot tell whether they are too wide"
     return f"parabolas are fitted to {sizes}, which the data chose: {why}; --window FACTOR chooses otherwise"
 
 
 def _of_three(x: Columns, kept: list[Valley], chosen: Settings) -> list[str]:
-    three = [f"{each.flops:.3g}" for each in kept if len(np.unique(x["params"][each.group])) == 3]
+    three = [f"{each.flops:.3g}" for each in kept if _sizes(x, each) == FEWEST]
     if not three:
         return []
     curve = "spline" if chosen.vertex == "akima" else "parabola"

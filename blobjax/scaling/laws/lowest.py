@@ -23,7 +23,7 @@ WINDOWS = (np.inf, 16.0, 11.3, 8.0, 5.66, 4.0, 2.83, 2.0)
 # a term that is left out in doubt costs more than one degree of freedom (Bancroft 1964).
 _DOUBT = 0.25
 # A parabola has three coefficients, and four sizes are the fewest that can contradict it.
-_FEWEST, _CHECKED = 3, 4
+FEWEST, CHECKED = 3, 4
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ def parabola(budget: Budget, window: float) -> Lowest | str:
     the four nearest to its centre.
     """
     sizes = budget.sizes
-    if len(sizes) < _FEWEST:
-        return f"{len(sizes)} sizes; a lowest point takes {_FEWEST}"
+    if len(sizes) < FEWEST:
+        return f"{len(sizes)} sizes; a lowest point takes {FEWEST}"
     used, coefficients, centre = _settled(budget, window)
     bend, slope, height = coefficients
     if bend <= 0:
@@ -123,7 +123,7 @@ def _settled(budget: Budget, window: float) -> tuple[np.ndarray, np.ndarray, flo
 
 def _within(log_size: np.ndarray, sizes: np.ndarray, centre: float, window: float) -> np.ndarray:
     """Which points lie within a factor of the centre, or are of the four sizes nearest to it."""
-    nearest = np.sort(np.abs(sizes - centre))[min(_CHECKED, len(sizes)) - 1]
+    nearest = np.sort(np.abs(sizes - centre))[min(CHECKED, len(sizes)) - 1]
     # A size at the window's very edge is in it, however its logarithm was rounded.
     return np.abs(log_size - centre) <= max(np.log(window), nearest) + 1e-9
 
@@ -137,8 +137,8 @@ def _outside(name: str, lowest: float, low: float, high: float) -> str:
 def akima(budget: Budget) -> Lowest | str:
     """The lowest point of the Akima spline through the mean loss of each size; or why there is none."""
     sizes, means = budget.sizes, budget.means()
-    if len(sizes) < _FEWEST:
-        return f"{len(sizes)} sizes; a lowest point takes {_FEWEST}"
+    if len(sizes) < FEWEST:
+        return f"{len(sizes)} sizes; a lowest point takes {FEWEST}"
     if not budget.inside:
         return _outside(budget.name, float(sizes[np.argmin(means)]), sizes[0], sizes[-1])
     curve = Akima1DInterpolator(sizes, means)
@@ -162,7 +162,7 @@ def _noise(budget: Budget) -> np.ndarray:
     found = []
     for i in range(1, len(sizes) - 1):
         others = np.array([j for j in range(max(i - 2, 0), min(i + 3, len(sizes))) if j != i])
-        if len(others) < _FEWEST:
+        if len(others) < FEWEST:
             continue
         # Lagrange's weights: what the polynomial through the others has at this size.
         share = np.array([np.prod([(sizes[i] - sizes[k]) / (sizes[j] - sizes[k]) for k in others if k != j])
@@ -172,14 +172,12 @@ def _noise(budget: Budget) -> np.ndarray:
     return np.array(found)
 
 
-def widest(given: Sequence[Budget]) -> tuple[float, bool]:
-    """The widest window in which a parabola is what the losses are, and whether the data could tell.
+def widest(given: Sequence[Budget]) -> float:
+    """The widest window in which a parabola is what the losses are.
 
     In each window a cubic is held against the parabola, over all budgets whose lowest loss was measured inside: an F
-    test of one term more for each budget. The widest window that passes is taken; where none does, the one below the
-    narrowest that could be tested.
+    test of one term more for each budget. The widest window that passes is taken, or has too few sizes for the test.
     """
-    told = False
     for window in WINDOWS:
         gained = left = 0.0
         terms = freedom = 0
@@ -187,17 +185,16 @@ def widest(given: Sequence[Budget]) -> tuple[float, bool]:
             if not budget.inside:
                 continue
             used = _settled(budget, window)[0]
-            if len(np.unique(budget.log_size[used])) > _CHECKED:
+            if len(np.unique(budget.log_size[used])) > CHECKED:
                 square, cube = (_squares(budget, used, degree) for degree in (2, 3))
                 gained, left = gained + square - cube, left + cube
                 terms, freedom = terms + 1, freedom + int(used.sum()) - 4
         if not terms:
-            return window, told
-        told = True
+            return window
         # Rounding is no misfit.
         if gained <= 1e-20 or fdtrc(terms, freedom, (gained / terms) / max(left / freedom, 1e-300)) > _DOUBT:
-            return window, told
-    return WINDOWS[-1], told
+            return window
+    return WINDOWS[-1]
 
 
 def _squares(budget: Budget, used: np.ndarray, degree: int) -> float:

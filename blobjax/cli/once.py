@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperOption
 
 from blobjax.config import BadInputError
 
@@ -18,7 +18,7 @@ class Once(TyperCommand):
           BadInputError: an option is given twice.
         """
         _, _, order = self.make_parser(ctx).parse_args(args=list(args))
-        single = [each for each in order if each.param_type_name == "option" and not (each.multiple or each.is_flag)]
+        single = [each for each in order if isinstance(each, TyperOption) and not (each.multiple or each.is_flag)]
         if twice := [each for each in dict.fromkeys(single) if single.count(each) > 1]:
             raise BadInputError(f"{max(twice[0].opts, key=len)}: is given twice; give it once")
         return super().parse_args(ctx, args)

@@ -246,7 +246,10 @@ def test_a_parabola_that_misfits_is_named():
     (note,) = [note for note in notes if "misfits" in note]
     assert note.startswith("at 1e+19 FLOPs the parabola misfits: its points lie ")
     assert f"furthest off is params {x['params'][22]:.3g}, loss {x['loss'][22]:.4g}" in note
-    assert not any("misfits" in note for note in fitting.fit(LAW, exact(isoflops(spread=2.0), 0.001), ALL_SIZES).notes)
+    # Budgets of four sizes, of which noise alone puts some far off.
+    for seed in range(5):
+        x = with_noise("chinchilla-3", BESIROGLU, isoflops(spread=2.0, sizes=4), 0.001, seed)
+        assert not any("misfits" in note for note in fitting.fit(LAW, x, ALL_SIZES).notes)
 
 
 def test_a_lowest_point_at_the_end_of_a_spline_is_refused():

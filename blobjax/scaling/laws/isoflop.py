@@ -12,15 +12,17 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
+from scipy.special import fdtrc
 
 from blobjax.scaling.laws.growth import Best, columns, grow, law
 from blobjax.scaling.laws.law import CHAIN, RANGE, Columns, Estimate, Settings, budgets
 from blobjax.scaling.laws.lowest import CHECKED, FEWEST, Budget, Lowest, akima, parabola, widest
 
-# A budget whose points lie so many times as far off their parabola as those of the others do is named.
-_MISFIT = 4.0
+# A budget whose points lie so many times as far off their parabola as those of the others do is named, where chance
+# would do that with less than this probability: a budget of four sizes has one degree of freedom.
+_MISFIT, _CHANCE = 2.0, 1e-3
 # Relative to the loss: what is nearer to its parabola than losses are written down is no misfit.
-_NOTHING = 1e-5
+_NOTHING, _EXACT = 1e-5, 1e-300
 # Of each kind of trouble so many budgets are named one by one.
 _NAMED = 5
 
@@ -177,19 +179,23 @@ def _misfits(x: Columns, kept: list[Valley], chosen: Settings) -> list[str]:
     """A sentence for each budget whose points lie far further off their parabola than those of the others."""
     if chosen.vertex == "akima":
         return []
-    rms = {n: float(np.sqrt(np.mean(each.params.errors**2)))
-           for n, each in enumerate(kept) if isinstance(each.params, Lowest) and len(each.params.errors)}  # fmt: skip
+    errors = {n: each.params.errors for n, each in enumerate(kept)
+              if isinstance(each.params, Lowest) and len(each.params.errors)}  # fmt: skip
+    freedom = {n: len(each) - 3 for n, each in errors.items()}
     notes = []
-    for n, off in rms.items():
-        others = [each for m, each in rms.items() if m != n]
-        if len(others) < 2 or off <= max(_NOTHING, _MISFIT * float(np.median(others))):
+    for n, each in errors.items():
+        others = [m for m in errors if m != n]
+        free = sum(freedom[m] for m in others)
+        off = float(np.sqrt(np.mean(each**2)))
+        usual = float(np.sqrt(sum(freedom[m] * np.mean(errors[m] ** 2) for m in others) / max(free, 1))) or _EXACT
+        if off <= max(_NOTHING, _MISFIT * usual) or not free or fdtrc(freedom[n], free, (off / usual) ** 2) > _CHANCE:
             continue
         lowest, group = kept[n].params, kept[n].group
         assert isinstance(lowest, Lowest)
-        worst = group[lowest.used][np.argmax(np.abs(lowest.errors))]
+        worst = group[lowest.used][np.argmax(np.abs(each))]
         notes.append(
             f"at {kept[n].flops:.3g} FLOPs the parabola misfits: its points lie {off:.2%} off it, those of the other "
-            f"budgets {np.median(others):.2%}; furthest off is params {x['params'][worst]:.3g}, "
+            f"budgets {usual:.2%}; furthest off is params {x['params'][worst]:.3g}, "
             f"loss {x['loss'][worst]:.4g}"
         )
     return notes

@@ -32,7 +32,7 @@ def checkpoint_verify(
     bad = False
     for found in command.verify(run, step):
         typer.echo(json.dumps(found) if as_json else command.verify_line(found))
-        bad = bad or not found["good"]
+        bad = bad or bool(found["bad"])
     raise typer.Exit(1 if bad else 0)
 
 

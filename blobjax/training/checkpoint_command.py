@@ -1,26 +1,16 @@
-"""`blobjax checkpoint list|verify|show|prune RUN`: a run's checkpoints from their files, with no model and no jax.
+"""`blobjax checkpoint list|verify|show|prune RUN`: a run's checkpoints from their files, with no model and no jax."""
 
-Arrays are read by TensorStore, the library under Orbax, one chunk at a time: a chunk is what one device held when it
-was saved, so no more of the state is in memory than that, whatever mesh it was saved from.
-"""
-
-import itertools
-import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from blobjax.config import BadInputError, Config, HaltedError
-from blobjax.reliability import host_fingerprint
 from blobjax.reliability.run_directory import RunDirectory
 from blobjax.training import checkpoint_files as files
-from blobjax.training.checkpoint_files import BadCheckpointError, Leaf, Record
-
-# What a checkpoint is made of; each is an OCDBT database of zarr arrays.
-_TREES = ("params", "optimizer", "progress")
+from blobjax.training import stored
+from blobjax.training.checkpoint_files import BadCheckpointError, Record
 
 
 def _open(run: str) -> tuple[RunDirectory, Config]:
@@ -89,6 +79,8 @@ def list_lines(found: list[dict[str, Any]]) -> Iterator[str]:
 def verify(run: str, step: int | None = None) -> Iterator[dict[str, Any]]:
     """Reads every array of every checkpoint and compares its fingerprint; one object for each checkpoint.
 
+    What a run deletes or moves away meanwhile is neither good nor bad: `good` is None then, and `removed` true.
+
     Raises:
       BadInputError: there is none, so nothing that could be found good.
       HaltedError: one cannot be read at the moment, which says nothing about it.
@@ -99,19 +91,23 @@ def verify(run: str, step: int | None = None) -> Iterator[dict[str, Any]]:
         raise BadInputError(f"run {run} has no checkpoint yet; train it first")
     for each in steps:
         folder = directory.checkpoints / str(each)
-        began, bad, verified = time.perf_counter(), "", False
+        began, bad, verified, removed = time.perf_counter(), "", False, False
         try:
-            verified = _verify(folder)
+            verified = stored.verify(folder)
         except Exception as error:
             cause = files.unreadable(folder)
-            if cause is not None or isinstance(error, MemoryError):
+            if isinstance(cause, FileNotFoundError) and directory.config.is_file():
+                removed = True
+            elif cause is not None or isinstance(error, MemoryError):
                 reason = files.first_line(cause or error)
                 raise HaltedError(f"checkpoint {folder} cannot be read at the moment ({reason})") from None
-            bad = str(error) if isinstance(error, BadCheckpointError) else files.first_line(error)
+            else:
+                bad = files.first_line(error)
         yield {
             "step": each,
-            "good": not bad,
-            "verified": verified and not bad,
+            "good": None if removed else not bad,
+            "verified": verified,
+            "removed": removed,
             "bad": bad,
             "bytes": files.size(folder),
             "seconds": time.perf_counter() - began,
@@ -120,94 +116,12 @@ def verify(run: str, step: int | None = None) -> Iterator[dict[str, Any]]:
 
 def verify_line(found: dict[str, Any]) -> str:
     """One object of `verify` for people."""
+    if found["removed"]:
+        return f"step {found['step']}: removed meanwhile, as a run does that goes on"
     if found["bad"]:
         return f"step {found['step']}: BAD: {found['bad']}"
     what = "good" if found["verified"] else "can be read; it has no fingerprints to verify it by"
     return f"step {found['step']}: {what}  ({_size(found['bytes'])} in {found['seconds']:.1f} s)"
-
-
-def _verify(folder: Path) -> bool:
-    """Whether a checkpoint has fingerprints to be good by; raises BadCheckpointError, or what TensorStore does."""
-    files.check_links(folder)
-    record = files.read_record(folder)
-    wrong = []
-    for tree in _TREES:
-        stored = _stored(folder / tree)
-        leaves = {path: leaf for path, leaf in (record.leaves or {}).items() if path.startswith(f"{tree}/")}
-        if record.leaves is not None and {f"{tree}/{name}" for name in stored} - {"progress/sequences"} != set(leaves):
-            raise BadCheckpointError(f"{tree} holds other arrays than were saved")
-        for name in stored:
-            wanted = leaves.get(f"{tree}/{name}")
-            array = _array(folder / tree, name)
-            found = Leaf(tuple(array.shape), array.dtype.name, _fingerprint(array))
-            if (wanted is not None and found != wanted) or (
-                name == "sequences" and record.sequences not in (None, int(array.read().result()))
-            ):
-                wrong.append(f"{tree}/{name}")
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise BadCheckpointError(f"not what was saved: {', '.join(wrong[:3])}{more}")
-    return record.leaves is not None
-
-
-def _database(tree: Path) -> dict[str, Any]:
-    return {"driver": "ocdbt", "base": {"driver": "file", "path": f"{tree.resolve()}/"}}
-
-
-def _stored(tree: Path) -> list[str]:
-    """Names of the arrays in one tree; what Orbax has written down about them must be of the same ones."""
-    import tensorstore
-
-    keys = [key.decode() for key in tensorstore.KvStore.open(_database(tree)).result().list().result()]
-    names = {key.removesuffix("/zarr.json") for key in keys if key.endswith("/zarr.json")}
-    try:
-        told, arrays = _metadata(json.loads((tree / "_METADATA").read_text(encoding="utf-8")))
-        by_processes = set()
-        for file in (tree / "array_metadatas").iterdir():
-            by_processes |= _array_metadata(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadCheckpointError(f"the metadata of {tree.name} are damaged ({type(error).__name__})") from error
-    if told != names or by_processes != arrays:
-        raise BadCheckpointError(f"the metadata of {tree.name} are of other arrays than there are")
-    return sorted(names)
-
-
-def _metadata(content: Any) -> tuple[set[str], set[str]]:
-    """Names of everything in a `_METADATA`, and of what is a jax.Array; reads what Orbax reads of it."""
-    if not (content["use_ocdbt"] is True and content["use_zarr3"] is True):
-        raise ValueError("another format")
-    kinds = {}
-    for each in content["tree_metadata"].values():
-        keys, value = each["key_metadata"], each["value_metadata"]
-        _ = [key["key_type"] for key in keys], value["skip_deserialize"]
-        kinds["/".join(str(key["key"]) for key in keys)] = value["value_type"]
-    return set(kinds), {name for name, kind in kinds.items() if kind == "jax.Array"}
-
-
-def _array_metadata(content: Any) -> set[str]:
-    """Names in one process's file of `array_metadatas`; reads what Orbax reads of it."""
-    leaves = [each["array_metadata"] for each in content["array_metadatas"]]
-    _ = [(leaf["write_shape"], leaf["chunk_shape"], leaf["ext_metadata"]) for leaf in leaves]
-    return {leaf["param_name"] for leaf in leaves}
-
-
-def _array(tree: Path, name: str) -> Any:
-    import tensorstore
-
-    return tensorstore.open(
-        {"driver": "zarr3", "kvstore": {**_database(tree), "path": f"{name}/"}}, read=True, open=True
-    ).result()
-
-
-def _fingerprint(array: Any) -> str:
-    """Of an array in a file, read chunk by chunk."""
-    shape = array.shape
-    chunk = array.chunk_layout.read_chunk.shape or ()  # a scalar has none
-    sums = np.zeros(2, np.uint32)
-    for start in itertools.product(*(range(0, size, step) for size, step in zip(shape, chunk, strict=True))):
-        place = tuple(slice(at, min(at + step, size)) for at, step, size in zip(start, chunk, shape, strict=True))
-        sums += host_fingerprint.part(array[place].read().result(), start, shape)
-    return host_fingerprint.as_text(sums)
 
 
 def show(run: str, step: int | None = None) -> dict[str, Any]:

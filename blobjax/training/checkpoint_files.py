@@ -13,6 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -92,16 +93,19 @@ def read_record(folder: Path) -> Record:
     """What a checkpoint says of itself.
 
     Raises:
-      BadCheckpointError: it says nothing, or something damaged.
+      BadCheckpointError: it says nothing, something damaged, or that it is of another step than its folder's name.
       OSError: it cannot be read at the moment.
     """
+    path = folder / COMMITTED
     try:
-        text = (folder / COMMITTED).read_text(encoding="utf-8")
+        if path.exists() and not path.is_file():
+            raise BadCheckpointError(f"{COMMITTED} is no file")
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         if folder.is_dir():
             raise BadCheckpointError(f"{COMMITTED} is missing") from None
         raise
-    except (UnicodeDecodeError, IsADirectoryError) as error:
+    except UnicodeDecodeError as error:
         raise BadCheckpointError(f"{COMMITTED} is damaged ({error})") from None
     try:
         whole = json.loads(text)
@@ -114,6 +118,9 @@ def read_record(folder: Path) -> Record:
         leaves = {path: _leaf(path, entry) for path, entry in content["leaves"].items()}
         if not (leaves and isinstance(ours["data"], str) and all(map(_count, (content["step"], content["sequences"])))):
             raise ValueError("its fields are not of their kinds")
+        # The folder's name says which checkpoint is the newest: a renamed or copied one must not pass for another.
+        if _STEP.fullmatch(folder.name) and content["step"] != int(folder.name):
+            raise BadCheckpointError(f"it is the checkpoint of step {content['step']}, under another's name")
         metric = None if content["metric"] is None else float(content["metric"])
         return Record(ours["data"], content["step"], content["sequences"], metric, leaves, time)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -147,8 +154,12 @@ def committed(checkpoints: Path) -> list[int]:
 
 
 def size(folder: Path) -> int:
-    """Bytes of all files in a folder."""
-    return sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
+    """Bytes of all files in a folder, or of those that are left in one that is being deleted."""
+    total = 0
+    for each in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += each.stat().st_size if each.is_file() else 0
+    return total
 
 
 def kept(metrics: Mapping[int, float | None], policy: Checkpoint) -> dict[int, str]:
@@ -189,7 +200,7 @@ def delete(folder: Path) -> None:
     """Deletes one checkpoint; moved away first, so that a process killed at any moment leaves whole ones only."""
     # Beside it, as another directory may be on another file system.
     aside = folder.parent / ".blobjax-undone"
-    if aside.is_symlink() or aside.is_file():
+    if aside.is_symlink() or (aside.exists() and not aside.is_dir()):
         aside.unlink()
     shutil.rmtree(aside, ignore_errors=True)
     folder.rename(aside)
@@ -230,16 +241,21 @@ def probe(checkpoints: Path) -> str:
     return ""
 
 
-def check_links(folder: Path) -> None:
-    """Refuses a checkpoint with a link that leads out of it. (TensorStore itself refuses `..` in a manifest.)
+def check_kinds(folder: Path) -> None:
+    """Refuses a checkpoint that holds anything but directories and files, or a link that leads out of it.
+
+    Who opens a named pipe waits for its other end, and may wait for ever. (TensorStore itself refuses `..` in a
+    manifest.)
 
     Raises:
-      BadCheckpointError: there is one.
+      BadCheckpointError: there is such a thing.
     """
     root = folder.resolve()
     for each in folder.rglob("*"):
         if each.is_symlink() and not each.resolve().is_relative_to(root):
             raise BadCheckpointError(f"{each.relative_to(folder)} is a link that leads out of the checkpoint")
+        if not (each.is_dir() or each.is_file()) and (each.is_symlink() or each.exists()):
+            raise BadCheckpointError(f"{each.relative_to(folder)} is neither a file nor a directory")
 
 
 def unreadable(folder: Path) -> OSError | None:
@@ -263,6 +279,8 @@ def unreadable(folder: Path) -> OSError | None:
 
 def first_line(error: BaseException) -> str:
     """What went wrong at the bottom of it, in one line of at most 200 characters."""
+    if isinstance(error, BadCheckpointError):
+        return str(error)[:200]
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines()

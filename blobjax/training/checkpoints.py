@@ -7,7 +7,7 @@ fingerprinted again, on whatever mesh it is then, and nothing trains on what dif
 """
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from blobjax.config import BadInputError, HaltedError
@@ -23,7 +22,10 @@ from blobjax.config.schema import Checkpoint
 from blobjax.reliability.fingerprint import as_text, fingerprint_all
 from blobjax.reliability.timers import everyone
 from blobjax.training import checkpoint_files as files
+from blobjax.training import stored
 from blobjax.training.checkpoint_files import BadCheckpointError, Leaf, Record
+from blobjax.training.checkpoint_fit import as_like, look
+from blobjax.training.orbax_workarounds import local
 from blobjax.training.quiet_orbax import quietly
 from blobjax.training.state import TrainState, flatten, unflatten
 
@@ -135,16 +137,34 @@ class Checkpointer:
         try:
             if jax.process_index() == 0:
                 files.clear_unfinished(self._directory)
-            response = ocp.save_checkpointables_async(
-                self._directory / str(step), trees, custom_metadata=record().as_metadata()
-            )
+            written = record()
+            with local():
+                response = ocp.save_checkpointables_async(
+                    self._directory / str(step), trees, custom_metadata=written.as_metadata()
+                )
         finally:
             off_devices.set_result(None)
         response.result()
         if self._policy is not None and jax.process_index() == 0:
+            self._read_back(step, written)
             for old in files.surplus(self._directory, self._policy):
                 with suppress(OSError):  # what cannot be deleted now is left to the next time
                     files.delete(self._directory / str(old))
+
+    def _read_back(self, step: int, written: Record) -> None:
+        """Makes sure that the files of a save are there; moves it to the quarantine, and raises, where they are not."""
+        folder = self._directory / str(step)
+        try:
+            stored.read_back(folder, written)
+        except Exception as error:
+            if (cause := files.unreadable(folder)) is not None:
+                raise cause from None
+            found = files.first_line(error)
+            try:
+                moved = f"moved to {files.quarantine(folder).relative_to(self._directory.parent)}"
+            except OSError as problem:
+                moved = f"cannot be moved away: {problem.strerror or problem}"
+            raise BadCheckpointError(f"what was written is not what was saved ({found}): {moved}") from None
 
     @property
     def writing(self) -> bool:
@@ -166,6 +186,21 @@ class Checkpointer:
         probing = self._writer.submit(files.probe, self._directory)
         done = wait([probing], seconds).done
         return probing.result() if done else f"{self._directory} has not answered for {seconds:g} s"
+
+    def check(self, step: int) -> str:
+        """What is wrong with a checkpoint, all of it read from its files; empty where nothing is. A collective.
+
+        Each process reads a share of the arrays, in its own memory: no device has to find room for another state.
+
+        Raises:
+          HaltedError: it cannot be read at the moment.
+        """
+        folder = self._directory / str(step)
+        try:
+            self._agreed(step, lambda: stored.verify(folder, jax.process_index(), jax.process_count()))
+        except BadCheckpointError as bad:
+            return str(bad)
+        return ""
 
     def restore(self, step: int, like: TrainState, data: str | None) -> tuple[TrainState, int]:
         """The state at a step, on the mesh and shardings of `like`, and the data stream's position in sequences.
@@ -205,7 +240,7 @@ class Checkpointer:
             try:
                 return self._restore(step, like, data)
             except BadCheckpointError as found:
-                bad(step, str(found), self._put_aside(step))
+                bad(step, str(found), self.put_aside(step))
         return None
 
     def _restore(self, step: int, like: TrainState, data: str | None) -> Restored:
@@ -223,32 +258,29 @@ class Checkpointer:
             unflatten(loaded["params"], like.params),
             unflatten(loaded["optimizer"], like.opt_state),
         )
-        return Restored(step, _as(state, like), position, verified=record.leaves is not None)
+        return Restored(step, as_like(state, like), position, verified=record.leaves is not None)
 
     def restore_params(self, step: int, like: Any) -> Any:
         """The parameters alone, on the shardings of `like`. Raises as `restore`, but for other data."""
         record, loaded = self._load(step, {"params": flatten(like)}, None)
         self._refuse(step, self._differences(record, {f"params/{p}": leaf for p, leaf in loaded["params"].items()}))
-        return _as(unflatten(loaded["params"], like), like)
+        return as_like(unflatten(loaded["params"], like), like)
 
     def _load(self, step: int, trees: dict[str, dict[str, Any]], data: str | None) -> tuple[Record, dict[str, Any]]:
         """What the checkpoint says of itself, and these arrays as they were saved."""
         folder = self._directory / str(step)
         # Each process reads for itself, without waiting for the others, so that what one cannot read hangs none.
-        me = jax.process_index()
-        alone = ocp.Context(
-            multiprocessing_options=ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
-        )
+        alone = local({jax.process_index()})
 
-        def look() -> tuple[Record, dict[str, dict[str, Any]]]:
+        def look_there() -> tuple[Record, dict[str, dict[str, Any]]]:
             with alone, quietly():
-                return _look(folder, trees, data)
+                return look(folder, trees, data)
 
         def read() -> dict[str, Any]:
             with alone, quietly():
                 return ocp.load_checkpointables(folder, wanted)
 
-        record, wanted = self._agreed(step, look)
+        record, wanted = self._agreed(step, look_there)
         # All or none get here: Orbax counts a process's loads and saves, and a save waits for those of the same number.
         return record, self._agreed(step, read)
 
@@ -314,9 +346,9 @@ class Checkpointer:
         self.wait()
         later = [each for each in files.newest(self.steps(), None) if each > step]
         everyone([0])  # all have looked before one moves
-        return [(each, self._put_aside(each)) for each in later]
+        return [(each, self.put_aside(each)) for each in later]
 
-    def _put_aside(self, step: int) -> str:
+    def put_aside(self, step: int) -> str:
         """Moves a bad checkpoint to the quarantine; returns where, relative to the run's directory."""
         moved, problem = "", ""
         if jax.process_index() == 0:
@@ -342,70 +374,3 @@ class Checkpointer:
         """Finishes the save in flight and lets go of the thread."""
         self.wait()
         self._writer.shutdown()
-
-
-def _look(folder: Path, trees: dict[str, dict[str, Any]], data: str | None) -> tuple[Record, dict[str, dict[str, Any]]]:
-    """What a checkpoint says of itself, and what to ask Orbax for; refuses what is not safe, or does not fit."""
-    files.check_links(folder)
-    record = files.read_record(folder)
-    if data is not None and record.data != data:
-        raise BadInputError(
-            f"checkpoint {folder} was trained on other data: the sources changed since; restore them, or give "
-            "--allow-config-change to go on with the new ones"
-        )
-    found = _shapes(record, folder)
-    for name in ("params", "optimizer"):
-        if name in trees:
-            _check_fit(folder, {path: leaf.shape for path, leaf in trees[name].items()}, found[name])
-    # In the dtype they were saved in: what is converted while it is read has another fingerprint.
-    wanted: dict[str, dict[str, Any]] = {
-        name: {
-            path: jax.ShapeDtypeStruct(leaf.shape, found[name][path][1], sharding=leaf.sharding)
-            for path, leaf in tree.items()
-        }
-        for name, tree in trees.items()
-    }
-    if "progress" in wanted:
-        wanted["progress"]["sequences"] = 0  # an integer, in Orbax's way of saying so
-    return record, wanted
-
-
-def _shapes(record: Record, folder: Path) -> dict[str, dict[str, tuple[tuple[int, ...], str]]]:
-    """Shape and dtype of each array, by tree and path: from the record, or from Orbax where there is none."""
-    found: dict[str, dict[str, tuple[tuple[int, ...], str]]] = {"params": {}, "optimizer": {}, "progress": {}}
-    if record.leaves is not None:
-        for path, leaf in record.leaves.items():
-            name, _, rest = path.partition("/")
-            found[name][rest] = (leaf.shape, leaf.dtype)
-        return found
-    described: Mapping[str, Any] = ocp.checkpointables_metadata(folder).metadata
-    for name, tree in found.items():
-        for path, leaf in described[name].items():
-            if hasattr(leaf, "shape"):
-                tree[path] = (tuple(leaf.shape), str(leaf.dtype))
-    return found
-
-
-def _check_fit(folder: Path, here: dict[str, tuple[int, ...]], there: dict[str, tuple[tuple[int, ...], str]]) -> None:
-    """Refuses a checkpoint whose arrays are not the expected ones, naming the first that differ."""
-    shapes = {path: shape for path, (shape, _) in there.items()}
-    different = sorted(path for path in shapes.keys() | here.keys() if shapes.get(path) != here.get(path))
-    if different:
-        raise BadInputError(f"checkpoint {folder} does not fit this config: " + _listed(different, shapes, here))
-
-
-def _listed(paths: Iterable[str], there: dict[str, tuple], here: dict[str, tuple]) -> str:
-    paths = list(paths)
-    listed = [f"{path} is {there.get(path, 'absent')} there, {here.get(path, 'absent')} here" for path in paths[:3]]
-    return "; ".join(listed) + (f"; and {len(paths) - 3} more" if len(paths) > 3 else "")
-
-
-def _as(tree: Any, like: Any) -> Any:
-    """The tree in the dtypes of `like`; the arrays themselves where they have them."""
-    return jax.tree.map(
-        lambda x, wanted: (
-            x if x.dtype == wanted.dtype else jax.device_put(jnp.astype(x, wanted.dtype), wanted.sharding)
-        ),
-        tree,
-        like,
-    )

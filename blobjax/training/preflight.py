@@ -15,7 +15,7 @@ from blobjax.data import Stream, Tokenizer
 from blobjax.reliability.agreement import check_agreement, check_programs, check_shared
 from blobjax.reliability.run_directory import RunDirectory, read_jsonl
 from blobjax.reliability.timers import refuse_together
-from blobjax.training import branching, checkpoint_files
+from blobjax.training import branching, checkpoint_files, stored
 from blobjax.training.branching import Trunk
 from blobjax.training.memory import state_problem
 from blobjax.training.program import Program, make_program
@@ -79,6 +79,11 @@ def preflight(config: Config, allow_config_change: bool) -> Setting:
     check_programs(config, allow_config_change=allow_config_change)
     directory = RunDirectory(config.logging.run_dir)
     resuming = directory.check(config, allow_config_change)
+    if reason := stored.refused(directory.checkpoints):
+        raise BadInputError(
+            f"no checkpoint can be saved in {str(directory.checkpoints.resolve())!a}: {reason}; choose another "
+            "directory with logging.run_dir=…"
+        )
     check_shared(directory.path)
     _check_wandb(config)
     layout = make_layout(config)

@@ -27,6 +27,7 @@ from blobjax.training.announcements import facts, headline, warnings
 from blobjax.training.batches import Position, training_batches
 from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.corruption import CorruptionCheck, CorruptionError
+from blobjax.training.finishing import looks_finished, verify_the_last, wrong_with_the_last
 from blobjax.training.guard_watch import GuardWatch
 from blobjax.training.hooks import EvaluateHook, ProfileHook, StopHook, Watched
 from blobjax.training.inference import sample
@@ -71,10 +72,13 @@ def train(
     stopping.join()
     setting = preflight(config, allow_config_change)
     console = PatientConsole(quiet=not setting.writes)
-    if setting.saved and setting.saved[-1] >= setting.length:
-        line = f"already finished: {setting.directory.path} is at step {setting.saved[-1]} of {setting.length}"
-        console.print(line, highlight=False, soft_wrap=True)
-        return FINISHED
+    unfinished = ""
+    if looks_finished(setting):
+        unfinished = wrong_with_the_last(setting)
+        if not unfinished:
+            line = f"already finished: {setting.directory.path} is at step {setting.saved[-1]} of {setting.length}"
+            console.print(line, highlight=False, soft_wrap=True)
+            return FINISHED
     limit = config.reliability.hang_limit
     with Watchdog(limit.seconds if limit else None, jax.process_index()) as watchdog, ExitStack() as stack:
         # Not before: the others wait for the process that prepares the data, however long it takes.
@@ -83,7 +87,7 @@ def train(
         if setting.writes:
             stack.enter_context(setting.directory.lock())
         events = stack.enter_context(EventLog(setting.directory.events if setting.writes else None, wait=True))
-        attempt = _Attempt(setting, console, events, stopping, watchdog, clock)
+        attempt = _Attempt(setting, console, events, stopping, watchdog, clock, unfinished)
         # Whoever is cut off says so where it can; which step it was at is not known to it.
         stopping.farewell = lambda why: events.write("stop", reason=why, resumable=stopping.resumable)
         try:
@@ -127,7 +131,11 @@ class _Begun:
 
 
 class _Attempt:
-    """One process's life with a run, from its state to its end."""
+    """One process's life with a run, from its state to its end.
+
+    Args:
+      unfinished: what is wrong with the newest checkpoint, which would be the run's last if it were good.
+    """
 
     def __init__(
         self,
@@ -137,8 +145,10 @@ class _Attempt:
         stopping: Stopping,
         watchdog: Watchdog,
         clock: Clock,
+        unfinished: str = "",
     ):
         self.setting = setting
+        self.unfinished = unfinished
         self.console = console
         self.events = events
         self.stopping = stopping
@@ -182,7 +192,9 @@ class _Attempt:
         except CorruptionError as found:
             return self._corrupted(found)
         stopped = int(state.step)
-        finished = stopped == setting.length
+        finished = stopped >= setting.length
+        if finished:
+            verify_the_last(self.checkpointer, stopped, events, self.watchdog, self.clock)
         self.end(step=stopped, reason="finished" if finished else reason)
         if not finished:
             kept = ", saved" if stopped > start else ""
@@ -215,6 +227,8 @@ class _Attempt:
             bad.append(step)
             self._say(quarantined(events, step, reason, moved_to))
 
+        if self.unfinished:
+            put_aside(setting.saved[-1], self.unfinished, self.checkpointer.put_aside(setting.saved[-1]))
         compile_began = time.monotonic()
         batch_size = program.clockwork.batches.at((setting.saved[-1] if setting.saved else setting.first) + 1)
         with self.clock.on("compile"):

@@ -19,7 +19,7 @@ def main() -> None:
         elif trouble == "write":  # a few bytes can be written, a checkpoint cannot
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         else:
-            checkpoint_files.check_links = _damaged
+            checkpoint_files.check_kinds = _damaged
     cli.main()
 
 

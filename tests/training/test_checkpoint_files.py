@@ -1,6 +1,7 @@
 """Which checkpoints the rules keep, why, and which go."""
 
 import json
+import os
 
 import pytest
 
@@ -58,12 +59,13 @@ def test_only_a_step_s_own_name_is_a_step(tmp_path):
     assert numbered(tmp_path) == [4, 12]
 
 
-@pytest.mark.parametrize("there", ["link", "file", "folder"])
+@pytest.mark.parametrize("there", ["link", "file", "folder", "pipe"])
 def test_what_stands_in_the_way_of_a_deletion_goes(tmp_path, there):
     aside, elsewhere = tmp_path / ".blobjax-undone", tmp_path / "elsewhere"
     (tmp_path / "4").mkdir()
     elsewhere.mkdir()
-    {"link": lambda: aside.symlink_to(elsewhere), "file": aside.touch, "folder": aside.mkdir}[there]()
+    make = {"link": lambda: aside.symlink_to(elsewhere), "file": aside.touch, "folder": aside.mkdir}
+    (make | {"pipe": lambda: os.mkfifo(aside)})[there]()
     delete(tmp_path / "4")
     assert [each.name for each in tmp_path.iterdir()] == ["elsewhere"]
 
@@ -98,3 +100,17 @@ def test_a_record_nested_without_end_is_damaged(tmp_path):
     (tmp_path / "_CHECKPOINT_METADATA").write_text("[" * 100_000)
     with pytest.raises(BadCheckpointError, match="is damaged"):
         read_record(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["12", "quarantined-1"])
+def test_a_record_of_another_step_than_its_folder_s_is_bad(tmp_path, name):
+    metadata = Record("data", 30, 96, None, {"params/a": Leaf((2,), "float32", "0" * 16)}).as_metadata()
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "_CHECKPOINT_METADATA").write_text(
+        json.dumps({"custom_metadata": metadata, "commit_timestamp_nsecs": 10**18})
+    )
+    if name == "12":
+        with pytest.raises(BadCheckpointError, match="is the checkpoint of step 30"):
+            read_record(tmp_path / name)
+    else:  # a folder that is no step's says nothing
+        assert read_record(tmp_path / name).step == 30

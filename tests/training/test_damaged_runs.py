@@ -18,7 +18,7 @@ from blobjax.training.inference import sample_run
 from blobjax.training.program import make_program
 from blobjax.training.trainer import train
 from tests.tiny import tiny
-from tests.training.test_checkpoints import data_file, flip, truncate
+from tests.training.test_checkpoints import data_file, flip, make_pipe, truncate
 
 TIMED = {
     "tokens_per_second",
@@ -86,6 +86,79 @@ def test_a_run_with_no_good_checkpoint_starts_again_and_says_so_loudly(stopped, 
     assert train(config(stopped)) == 0
     assert_same(stopped, undisturbed)
     assert "NO GOOD CHECKPOINT IS LEFT" in capsys.readouterr().out
+
+
+def half(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+UNFINISHED = {
+    "half a data file": lambda checkpoints: half(data_file(checkpoints / "12")),
+    "an empty file of metadata": lambda checkpoints: (checkpoints / "12" / "_CHECKPOINT_METADATA").write_bytes(b""),
+    "another step's checkpoint": lambda checkpoints: (
+        shutil.rmtree(checkpoints / "12"),
+        shutil.copytree(checkpoints / "8", checkpoints / "12"),
+    ),
+    "a later step that was never trained": lambda checkpoints: shutil.copytree(checkpoints / "8", checkpoints / "60"),
+    "a pipe for metadata": lambda checkpoints: make_pipe(checkpoints / "12" / "_CHECKPOINT_METADATA"),
+}
+
+
+@pytest.mark.parametrize("how", UNFINISHED)
+def test_finished_is_what_has_a_good_last_checkpoint(undisturbed, tmp_path, capsys, how):
+    run_dir = tmp_path / "run"
+    shutil.copytree(undisturbed, run_dir)
+    UNFINISHED[how](run_dir / "checkpoints")
+    assert train(config(run_dir)) == 0
+    assert_same(run_dir, undisturbed)
+    out = capsys.readouterr().out
+    assert "already finished" not in out
+    assert out.count("moved to quarantine/") == 1
+    (event,) = (each for each in read_jsonl(run_dir / "events.jsonl") if each["event"] == "quarantine")
+    assert event["step"] == (60 if "later" in how else 12)
+    assert all(each["verified"] for each in command.verify(str(run_dir)))
+    # Now it is.
+    assert train(config(run_dir)) == 0
+    assert "already finished" in capsys.readouterr().out
+
+
+def test_a_last_checkpoint_that_went_bad_is_no_finish(tmp_path, undisturbed):
+    """After it was committed, and before the run ends."""
+    run_dir = tmp_path / "run"
+    close = Checkpointer.close
+
+    def damaging(self):
+        close(self)
+        flip(data_file(run_dir / "checkpoints" / "12"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpointer, "close", damaging)
+        with pytest.raises(HaltedError, match=r"step 12, is not what was saved .*moved to quarantine/12-1"):
+            train(config(run_dir))
+    assert Checkpointer(run_dir / "checkpoints").steps() == [4, 8]
+    assert train(config(run_dir)) == 0
+    assert_same(run_dir, undisturbed)
+    last = [each["event"] for each in read_jsonl(run_dir / "events.jsonl")]
+    assert last.index("quarantine") < last.index("verify"), "what was found good is the second"
+
+
+def test_a_run_lives_in_a_directory_of_any_name(tmp_path, undisturbed):
+    """Trained, stopped, resumed, sampled from, branched from and looked at."""
+    run_dir = tmp_path / "[a]*?{$%#:=@'\" \u00fc." / "run [2]"
+    assert train(config(run_dir)) == 0
+    shutil.rmtree(run_dir / "checkpoints" / "12")
+    assert train(config(run_dir)) == 0
+    assert_same(run_dir, undisturbed)
+    assert all(each["verified"] for each in command.verify(str(run_dir)))
+    assert isinstance(sample_run(str(run_dir), "", 4, seed=0, temperature=1.0, top_p=1.0), str)
+    branch = config(run_dir.with_name("[b]"), f"duration.start_from={run_dir}@8 steps", "duration.length=14 steps")
+    assert train(branch) == 0
+
+
+def test_a_name_that_cannot_hold_checkpoints_is_refused_before_anything_starts(tmp_path):
+    with pytest.raises(BadInputError, match=r"no checkpoint can be saved in .*logging.run_dir"):
+        train(tiny().model_copy(update={"logging": tiny().logging.model_copy(update={"run_dir": f"{tmp_path}/a\\b"})}))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_does_not_fit_is_refused_and_nothing_moved(stopped):
@@ -214,6 +287,23 @@ class TestCommand:
         assert four["bad"].startswith("not what was saved: params/")
         assert eight["verified"]
         assert "step 4: BAD: not what was saved" in command.verify_line(four)
+
+    def test_verify_says_what_the_run_deletes_meanwhile(self, stopped):
+        looking = command.verify(str(stopped))
+        assert next(looking)["verified"]
+        shutil.rmtree(stopped / "checkpoints" / "8")
+        (eight,) = looking
+        assert (eight["good"], eight["removed"], eight["bad"]) == (None, True, "")
+        assert command.verify_line(eight).startswith("step 8: removed meanwhile")
+
+    @pytest.mark.parametrize("ask", ["list", "prune"])
+    def test_another_step_s_checkpoint_is_bad(self, stopped, ask):
+        shutil.copytree(stopped / "checkpoints" / "4", stopped / "checkpoints" / "20")
+        if ask == "list":
+            assert "is the checkpoint of step 4" in "\n".join(command.list_lines(command.describe(str(stopped))))
+        else:  # it takes no good one's place
+            assert "deleted the checkpoint of step 4" in list(command.prune(str(stopped), 1, None, dry_run=False))
+            assert Checkpointer(stopped / "checkpoints").steps() == [8, 20]
 
     def test_verify_takes_any_mesh_apart(self, tmp_path):
         settings = config(tmp_path / "run", "duration.length=2 steps", "compute.mesh={data: 1, fsdp: 4, tensor: 2}")

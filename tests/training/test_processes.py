@@ -59,7 +59,7 @@ def test_two_processes_train_as_one(tmp_path, one, mesh):
 
 
 def test_one_process_goes_on_where_two_stopped(tmp_path, one):
-    run_dir = tmp_path / "run"
+    run_dir = tmp_path / "run [2]*"  # the parts of both are found whatever the directory is called
     train(run_dir, "compute.mesh={data: 2, fsdp: 4}", processes=2, devices=4)
     shutil.rmtree(run_dir / "checkpoints" / "12")
     shutil.rmtree(run_dir / "checkpoints" / "8")

@@ -143,8 +143,9 @@ class Transformer(nnx.Module):
         return x_BTD, stored, flow
 
     def output_weights(self) -> jax.Array:
-        """[D, V] the output projection."""
-        return self.embedding[...].T if self.unembedding is None else self.unembedding[...]
+        """[D, V] the output projection, in float32: the loss may add up its gradient chunk by chunk, in this format."""
+        w_DV = self.embedding[...].T if self.unembedding is None else self.unembedding[...]
+        return w_DV.astype(self.precision.gradient)
 
     def logits(self, x_BTD: jax.Array, w_DV: jax.Array | None = None) -> jax.Array:
         """Scores of every token of the vocabulary, soft-capped.

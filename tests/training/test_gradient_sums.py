@@ -1,14 +1,18 @@
 """How gradients are summed: over tokens and chunks, and over devices, against float64 and against a float32 model."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from blobjax.compute.sharding import make_layout
 from blobjax.conditioning.precision import POLICIES
+from blobjax.conditioning.products import Product
 from blobjax.objectives import next_token
+from blobjax.training.program import make_program
 from blobjax.training.state import architecture
 from tests.tiny import tiny
 
@@ -100,3 +104,91 @@ def test_16_bit_gradients_are_near_those_of_float32(precision, tied):
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(wanted), strict=True):
         # Seen: 0.9% and less, from activations of eight bits.
         assert error(a, b) < 0.02, (jax.tree_util.keystr(path), error(a, b))
+
+
+REDUCTIONS = ("float32", "compute")
+
+
+@pytest.mark.parametrize("n_in", [1, 2])
+@pytest.mark.parametrize("precision", ["bfloat16", "bfloat16_params", "float16"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_products_gradients_against_float64(reduction, precision, n_in):
+    product = Product(settings(precision, f"compute.gradient_reduction={reduction}"), "blocks/attention/out")
+    compute, inputs = product.policy.compute, (24,) if n_in == 1 else (4, 6)
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((16, 100, *inputs)), compute)
+    w = jnp.asarray(rng.standard_normal((*inputs, 10)), jnp.float32)
+    g = jnp.asarray(rng.standard_normal((16, 100, 10)), compute)
+    y, pull = jax.vjp(lambda x, w: product(x, w, n_in), x, w)
+    dx, dw = pull(g)
+    assert (y.dtype, dx.dtype, dw.dtype) == (compute, compute, jnp.float32)
+    x, w, g = (np.asarray(each.astype(compute), np.float64) for each in (x, w, g))
+    # float32: sums of 1,600 products. Otherwise what comes out is rounded once.
+    rounded, exact = float(jnp.finfo(compute).eps) / 2, 1e-6
+    np.testing.assert_allclose(y.astype(jnp.float32), np.tensordot(x, w, n_in), rtol=rounded, atol=1e-5)
+    tolerances = {"rtol": rounded, "atol": 1e-5}
+    np.testing.assert_allclose(dx.astype(jnp.float32), np.tensordot(g, w, (2, n_in)), **tolerances)
+    wanted = np.tensordot(x, g, ((0, 1), (0, 1)))
+    assert (error(dw, wanted) < exact) == (reduction == "float32")
+    assert error(dw, wanted) < rounded
+
+
+def lowered(*overrides: str, devices: int = 1):
+    """The train step of a model in bfloat16."""
+    config = settings("bfloat16", *overrides)
+    return make_program(config, make_layout(config, jax.devices()[:devices]), 10_000).lower_train_step()
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_the_products_of_a_step_are_the_same_but_for_what_they_round_to(remat):
+    """A product with weights remains one that `dots` keeps, and is multiplied as often."""
+
+    def products(reduction: str) -> list[tuple[str, ...]]:
+        text = lowered(f"compute.gradient_reduction={reduction}", f"compute.remat={remat}").as_text()
+        shapes = r"tensor<[\dx]*x(\w+)>"
+        return re.findall(rf"dot_general.*: \({shapes}, {shapes}\) -> {shapes}", text)
+
+    wide, narrow = (products(reduction) for reduction in REDUCTIONS)
+    assert len(wide) == len(narrow)
+    # Gradients of the seven matrices of a block. That of the output projection is of float32 logits.
+    widening = ("bf16", "bf16", "f32")
+    assert wide.count(widening) - narrow.count(widening) == 4 + 3
+
+
+@pytest.fixture
+def compiled_anew():
+    """What is taken out of the compilation cache is not dumped."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    yield
+    jax.config.update("jax_enable_compilation_cache", before)
+
+
+@pytest.mark.usefixtures("compiled_anew")
+@pytest.mark.parametrize("mesh", ["{data: 8}", "{data: 1, fsdp: 8}"])
+def test_gradients_cross_devices_in_float32_or_as_asked(mesh, tmp_path):
+    """In the program as it is split over devices. Later XLA's CPU backend widens what has 16 bits, sums included."""
+
+    def reduced(reduction: str) -> list[str]:
+        """The formats of all matrices that are summed over devices."""
+        dump = {"xla_dump_to": str(tmp_path / reduction), "xla_dump_hlo_pass_re": "spmd-partitioning"}
+        options = (f"compute.mesh={mesh}", f"compute.gradient_reduction={reduction}")
+        lowered(*options, devices=8).compile(compiler_options={**dump, "xla_dump_hlo_as_text": True})
+        (path,) = (tmp_path / reduction).glob("*train_step*after_spmd-partitioning*.txt")
+        return re.findall(r" = (\w+)\[\d+,[\d,]*\]\S* all-reduce\(", path.read_text())
+
+    # Of seven matrices of a block, and twice of the table: as embedding and as output projection, whose product is
+    # float32.
+    assert reduced("float32") == ["f32"] * 9
+    assert sorted(reduced("compute")) == ["bf16"] * 7 + ["f32"] * 2
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_float32_head_keeps_its_gradient_in_chunks_too(reduction):
+    params, batch = weights(tied=False), make_batch(rows=16)
+    options = ("conditioning.float32_head=true", "model.tie_embeddings=false")
+    config = settings("bfloat16", *options, f"compute.gradient_reduction={reduction}", "compute.loss_chunk_tokens=128")
+    chunked = gradients(config, params, batch)["unembedding"]
+    whole = gradients(settings("bfloat16", *options), params, batch)["unembedding"]
+    # Sums of 1,024 tokens in another order; rounded to bfloat16 they would differ by 1e-3.
+    assert error(chunked, whole) < 1e-5

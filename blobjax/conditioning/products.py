@@ -182,8 +182,8 @@ class Product(nnx.Module):
         self.records = nnx.Dict({name: Record() for name in operands})
         self.rounded = (
             Rounded(
-                operand_format(matmul.forward, scaling),
-                operand_format(matmul.gradient, scaling),
+                operand_format(matmul.forward, conditioning),
+                operand_format(matmul.gradient, conditioning),
                 simulate,
             )
             if matmul and scaling != "delayed"

@@ -296,6 +296,12 @@ def _matmul_formats(config: "Config") -> list[str]:
     formats = {path: name for path, name in formats.items() if name in MATMUL_FORMATS}
     names = [name for name in MATMUL_FORMATS if name in formats.values()]
     scaling = conditioning.matmul_scaling
+    rounding, probed = conditioning.scale_rounding, conditioning.probe_format
+    if rounding != "up" and not any(name.startswith("mx") for name in (*names, probed)):
+        found.append(
+            f"conditioning.scale_rounding {rounding} is for mx formats, and neither conditioning.precision "
+            f"{conditioning.precision} nor conditioning.probe_format {probed} is one; leave it out"
+        )
     if not names:
         switches = {"simulate": conditioning.simulate, f"matmul_scaling {scaling}": scaling != "current"}
         return found + [

@@ -50,6 +50,10 @@ SWITCHES = {
         name: (f"conditioning={{precision: {name}, simulate: true}}", "model.n_layers=1")
         for name in ("fp8", "mxfp8", "mxfp6", "mxfp4", "nvfp4")
     },
+    "scales rounded down": (
+        "conditioning.scale_rounding=floor",
+        "conditioning={precision: mxfp8, simulate: true}",
+    ),
     "delayed scaling": (
         "conditioning.matmul_scaling=delayed",
         "conditioning.precision=fp8",

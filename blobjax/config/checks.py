@@ -236,6 +236,10 @@ def _switches(config: "Config") -> list[str]:
         found.append(
             "optimizer.update_clipping measures Adam's second moment, and optimizer.name lion has none; turn it off"
         )
+    if not config.optimizer.muon_bias_correction and config.optimizer.name != "muon":
+        found.append(
+            f"optimizer.muon_bias_correction is for optimizer.name muon, not {config.optimizer.name}; leave it out"
+        )
     return found
 
 

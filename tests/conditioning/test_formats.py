@@ -105,7 +105,7 @@ def test_what_saturates_with_floor_does_not_with_up(name):
     # Saturated with floor: brought down to the format's largest by more than rounding; with up nothing is.
     assert np.asarray(saturated(x, mx(name, "floor"), 1)).any()
     assert not np.asarray(saturated(x, mx(name, "up"), 1)).any()
-    floor, up = (np.asarray(quantise(x, mx(name, rounding), 1)) for rounding in ROUNDINGS)
+    up, floor = (np.asarray(quantise(x, mx(name, rounding), 1)) for rounding in ROUNDINGS)
     assert (np.abs(floor[:, 0] - tops) / tops).max() == pytest.approx(1 - largest / far_above)
     # Half a step of the leading digit.
     assert (np.abs(up[:, 0] - tops) <= tops * 2.0 ** -(FORMATS[name].mantissa_bits + 1)).all()

@@ -52,7 +52,8 @@ SWITCHES = {
     },
     "scales rounded down": (
         "conditioning.scale_rounding=floor",
-        "conditioning={precision: mxfp8, simulate: true}",
+        "conditioning.precision=mxfp8",
+        "conditioning.simulate=true",
     ),
     "delayed scaling": (
         "conditioning.matmul_scaling=delayed",

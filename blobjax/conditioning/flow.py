@@ -10,6 +10,7 @@ Dims: B batch, T time of queries, S time of keys, H query heads, G key/value hea
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -60,9 +61,9 @@ def probe_format(conditioning: Conditioning) -> Format | None:
     """The number format that probes ask about; None where everything is float32."""
     if conditioning.probe_format == "compute":
         if (matmul := policy(conditioning).matmul) is not None:
-            return operand_format(matmul.forward, conditioning.matmul_scaling)
+            return operand_format(matmul.forward, conditioning)
         return FORMATS.get(jnp.dtype(policy(conditioning).compute).name)  # type: ignore[call-overload]
-    return FORMATS[conditioning.probe_format]
+    return replace(FORMATS[conditioning.probe_format], scale_rounding=conditioning.scale_rounding)
 
 
 def flushes_gradients(conditioning: Conditioning) -> bool:

@@ -6,7 +6,8 @@ shares a scale:
   none      the elements' own range; what is beyond it becomes the largest
   tensor    one float32 scale for a whole tensor, which puts its largest value on the format's largest
   blocks    as tensor, for each block of values along one dim
-  mx        one power of two for each block (OCP Microscaling Formats Specification 1.0, 2023, section 6.3)
+  mx        one power of two for each block (OCP Microscaling Formats Specification 1.0, 2023, section 6.3), rounded up
+            so that nothing saturates (Mishra et al. 2025, Recipes for Pre-training LLMs with MXFP8), or down as there
   nv        one e4m3 number for each block, and one float32 for the tensor, as NVIDIA's Blackwell has for 4 bits
 
 Values are clipped before they are rounded: a cast alone makes 500 a NaN in float8_e4m3fn and 60,000 infinite in e5m2.
@@ -40,6 +41,9 @@ class Format:
     scale: Literal["none", "tensor", "blocks", "mx", "nv"] = "none"
     block: int = 0
     """Values along one dim that share a scale."""
+    scale_rounding: Literal["up", "floor"] = "up"
+    """Of mx: up to the next power of two that leaves the block within `largest`, or to that which makes the exponents
+    of the two equal."""
 
 
 _E4M3 = Format(3, -6, 448.0)
@@ -134,7 +138,9 @@ def _scale_of_block(largest: jax.Array, to: Format) -> jax.Array:
         case "mx":
             # The largest element's exponent becomes the format's largest exponent. (2^-127 is a scale of the
             # specification, and subnormal in float32.)
-            return jnp.maximum(_leading_power(largest) * 2.0 ** (1 - math.frexp(to.largest)[1]), _TINY)
+            floor = jnp.maximum(_leading_power(largest) * 2.0 ** (1 - math.frexp(to.largest)[1]), _TINY)
+            # Compared, not divided: a quotient just above a power of two would round onto it.
+            return jnp.where(largest > to.largest * floor, 2 * floor, floor) if to.scale_rounding == "up" else floor
         case "nv":
             return _or_one(round_to(largest / to.largest, _E4M3))
         case _:

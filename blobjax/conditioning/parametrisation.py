@@ -25,7 +25,9 @@ variance of the base, 1 / base_width.
 Sources: Yang et al. 2022 (Tensor Programs V), table 8 for the exponents of width under Adam, section 4 for attention,
 and for the decay their package mup, whose MuAdamW multiplies it by m. Dey et al. 2025 (CompleteP), table 1 with α = 1
 for those of depth, for both of epsilon, and again for decay. That decay · learning rate is what must stay: Wang &
-Aitchison 2024. Muon under µP: Yang, Simon & Bernstein 2023 (A spectral condition for feature learning).
+Aitchison 2024. Muon under µP: Yang, Simon & Bernstein 2023 (A spectral condition for feature learning); that its rate
+needs no factor of depth beside the multiplier 1 / d: Zheng et al. 2026 (Spectral condition for µP under width-depth
+scaling; branches of two matrices or more).
 """
 
 import math

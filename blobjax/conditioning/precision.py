@@ -73,6 +73,8 @@ def policy(conditioning: Conditioning, path: str = "") -> Precision:
     return POLICIES[conditioning.precision_of(path) if path else conditioning.precision]
 
 
-def operand_format(name: NumberFormat, scaling: str) -> Format:
-    """The format of a product's operands; with `conditioning.matmul_scaling: blocks` scaled by blocks of 128."""
-    return replace(FORMATS[name], scale="blocks", block=_BLOCK) if scaling == "blocks" else FORMATS[name]
+def operand_format(name: NumberFormat, conditioning: Conditioning) -> Format:
+    """A number format as a config has it: the scales of mx formats rounded as it says, others with
+    `conditioning.matmul_scaling: blocks` of blocks of 128."""
+    found = replace(FORMATS[name], scale_rounding=conditioning.scale_rounding)
+    return replace(found, scale="blocks", block=_BLOCK) if conditioning.matmul_scaling == "blocks" else found

@@ -6,6 +6,9 @@ each of the three rounds its own two operands, with blocks along the dim that it
   real        qwix rounds, and the device multiplies 8-bit numbers
   simulated   formats.py rounds, and the device multiplies what is left in float32
 
+Where there is none the operands are cast to the compute format, and dw leaves its product in float32
+(`compute.gradient_reduction`): jax's own rule would round it to the format of w, and sum it over devices so.
+
 Gradients pass through the rounding as if it were not there (Bengio et al. 2013, the straight-through estimator).
 
 With delayed scaling (Micikevicius et al. 2022; as NVIDIA's Transformer Engine does it) flax rounds by scales from the
@@ -110,6 +113,39 @@ def _backward(how: Rounded, kept: Any, g_TO: jax.Array) -> tuple[jax.Array, jax.
 rounded_product.defvjp(_forward, _backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def product_of_casts(x_TI: jax.Array, w_IO: jax.Array, n_in: int, result: DTypeLike) -> jax.Array:
+    """x · w in the format of x, with a gradient of w that is rounded to no less than float32.
+
+    Args:
+      x_TI: a 16-bit format; any leading dims.
+      w_IO: float32.
+      n_in: how many dims are summed over: the last of x, the first of w.
+      result: dtype of what comes back, in which x's gradient is multiplied too.
+
+    Returns:
+      [T..., O...].
+    """
+    return _forward_of_casts(x_TI, w_IO, n_in, result)[0]
+
+
+def _forward_of_casts(x_TI: jax.Array, w_IO: jax.Array, n_in: int, result: DTypeLike) -> tuple[jax.Array, Any]:
+    w_IO = w_IO.astype(x_TI.dtype)
+    return jnp.tensordot(x_TI, w_IO, n_in, preferred_element_type=result), (x_TI, w_IO)
+
+
+def _backward_of_casts(n_in: int, result: DTypeLike, kept: Any, g_TO: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x_TI, w_IO = kept
+    tokens = tuple(range(x_TI.ndim - n_in))
+    outputs = tuple(range(len(tokens), g_TO.ndim)), tuple(range(n_in, w_IO.ndim))
+    dx_TI = jax.lax.dot_general(g_TO, w_IO, (outputs, ((), ())), preferred_element_type=result)
+    dw_IO = jax.lax.dot_general(x_TI, g_TO, ((tokens, tokens), ((), ())), preferred_element_type=jnp.float32)
+    return dx_TI.astype(x_TI.dtype), dw_IO
+
+
+product_of_casts.defvjp(_forward_of_casts, _backward_of_casts)
+
+
 class Record(nnx.Module):
     """What delayed scaling knows of one tensor."""
 
@@ -133,6 +169,8 @@ class Product(nnx.Module):
         conditioning = config.conditioning
         scaling, simulate = conditioning.matmul_scaling, conditioning.simulate
         self.policy = policy(conditioning, path)
+        # What w's gradient leaves the product in, and is summed over devices in.
+        self.gradient = self.policy.compute if config.compute.gradient_reduction == "compute" else self.policy.gradient
         matmul = self.policy.matmul
         device = target.device()
         if matmul and matmul.forward == "fp8_e4m3" and not simulate and not has_fp8(device):
@@ -144,8 +182,8 @@ class Product(nnx.Module):
         self.records = nnx.Dict({name: Record() for name in operands})
         self.rounded = (
             Rounded(
-                operand_format(matmul.forward, scaling),
-                operand_format(matmul.gradient, scaling),
+                operand_format(matmul.forward, conditioning),
+                operand_format(matmul.gradient, conditioning),
                 simulate,
             )
             if matmul and scaling != "delayed"
@@ -166,9 +204,11 @@ class Product(nnx.Module):
         result = x_TI.dtype if result is None else result
         if self.policy.matmul is None:
             compute = self.policy.compute
-            x_TI, w_IO = x_TI.astype(compute), w_IO.astype(compute)
             summed = jnp.promote_types(compute, result)
-            return jnp.tensordot(x_TI, w_IO, n_in, preferred_element_type=summed).astype(result)
+            x_TI = x_TI.astype(compute)
+            if self.gradient != compute:
+                return product_of_casts(x_TI, w_IO.astype(self.gradient), n_in, summed).astype(result)
+            return jnp.tensordot(x_TI, w_IO.astype(compute), n_in, preferred_element_type=summed).astype(result)
         shape = (*x_TI.shape[: x_TI.ndim - n_in], *w_IO.shape[n_in:])
         features = math.prod(w_IO.shape[:n_in])
         x_TI, w_IO = x_TI.reshape(*x_TI.shape[: x_TI.ndim - n_in], features), w_IO.reshape(features, -1)

@@ -236,6 +236,10 @@ def _switches(config: "Config") -> list[str]:
         found.append(
             "optimizer.update_clipping measures Adam's second moment, and optimizer.name lion has none; turn it off"
         )
+    if not config.optimizer.muon_bias_correction and config.optimizer.name != "muon":
+        found.append(
+            f"optimizer.muon_bias_correction is for optimizer.name muon, not {config.optimizer.name}; leave it out"
+        )
     return found
 
 
@@ -296,6 +300,12 @@ def _matmul_formats(config: "Config") -> list[str]:
     formats = {path: name for path, name in formats.items() if name in MATMUL_FORMATS}
     names = [name for name in MATMUL_FORMATS if name in formats.values()]
     scaling = conditioning.matmul_scaling
+    rounding, probed = conditioning.scale_rounding, conditioning.probe_format
+    if rounding != "up" and not any(name.startswith("mx") for name in (*names, probed)):
+        found.append(
+            f"conditioning.scale_rounding {rounding} is for mx formats, and neither conditioning.precision "
+            f"{conditioning.precision} nor conditioning.probe_format {probed} is one; leave it out"
+        )
     if not names:
         switches = {"simulate": conditioning.simulate, f"matmul_scaling {scaling}": scaling != "current"}
         return found + [

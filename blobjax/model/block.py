@@ -60,8 +60,6 @@ def project(x_BTI: jax.Array, w_IO: jax.Array, product: Product, n_in: int = 1) 
     Returns:
       [B, T, O...] in the dtype of x.
     """
-    if product.policy.matmul is None:
-        w_IO = w_IO.astype(product.policy.compute)
     layout = current_layout()
     if layout is not None and layout.ways("time") > 1:
         # B · T as one dim would interleave two mesh axes, which XLA can only do by gathering the activations.

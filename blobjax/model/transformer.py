@@ -114,8 +114,10 @@ class Transformer(nnx.Module):
     def _embed(self, tokens_BT: jax.Array) -> jax.Array:
         # The table is made whole along embed before the look-up, as every weight is before its matmul: rows looked up
         # in pieces of their features come out laid over the mesh the wrong way round, for all tokens at once.
-        table_VD = constrain(self.embedding[...].astype(self.precision.compute), ("vocab", None))
-        x_BTD = normalise(self.embedding_norm, table_VD[tokens_BT])
+        table_VD = constrain(self.embedding[...], ("vocab", None)).astype(self.precision.gradient)
+        # Cast after the look-up: its backward pass adds up the gradients of all tokens of a word, in the format that
+        # was looked up in. In bfloat16 a sum stands still once it is 256 times what is added to it.
+        x_BTD = normalise(self.embedding_norm, table_VD[tokens_BT].astype(self.precision.compute))
         return constrain(x_BTD, ("batch", "time", "embed"))
 
     def _rotation(self, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -141,8 +143,9 @@ class Transformer(nnx.Module):
         return x_BTD, stored, flow
 
     def output_weights(self) -> jax.Array:
-        """[D, V] the output projection."""
-        return self.embedding[...].T if self.unembedding is None else self.unembedding[...]
+        """[D, V] the output projection, in float32: the loss may add up its gradient chunk by chunk, in this format."""
+        w_DV = self.embedding[...].T if self.unembedding is None else self.unembedding[...]
+        return w_DV.astype(self.precision.gradient)
 
     def logits(self, x_BTD: jax.Array, w_DV: jax.Array | None = None) -> jax.Array:
         """Scores of every token of the vocabulary, soft-capped.

@@ -7,11 +7,13 @@ forgotten chunk by chunk, and once more in the backward pass.
 Dims: B batch, T time, C tokens of a row in one chunk, N chunks, D d_model, V vocabulary.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from blobjax.compute.sharding import constrain
 from blobjax.conditioning.flow import Flow
@@ -56,7 +58,7 @@ def loss(
     chunks = n_chunks(x_BTD.shape[0], x_BTD.shape[1], config.compute.loss_chunk_tokens)
     w_DV = None
     if chunks > 1:
-        w_DV, x_BTD = _gathered(model.output_weights(), x_BTD)
+        w_DV, x_BTD = _gathered(model.output_weights(), x_BTD, model.products["output"].gradient)
 
     def parts_of(x_BCD: jax.Array, targets_BC: jax.Array, mask_BC: jax.Array) -> tuple[Parts, Flow]:
         logits_BCV = constrain(model.logits(x_BCD, w_DV), ("batch", "time", "vocab"))
@@ -80,23 +82,25 @@ def loss(
     return parts["cross_entropy"] + parts["z_loss"], Report(parts, {**flow, "output": output})
 
 
-@jax.custom_vjp
-def _gathered(w_DV: jax.Array, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _gathered(w_DV: jax.Array, x_BTD: jax.Array, reduction: DTypeLike) -> tuple[jax.Array, jax.Array]:
     """Both as they are, w whole along D on every device: once a step, where every chunk would gather it again.
 
-    So is its gradient: summed over chunks on each device, and over devices once, in the format of activations as those
-    of all other weights; and before the layers' backward pass begins, through which it would be kept whole otherwise.
+    So is its gradient: summed over chunks on each device, and over devices once, in the format `reduction`, as those of
+    all other weights; and before the layers' backward pass begins, through which it would be kept whole otherwise.
     """
     return constrain(w_DV, (None, "vocab")), x_BTD
 
 
-def _gathered_forward(w_DV: jax.Array, x_BTD: jax.Array) -> tuple[Any, None]:
-    return _gathered(w_DV, x_BTD), None
+def _gathered_forward(w_DV: jax.Array, x_BTD: jax.Array, reduction: DTypeLike) -> tuple[Any, None]:
+    return _gathered(w_DV, x_BTD, reduction), None
 
 
-def _gathered_backward(_: None, gradients: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+def _gathered_backward(
+    reduction: DTypeLike, _: None, gradients: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
     dw_DV, dx_BTD = gradients
-    sum_DV = constrain(constrain(dw_DV.astype(dx_BTD.dtype), (None, "vocab")), ("embed", "vocab"))
+    sum_DV = constrain(constrain(dw_DV.astype(reduction), (None, "vocab")), ("embed", "vocab"))
     sum_DV, dx_BTD = jax.lax.optimization_barrier((sum_DV, dx_BTD))
     return sum_DV.astype(dw_DV.dtype), dx_BTD
 

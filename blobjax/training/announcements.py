@@ -53,6 +53,13 @@ def warnings(program: Program) -> list[str]:
             "float16 without loss scaling: small gradients become 0; unless that is what you study, set "
             "conditioning.loss_scaling.kind=dynamic"
         )
+    scaled = conditioning.parametrisation
+    deeper = scaled.kind == "completep" and program.config.model.n_layers != scaled.base_depth
+    if deeper and program.config.optimizer.name == "muon":
+        found.append(
+            "completep was made for AdamW: with muon the first steps move a deeper model less "
+            "(docs/conditioning.md#parametrisation); check the learning rate at this depth"
+        )
     if program.config.reliability.check_every and jax.default_backend() == "gpu":
         found.append(
             "reliability.check_every compares steps bit by bit, and on GPUs some sums are made in any order: give "

@@ -13,6 +13,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from blobjax.conditioning.clipping import adagc, agc, fan_in, scale_by_stable_adam, zclip
@@ -28,6 +29,8 @@ from blobjax.config.schema import Conditioning, Config, Optimizer
 # of AdamW's updates, so that one learning rate serves both groups of parameters.
 _MUON_MOMENTUM = 0.95
 _MUON_RMS = 0.2
+# After this many steps 0.95^t is zero.
+_LONG_SINCE = 1 << 20
 
 
 def schedule(optimizer: Optimizer, length: int, warmup: int, decay: int) -> optax.Schedule:
@@ -87,11 +90,25 @@ def _muon(config: Optimizer, axes: Any) -> optax.GradientTransformation:
         fan_in, fan_out = (math.prod(update.shape[dim] for dim in side) for side in (d.reduction_axis, d.output_axis))
         return update * _MUON_RMS * math.sqrt(max(fan_in, fan_out))
 
+    direction = optax.contrib.scale_by_muon(beta=_MUON_MOMENTUM, weight_dimension_numbers=masked_dims)
+    if not config.muon_bias_correction:
+        direction = _uncorrected(direction)
     muon = optax.chain(
-        optax.contrib.scale_by_muon(beta=_MUON_MOMENTUM, weight_dimension_numbers=masked_dims),
+        direction,
         optax.stateless(lambda updates, _: jax.tree.map(scale, updates, masked_dims(updates))),
     )
     return optax.partition({"muon": muon, "adam": _adam(config, adam_axes)}, labels)
+
+
+def _uncorrected(muon: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Muon with the momentum of Jordan et al. 2024 (and of PyTorch): m <- β m + (1 - β) g, and β m + (1 - β) g is what
+    is orthogonalised. optax divides both terms by 1 - β^t, which is one where it counts from a late step on."""
+
+    def init(params: Any) -> optax.contrib.MuonState:
+        state = muon.init(params)
+        return state._replace(count=jnp.full_like(state.count, _LONG_SINCE))
+
+    return optax.GradientTransformation(init, muon.update)
 
 
 def _adam(config: Optimizer, axes: Any) -> optax.GradientTransformation:

@@ -11,6 +11,7 @@ from blobjax import data
 from blobjax.compute.sharding import make_layout
 from blobjax.conditioning import parametrisation
 from blobjax.config import BadInputError
+from blobjax.training.announcements import warnings
 from blobjax.training.batches import global_batches
 from blobjax.training.optimizer import make_optimizer
 from blobjax.training.program import make_program
@@ -98,6 +99,21 @@ def test_muon_keeps_the_spectral_norm_that_moves_features():
     assert parametrisation.learning_rates(config, AXES) == pytest.approx(by_name(1 / 2, HIDDEN, 1))
     own = tiny(SHAPE, MUP, "optimizer.name=muon", "conditioning.parametrisation.base_d_ff=64")
     assert parametrisation.learning_rates(own, AXES) == pytest.approx(by_name(1 / 2, HIDDEN, 1) | {"down": 1 / 4})
+
+
+def test_muons_rate_has_no_factor_of_depth_and_the_run_says_that_this_is_not_all():
+    deep = tiny(SHAPE, COMPLETEP, "optimizer.name=muon")
+    assert parametrisation.learning_rates(deep, AXES) == pytest.approx(by_name(1 / 2, HIDDEN, 1))
+    line = "completep was made for AdamW"
+
+    def warned(*overrides: str) -> bool:
+        config = tiny(SHAPE, *overrides)
+        return line in "".join(warnings(make_program(config, make_layout(config, jax.devices()[:1]), 10_000)))
+
+    assert warned(COMPLETEP, "optimizer.name=muon")
+    assert not warned(COMPLETEP)
+    assert not warned(COMPLETEP, "optimizer.name=muon", "conditioning.parametrisation.base_depth=8")
+    assert not warned(MUP, "optimizer.name=muon")
 
 
 def test_every_parameter_has_a_place_in_the_table():

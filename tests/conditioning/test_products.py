@@ -14,6 +14,7 @@ from blobjax.conditioning import products
 from blobjax.conditioning.precision import POLICIES, operand_format
 from blobjax.conditioning.products import Product, Rounded, rounded_product
 from blobjax.config import BadInputError
+from blobjax.config.schema import Conditioning
 from tests.tiny import tiny
 
 ELEMENTS = {
@@ -25,14 +26,16 @@ ELEMENTS = {
     "mxfp4": ml_dtypes.float4_e2m1fn,
     "nvfp4": ml_dtypes.float4_e2m1fn,
 }
-CASES = [(name, "current") for name, policy in POLICIES.items() if policy.matmul] + [("fp8", "blocks")]
+CASES = [(name, "current") for name, policy in POLICIES.items() if policy.matmul]
+CASES += [("fp8", "blocks"), *((name, "floor") for name in ("mxfp8", "mxfp6", "mxfp4"))]
 # No multiple of any block, so that the last ones are short.
 T, I, O = 50, 140, 24
 
 
 def how(precision: str, scaling: str, simulated: bool = True) -> Rounded:
     matmul = POLICIES[precision].matmul
-    return Rounded(*(operand_format(name, scaling) for name in (matmul.forward, matmul.gradient)), simulated)
+    said = Conditioning(scale_rounding="floor") if scaling == "floor" else Conditioning(matmul_scaling=scaling)
+    return Rounded(*(operand_format(name, said) for name in (matmul.forward, matmul.gradient)), simulated)
 
 
 def operands() -> tuple[np.ndarray, ...]:
@@ -67,7 +70,8 @@ def slow(x: np.ndarray, name: str, axis: int, scaling: str) -> np.ndarray:
             if name == "nvfp4":
                 scale = np.float32(whole * np.float32(nearest(most / whole / np.float32(largest), "fp8_e4m3")))
             elif name.startswith("mx"):
-                scale = np.float32(2.0 ** (np.floor(np.log2(float(most))) - np.floor(np.log2(largest))))
+                down = np.floor(np.log2(float(most))) - np.floor(np.log2(largest))
+                scale = np.float32(2.0 ** (down if scaling == "floor" else np.ceil(np.log2(float(most) / largest))))
             else:
                 scale = np.float32((most if block else top) / np.float32(largest))
             out[place][start : start + len(part)] = nearest(part / scale, name) * float(scale)

@@ -6,9 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from blobjax.config import Config
+from blobjax.config import BadInputError, Config
 from blobjax.config.schema import Optimizer
 from blobjax.training.optimizer import is_matrix, make_optimizer, schedule
+from tests.tiny import tiny
 
 AXES = {
     "embedding": ("vocab", "embed"),
@@ -92,6 +93,48 @@ def test_muon_orthogonalises_each_layer_of_hidden_matrices_and_leaves_the_rest_t
             assert singular.max() < 1.5
     for name in ("embedding", "gain"):
         np.testing.assert_allclose(updates[name], -0.01 * np.sign(grads[name]), rtol=1e-4)
+
+
+def newton_schulz(g: np.ndarray) -> np.ndarray:
+    """The quintic iteration of Jordan et al. 2024, five steps, in float64."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = g / (np.linalg.norm(g) + 1e-7)
+    if tall := x.shape[0] > x.shape[1]:
+        x = x.T
+    for _ in range(5):
+        s = x @ x.T
+        x = a * x + (b * s + c * s @ s) @ x
+    return x.T if tall else x
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+def test_muons_first_steps_are_the_published_ones_or_bias_corrected(corrected):
+    """Momentum of 0.95 in Nesterov's form, as published and in PyTorch: m <- m + 0.05 (g - m), u = g + 0.95 (m - g)."""
+    beta, rng = 0.95, np.random.default_rng(0)
+    settings = config(name="muon", weight_decay=0, muon_bias_correction=corrected)
+    optimizer = make_optimizer(settings, optax.constant_schedule(0.01), AXES)
+    params, _ = params_and_grads()
+    state = optimizer.init(params)
+    momentum = {name: np.zeros(SHAPES[name]) for name in ("wq", "wo")}
+    for t in range(1, 6):
+        grads = {name: rng.standard_normal(shape) for name, shape in SHAPES.items()}
+        updates, state = optimizer.update(jax.tree.map(jnp.float32, grads), state, params)
+        for name, m in momentum.items():
+            m += (1 - beta) * (grads[name] - m)
+            direction = grads[name] + beta * (m - grads[name])
+            if corrected:
+                direction = beta * m / (1 - beta ** (t + 1)) + (1 - beta) * grads[name] / (1 - beta**t)
+            rows, columns = 8, 8
+            for layer in range(2):
+                wanted = newton_schulz(direction[layer].reshape(rows, columns))
+                wanted *= -0.01 * 0.2 * max(rows, columns) ** 0.5
+                # Five steps in float32, each of which more than triples what is small.
+                np.testing.assert_allclose(updates[name][layer].reshape(rows, columns), wanted, atol=2e-6)
+
+
+def test_muons_momentum_is_muons():
+    with pytest.raises(BadInputError, match="muon_bias_correction is for optimizer"):
+        tiny("optimizer.muon_bias_correction=false")
 
 
 def test_clipping_scales_the_whole_gradient_to_the_norm():

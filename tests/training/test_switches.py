@@ -13,6 +13,7 @@ from tests.tiny import tiny
 # A switch: what turns it on, and what it needs besides.
 SWITCHES = {
     "bfloat16": ("conditioning.precision=bfloat16",),
+    "gradient reduction": ("compute.gradient_reduction=compute", "conditioning.precision=bfloat16"),
     "bfloat16_params": ("conditioning.precision=bfloat16_params",),
     "stochastic rounding": ("conditioning.parameter_rounding=stochastic", "conditioning.precision=bfloat16_params"),
     "kahan": ("conditioning.parameter_rounding=kahan", "conditioning.precision=bfloat16_params"),
@@ -49,6 +50,11 @@ SWITCHES = {
         name: (f"conditioning={{precision: {name}, simulate: true}}", "model.n_layers=1")
         for name in ("fp8", "mxfp8", "mxfp6", "mxfp4", "nvfp4")
     },
+    "scales rounded down": (
+        "conditioning.scale_rounding=floor",
+        "conditioning.precision=mxfp8",
+        "conditioning.simulate=true",
+    ),
     "delayed scaling": (
         "conditioning.matmul_scaling=delayed",
         "conditioning.precision=fp8",
@@ -85,6 +91,8 @@ def test_a_switch_changes_the_step(name, without):
 def test_defaults_said_aloud_change_nothing(without):
     """Each switch's own default, given explicitly, with the sections of what is off filled with other numbers."""
     said = (
+        # In float32 there is nothing else to reduce in.
+        "compute.gradient_reduction=compute",
         "conditioning.parameter_rounding=nearest",
         "conditioning.norm_placement=pre",
         "conditioning.embedding_norm=false",

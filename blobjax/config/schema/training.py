@@ -77,6 +77,9 @@ class Optimizer(Section):
     """Decay of the second moment (adamw), or of the momentum (lion)."""
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
     """Adam's epsilon."""
+    muon_bias_correction: bool = True
+    """muon: divide the momentum and the newest gradient by 1 - 0.95^t, as optax does and Adam its moments. false: not,
+    as Jordan et al. 2024 and PyTorch have it; the first steps then follow the gradients before them more."""
     update_clipping: bool = False
     """StableAdamW (Wortsman et al. 2023b, algorithm 2): a tensor's step shrinks while its second moment lags behind its
     gradients. For whatever AdamW updates: everything (adamw), or what is no hidden matrix (muon)."""

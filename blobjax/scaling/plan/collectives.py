@@ -80,6 +80,17 @@ def collectives(module: Module, mesh: Mesh) -> list[Collective]:
     return sorted(found, key=lambda each: -each.sent)
 
 
+def sent_for_gradients(found: Sequence[Collective]) -> float:
+    """Bytes that one device sends in one step to sum gradients of parameters: what is reduced over the axes that split
+    the batch, and with it over those that split its sequences."""
+    batch, over = {"replica", "data", "fsdp"}, {"replica", "data", "fsdp", "context"}
+    return sum(
+        each.sent
+        for each in found
+        if each.kind in ("all-reduce", "reduce-scatter") and batch & set(each.axes) and over >= set(each.axes)
+    )
+
+
 def _kind(instruction: Instruction) -> str:
     """A TPU's collectives between slices are sends to the host, whose runtime is told what is meant."""
     if instruction.opcode != "send":

@@ -6,15 +6,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from blobjax.compute.flops import flops_per_token, param_count
 from blobjax.compute.sharding import make_layout
 from blobjax.compute.target import compiling_for
+from blobjax.conditioning.precision import policy
 from blobjax.config import BadInputError, Config
 from blobjax.model.attention import choose
 from blobjax.scaling.plan import hlo
-from blobjax.scaling.plan.collectives import Collective, collectives
+from blobjax.scaling.plan.collectives import Collective, collectives, sent_for_gradients
 from blobjax.scaling.plan.flops import hardware_flops
 from blobjax.scaling.plan.hardware import Machine
 from blobjax.scaling.plan.memory import kept_for_backward, traffic
@@ -62,6 +64,8 @@ class Step:
       tokens: of one step after the batch warm-up, and of the whole run.
       model_flops, hardware_flops: of one step, all devices together; the latter with what is computed again.
       traffic: bytes to and from one device's memory in one step.
+      gradient_reduction: the format that gradients of weights are summed over devices in.
+      gradient_sent: bytes that one device sends for that in one step, of `collectives`.
       notes: what of this is less sure than it looks.
     """
 
@@ -76,6 +80,8 @@ class Step:
     model_flops: float
     hardware_flops: float
     traffic: float
+    gradient_reduction: str
+    gradient_sent: float
     notes: tuple[str, ...]
 
 
@@ -137,6 +143,8 @@ def compile_step(config: Config, machine: Machine) -> Step:
     )
     mesh, clockwork = program.layout.mesh, program.clockwork
     batch, length = program.shape_BT
+    found, precision = collectives(module, mesh), policy(config.conditioning)
+    reduction = precision.gradient if config.compute.gradient_reduction == "float32" else precision.compute
     return Step(
         mesh=mesh,
         attention=attention,
@@ -145,11 +153,13 @@ def compile_step(config: Config, machine: Machine) -> Step:
         tokens=batch * length,
         tokens_in_all=clockwork.batches.sequences(clockwork.length) * length,
         memory=memory,
-        collectives=tuple(collectives(module, mesh)),
+        collectives=tuple(found),
         model_flops=flops_per_token(config.model, length) * batch * length,
         hardware_flops=hardware_flops(traced.jaxpr.jaxpr, config),
         traffic=traffic(module),
-        notes=_notes(module, config, machine, attention),
+        gradient_reduction=jnp.dtype(reduction).name,
+        gradient_sent=sent_for_gradients(found),
+        notes=_notes(module, config, machine, attention, sent_for_gradients(found)),
     )
 
 
@@ -193,7 +203,7 @@ def _needed(text: str) -> str:
     return f"{found[1]}iB of {found[2]}iB" if found else "the compiler ran out of it"
 
 
-def _notes(module: hlo.Module, config: Config, machine: Machine, attention: str) -> tuple[str, ...]:
+def _notes(module: hlo.Module, config: Config, machine: Machine, attention: str, sent: float) -> tuple[str, ...]:
     notes = []
     if module.unknown_loops:
         loops = ", ".join(module.unknown_loops)
@@ -202,6 +212,11 @@ def _notes(module: hlo.Module, config: Config, machine: Machine, attention: str)
         notes.append("products of float32 are slower than the bfloat16 peak that times are reckoned with")
     if machine.torus and machine.slices > 1 and machine.chip is not None and machine.chip.network_bandwidth is None:
         notes.append("the network between slices is not published for this chip; no time is reckoned for it")
+    if config.compute.gradient_reduction == "float32" and policy(config.conditioning).compute != jnp.float32 and sent:
+        notes.append(
+            "compute.gradient_reduction=compute would send about half for the sums of gradients, each part rounded to "
+            f"{jnp.dtype(policy(config.conditioning).compute).name}"
+        )
     if config.compute.remat == "offload":
         notes.append("activations go to the host's memory and back; no time is reckoned for it")
     if attention == "cudnn":

@@ -155,6 +155,7 @@ class Plan:
                 }
                 for each in step.collectives
             ],
+            "gradient_reduction": {"format": step.gradient_reduction, "sent_bytes": step.gradient_sent},
             "model_flops": step.model_flops,
             "hardware_flops": step.hardware_flops,
             "memory_traffic_bytes": step.traffic,

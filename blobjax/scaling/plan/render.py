@@ -61,6 +61,11 @@ def _collectives(plan: Plan) -> list[str]:
             f"  {each.kind:<19} {' x '.join(each.axes):<14} {each.times:>6g} times  {quantity(each.payload, 'B'):>8}  "
             f"sent {quantity(each.sent, 'B'):>8}{seconds}"
         )
+    step = plan.step
+    if step.gradient_sent:
+        lines.append(
+            f"gradients    {quantity(step.gradient_sent, 'B')} of that to sum them, in {step.gradient_reduction}"
+        )
     return lines
 
 

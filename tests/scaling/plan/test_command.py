@@ -34,6 +34,12 @@ def test_a_plan_for_cpus_as_json():
     assert 0 < memory["activations"] <= memory["temporaries"]
     assert said["step_seconds"] is said["cost"] is None
     assert {each["kind"] for each in said["collectives"]} >= {"all-gather", "all-reduce"}
+    # Every parameter's gradient once, the table's twice: as embedding and as output projection. On a CPU a
+    # reduce-scatter is written as an all-reduce.
+    table = 256 * 32
+    wanted = 4 * (said["parameters"] + table) * 2 * 15 / 16
+    assert said["gradient_reduction"]["format"] == "float32"
+    assert said["gradient_reduction"]["sent_bytes"] == pytest.approx(wanted, rel=0.02)  # and some scalars
 
 
 @pytest.mark.parametrize(

@@ -195,6 +195,8 @@ def small_step(machine: Machine, mesh) -> Step:
         model_flops=256 * 197e12,
         hardware_flops=256 * 394e12,
         traffic=819e9,
+        gradient_reduction="float32",
+        gradient_sent=0,
         notes=("a note",),
     )
 

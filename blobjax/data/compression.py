@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 _BUFFER_BYTES = 1 << 17
 # Compressed bytes handed to zstd at once. Four can become a block of 128 KiB, so these become 32 MiB at most.
@@ -27,7 +27,7 @@ def open_bytes(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     with path.open("rb") as raw:
         if path.suffix == ".gz":
             with gzip.GzipFile(fileobj=raw) as content:
-                yield content, raw
+                yield cast(IO[bytes], content), raw  # which is one in all but its type
         elif path.suffix in (".zst", ".zstd"):
             yield io.BufferedReader(_Zstd(raw), _BUFFER_BYTES), raw
         else:

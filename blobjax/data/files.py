@@ -2,6 +2,7 @@
 
 import difflib
 import fnmatch
+import functools
 import os
 import re
 import stat
@@ -69,7 +70,7 @@ def find(source: Source, domain: str) -> Files:
         raise BadInputError(*_lines(f"{key} '{source.path}'", problems, literal))
     if not names:
         raise BadInputError(f"{key} '{source.path}' {_nothing(source.path, pattern, literal, others)}".rstrip())
-    paths = [min(found, key=lambda path, real=real: _rank(path, real)) for real, found in names.items()]
+    paths = [min(found, key=functools.partial(_rank, real=real)) for real, found in names.items()]
     return Files(sorted(map(Path, paths)), [_count(kind, found) for kind, found in others.items()])
 
 

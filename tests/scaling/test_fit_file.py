@@ -158,23 +158,23 @@ def test_how_budgets_were_read_is_in_the_fit_file_and_done_again(tmp_path):
     ],
 )
 def test_options_that_mean_nothing_are_refused(tmp_path, monkeypatch, options, said):
-    from blobjax import cli
+    from blobjax.cli import commands
 
     path = write_csv(tmp_path / "a.csv", with_noise("chinchilla-3", BESIROGLU, isoflops(), 0.01))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInputError, match=said) as caught:
-        cli.app(["laws", "fit", path, *options], standalone_mode=False)
+        commands.app(["laws", "fit", path, *options], standalone_mode=False)
     assert len(caught.value.problems) == 1
 
 
 def test_a_budget_to_predict_for_is_given_once(tmp_path, monkeypatch):
-    from blobjax import cli
+    from blobjax.cli import commands
 
     x = with_noise("power-flops", [1.7, 500, 0.15], {"flops": np.geomspace(1e16, 1e20, 12)}, 0)
     fit_file.write(made("power-flops", x), tmp_path / "fit.json")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInputError, match="--flops: is given twice; give it once"):
-        cli.app(["laws", "predict", "fit.json", "--flops", "1e19", "--flops", "1e20"], standalone_mode=False)
+        commands.app(["laws", "predict", "fit.json", "--flops", "1e19", "--flops", "1e20"], standalone_mode=False)
 
 
 def test_no_intervals_where_they_were_not_asked_for(tmp_path):

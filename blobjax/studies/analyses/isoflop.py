@@ -118,14 +118,18 @@ def _parabolas(x: dict[str, np.ndarray]) -> Picture:
     """The measured points of each budget, its parabola, and the lowest point where there is one."""
     best = parabolas(x)
     figure, (axes,) = plots.charts()
+    curved = False
     bar = float(np.sqrt(np.mean(best.scatter**2))) if len(best.scatter) else 0.0
     for n, group in enumerate(budgets(x["flops"])):
         order = group[np.argsort(x["params"][group])]
         size, loss = x["params"][order], x["loss"][order]
         colour = plots.colour(n)
         C = np.exp(np.log(x["flops"][group]).mean())
-        axes.errorbar(size, loss, yerr=bar * loss, fmt=plots.marker(n), color=colour, capsize=3, label=f"{C:.2g} FLOPs")
+        reach = bar * loss if bar else None
+        named = f"{C:.2g} FLOPs"
+        axes.errorbar(size, loss, yerr=reach, fmt=plots.marker(n), color=colour, capsize=3, label=named)
         if len(np.unique(size)) >= 4:
+            curved = True
             # Centred, as in the fit: logarithms of params alone make it ill-conditioned.
             middle = np.log(size).mean()
             fine = np.linspace(np.log(size[0]), np.log(size[-1]), 100)
@@ -135,10 +139,10 @@ def _parabolas(x: dict[str, np.ndarray]) -> Picture:
     ticks = plots.decade_ticks(x["params"].min() / 1.3, x["params"].max() * 1.3)
     plots.draw(axes, {}, "parameters", "held-out loss, nats per token", log_x=True, log_y=True, ticks=ticks)
     axes.legend(frameon=False, fontsize=10)
-    caption = (
-        "IsoFLOP curves: each colour is one budget, used up by models of several sizes, and the parabola through them. "
-        "Error bars: the root mean square distance of all points from their parabolas."
-    )
+    caption = "IsoFLOP curves: each colour is one budget, used up by models of several sizes"
+    caption += ", and the parabola through them." if curved else "."
+    if bar:
+        caption += " Error bars: the root mean square distance of all points from their parabolas."
     return Picture("isoflop", caption, figure)
 
 

@@ -11,7 +11,7 @@ from blobjax.reliability.run_directory import EventLog
 T = TypeVar("T")
 
 # The accounts, in the order they come. What is no hook, no wait and no start is `train`: steps on the devices.
-ACCOUNTS = ("init", "restore", "compile", "train", "data_wait", "evaluate", "save", "rollback", "other")
+ACCOUNTS = ("init", "restore", "compile", "train", "data_wait", "evaluate", "save", "rollback", "sample", "other")
 # Between entries of the log. What a killed process had not written down is not known: at most a hundredth of its life,
 # within these bounds. A month leaves some 40,000 lines, which `blobjax status` reads in half a second.
 _EVERY_SECONDS = (10.0, 60.0)

@@ -1,4 +1,4 @@
-"""What a run has drawn from the wall so far, over all processes and attempts: lost and repeated steps drew power too.
+"""What the devices of a run have drawn so far, over all processes and attempts: lost and repeated steps drew power too.
 
 Each process keeps its own account in RUN/energy/PROCESS.json, one sum for each source: counters and estimates are never
 added. Accounts need no collective, and outlive whoever is killed, up to their last ten seconds.

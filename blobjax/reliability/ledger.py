@@ -9,7 +9,7 @@ the wall time:
                with their waits for data. They are computed again, and count as `train` then.
   unaccounted  from an attempt's last entry to its last sign of life: it was killed, or it runs and will tell
   down         from there to the start of the next attempt
-  …            init, restore, compile, data_wait, evaluate, save, rollback, other: as the accounts of `clock.py`
+  …            init, restore, compile, data_wait, evaluate, save, rollback, sample, other: as the accounts of `clock.py`
 """
 
 from collections import defaultdict

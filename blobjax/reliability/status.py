@@ -22,6 +22,7 @@ CATEGORY_WORDS = {
     "evaluate": "evaluating",
     "save": "waiting for saves",
     "rollback": "rolling back",
+    "sample": "sampling a passage at the end",
     "other": "probes, snapshots, checks",
     "unaccounted": "not written down (yet)",
     "down": "down between attempts",
@@ -184,7 +185,8 @@ def lines(found: dict[str, Any]) -> list[str]:
         steps = f"step {first:,} to {newest:,}" if newest > first else "no step written down"
         by_itself = f"; restart {each['restart']} by the supervisor" if each["restart"] else ""
         said.append(
-            f"  attempt {order}  {when(each['began'])}  {span(each['seconds']):>9}  {steps}: {each['end']}{by_itself}"
+            f"  attempt {order}  {when(each['began'])}  {span(each['seconds']):>9}  {steps}{_on(each)}: "
+            f"{each['end']}{by_itself}"
         )
     if found["events"]:
         said += ["", "events: " + ", ".join(f"{name} × {count}" for name, count in found["events"].items())]
@@ -195,6 +197,15 @@ def lines(found: dict[str, Any]) -> list[str]:
         who = f"process {slow['slowest']} ({slow['host']})"
         said.append(f"slowest at step {slow['step']}: {who}, by {slow['lag_seconds']:g} s a step")
     return [*said, *(f"note: {note}" for note in found["notes"])]
+
+
+def _on(attempt: dict[str, Any]) -> str:
+    """Devices of all processes, and the processes; nothing where an attempt did not get so far."""
+    devices, processes = (int(number(attempt[name])) for name in ("devices", "processes"))
+    if not devices:
+        return ""
+    of = f" of {processes} processes" if processes > 1 else ""
+    return f" on {devices} device{'' if devices == 1 else 's'}{of}"
 
 
 def when(seconds: float) -> str:

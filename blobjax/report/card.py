@@ -1,4 +1,4 @@
-"""The seven ingredients of the scaling hypothesis as a run had them, and what it drew from the wall."""
+"""The seven ingredients of the scaling hypothesis as a run had them, and what its chips drew."""
 
 import math
 from collections import Counter
@@ -6,7 +6,8 @@ from html import escape
 from typing import NamedTuple
 
 from blobjax.config import Config
-from blobjax.reliability.energy_log import shown
+from blobjax.reliability.energy_log import measured, shown
+from blobjax.reliability.mixture import HELD_OUT, held_out_loss
 from blobjax.report.facts import Facts
 from blobjax.report.html import human
 from blobjax.report.prices import Prices
@@ -41,9 +42,11 @@ def ingredients(facts: Facts, prices: Prices) -> list[Ingredient]:
         Ingredient("Breadth of data", _count(facts.effective_domains, "effective domain"), _breadth(facts)),
         Ingredient(
             "Training length",
-            f"{facts.tokens / facts.params:.3g} tokens per parameter",
+            f"{facts.tokens_per_param:.3g} tokens per parameter",
             [
-                f"{human(facts.params)} parameters, step {facts.status['step']:,} of {length}",
+                "embeddings out, as a length in tokens/param counts",
+                f"{human(facts.params)} parameters, {human(facts.non_embedding_params)} of them without embeddings",
+                f"step {facts.status['step']:,} of {length}",
                 f"{config.optimizer.schedule} schedule, warm-up {config.duration.warmup}",
             ],
         ),
@@ -52,7 +55,7 @@ def ingredients(facts: Facts, prices: Prices) -> list[Ingredient]:
             "Conditioning", f"{config.conditioning.norm}, {config.conditioning.norm_placement}", _conditioning(config)
         ),
         Ingredient("Stability", *_stability(facts)),
-        Ingredient("From the wall", *_wall(facts, prices)),
+        Ingredient("Energy at the chips", *_energy(facts, prices)),
     ]
 
 
@@ -83,12 +86,8 @@ def _breadth(facts: Facts) -> list[str]:
 
 
 def _objective(facts: Facts) -> list[str]:
-    held_out = [v for name, v in facts.outcome.held_out.items() if name.endswith("/bits_per_byte")]
-    mean = (
-        f"{sum(held_out) / len(held_out):.3f} bits per byte held out, mean of the domains"
-        if held_out
-        else "not evaluated"
-    )
+    held_out = held_out_loss(facts.config, facts.outcome.held_out, "bits_per_byte")
+    mean = "not evaluated" if math.isnan(held_out) else f"{held_out:.3f} bits per byte held out, {HELD_OUT}"
     return [
         f"final loss {facts.outcome.final_loss:.3f} nats per token, {facts.config.data.seq_len} in a sequence",
         mean,
@@ -134,20 +133,22 @@ def _stability(facts: Facts) -> tuple[str, list[str]]:
     ]
 
 
-def _wall(facts: Facts, prices: Prices) -> tuple[str, list[str]]:
+def _energy(facts: Facts, prices: Prices) -> tuple[str, list[str]]:
+    """No source is a meter at the wall: counters cover boards or packages, and estimates the devices' rated power."""
     drawn = {source: joules for source, joules in facts.energy.items() if joules}
-    figure = " and ".join(shown(joules) for joules in drawn.values()) or "not known"
+    figure = " and ".join(f"{shown(joules)} {'measured' if measured(source) else 'estimated'}"
+                          for source, joules in drawn.items()) or "not known"  # fmt: skip
     rate, hours = facts.tokens_per_joule, facts.chip_hours
     more = [
         ", ".join(drawn),
         f"{human(rate)} tokens per joule" if rate else "",
-        f"{hours:.3g} chip-hours" if hours else "",
+        f"{hours:.3g} chip-hours{facts.chips_counted}" if hours else "",
     ]
     if prices.price is not None:
         more.append(f"{hours * prices.price:,.2f} at {prices.price:g} a chip-hour")
     if prices.grid is not None and rate:
         kwh = prices.wall_kwh(sum(drawn.values()))
-        more.append(f"about {kwh * prices.grid / 1000:.3g} kg CO2e (estimate)")
+        more.append(f"about {kwh * prices.grid / 1000:.3g} kg CO2e at the wall (estimate)")
     return figure, more
 
 

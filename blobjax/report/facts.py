@@ -64,6 +64,16 @@ class Facts:
         """Trained parameters, embeddings in."""
         return param_count(self.config.model, self.config.conditioning, embeddings=True)
 
+    @property
+    def non_embedding_params(self) -> int:
+        """The same without embeddings."""
+        return param_count(self.config.model, self.config.conditioning, embeddings=False)
+
+    @property
+    def tokens_per_param(self) -> float:
+        """Counted as in a duration of `10 tokens/param`: without embeddings."""
+        return self.tokens / self.non_embedding_params
+
     @cached_property
     def tokens(self) -> float:
         """Trained on, by what the run's state rests on; of a branch, in the run it began from too."""
@@ -114,6 +124,13 @@ class Facts:
     def chip_hours(self) -> float:
         """Of all attempts while they were up, lost steps and all."""
         return sum(_chips(each) * (each.ended - each.began) for each in self.ledger.attempts) / 3600
+
+    @property
+    def chips_counted(self) -> str:
+        """How virtual devices count, where there were any; else nothing."""
+        starts = [each.start for each in self.ledger.attempts if each.start.get("device_kind") == "cpu"]
+        more = any(number(start.get("devices")) > number(start.get("processes"), 1.0) for start in starts)
+        return " (a CPU is one chip, however many devices it appears as)" if more else ""
 
     @property
     def tokens_per_joule(self) -> float | None:

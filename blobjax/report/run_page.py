@@ -1,7 +1,9 @@
 """A run's page: what it was, how it went, what its time and energy went to; whole also where the run is not."""
 
 import json
+import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable
 from html import escape
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from blobjax.config import Config
 from blobjax.reliability.energy_log import measured
 from blobjax.reliability.ledger import number as of_event
+from blobjax.reliability.mixture import HELD_OUT, held_out_loss
 from blobjax.reliability.status import CATEGORY_WORDS, span, when
 from blobjax.report import card, charts, plots
 from blobjax.report.charts import Chart
@@ -110,6 +113,9 @@ def _domains(facts: Facts) -> str:
         ]
         for name in names
     ]
+    means = [held_out_loss(facts.config, held_out, metric) for metric in ("cross_entropy", "bits_per_byte")]
+    if len(facts.shares) > 1 and not any(map(math.isnan, means)):
+        rows.append([f"all: {escape(HELD_OUT)}", "", "", _figure_of(means[0]), "", _figure_of(means[1])])
     head = ["domain", "share of training", "epochs", "held-out cross-entropy", "perplexity", "bits per byte"]
     none = "" if held_out else paragraph("There has been no evaluation.")
     losses = paragraph(
@@ -235,8 +241,26 @@ def _trouble(facts: Facts) -> str:
         if slow
         else ""
     )
-    told = [words and f"Events: {words}.", *rollbacks, slowest]
-    return "".join(paragraph(line) for line in told if line) or paragraph("Nothing went wrong that was noticed.")
+    ended = "" if facts.state in ("finished", "running", "not begun") else f"{_standing(facts)}"
+    told = [ended, words and f"Events: {words}.", *rollbacks, slowest, _beyond(_judged(facts))]
+    nothing = "No event of trouble was written down, and no judged probe is beyond its threshold."
+    if not _judged(facts):
+        nothing = "No event of trouble was written down."
+    return "".join(paragraph(line) for line in told if line) or paragraph(nothing)
+
+
+def _beyond(judged: dict[str, Any]) -> str:
+    """How many probes of the table of the flow are marked; nothing where none is."""
+    counted: Counter[str] = Counter()
+    for place in judged.get("places", {}).values() if isinstance(judged.get("places"), dict) else ():
+        probes = place.get("probes") if isinstance(place, dict) else None
+        for probe in probes.values() if isinstance(probes, dict) else ():
+            counted[str(probe.get("verdict")) if isinstance(probe, dict) else ""] += 1
+    words = [f"{counted[name]} {name} ({mark})" for name, mark in _MARKS.items() if counted[name]]
+    return f"Probes beyond their thresholds, in the table of the flow below: {', '.join(words)}." if words else ""
+
+
+_MARKS = {"turbulent": "!!", "stagnant": "!!", "watch": "!"}
 
 
 def _flow(facts: Facts) -> str:
@@ -279,8 +303,8 @@ def _probe(newest: dict[str, float], judged: dict[str, Any], place: str, probe: 
         verdict = judged["places"][place]["probes"][probe]["verdict"]
     except (KeyError, TypeError):
         verdict = ""
-    mark = {"watch": " !", "stagnant": " !!", "turbulent": " !!"}.get(verdict, "")
-    return f'<td class="n {verdict}">{value:.3g}{mark}</td>' if mark else f"{value:.3g}"
+    mark = _MARKS.get(verdict, "") if isinstance(verdict, str) else ""
+    return f'<td class="n {verdict}">{value:.3g} {mark}</td>' if mark else f"{value:.3g}"
 
 
 def _energy(facts: Facts, prices: Prices) -> str:
@@ -307,7 +331,7 @@ def _energy(facts: Facts, prices: Prices) -> str:
         "What this run drew is not known: no counter could be read, and no power of the device is published; "
         "compute.device_watts gives one."
     )
-    hours = f"{facts.chip_hours:.4g} chip-hours while it was up"
+    hours = f"{facts.chip_hours:.4g} chip-hours while it was up{facts.chips_counted}"
     cost = (
         "; no price given (--price)."
         if prices.price is None

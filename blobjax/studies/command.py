@@ -19,7 +19,7 @@ import yaml
 from rich.console import Console
 
 from blobjax.config import BadInputError
-from blobjax.config.load import shipped_studies
+from blobjax.config.load import configs_dir
 from blobjax.reliability.outcome import DONE
 from blobjax.reliability.run_directory import write_atomically
 from blobjax.reliability.stopping import SIGNALS
@@ -220,10 +220,11 @@ def summarise(
     plan: Plan, results: list[Result], finding: Finding, tested: confirmation.Tested | None
 ) -> dict[str, Any]:
     """What summary.json says. It tells no secret, and what kind of machine this was, not which."""
-    name = plan.name if plan.name in shipped_studies() else f"{plan.name}.yaml"
-    if plan.path == plan.directory / "study.yaml":
-        name = plan.directory.name  # its file has the overrides applied
     asked = ["--confirm"] if tested is not None and tested.result.status != "waiting" else []
+    # A shipped study is found by its name. Of any other the page can name one file for certain, which lies beside it
+    # and has the overrides applied.
+    shipped = plan.path == configs_dir() / "studies" / f"{plan.name}.yaml"
+    again = [plan.name, *plan.overrides] if shipped else ["study.yaml", "--dir", "again"]
     packages = ("blobjax", "jax", "flax", "optax", "numpy", "matplotlib")
     starts = [event for result in results for event in result.events if event["event"] == "start"]
     devices = sorted({f"{each['devices']} × {each['device_kind']}" for each in starts if "device_kind" in each})
@@ -243,7 +244,7 @@ def summarise(
         "prediction": None if tested is None else confirmation.record(tested),
         "cells": dict(Counter(result.status for result in results)),
         "wall_seconds": round(sum(result.wall_seconds for result in results), 1),
-        "command": redaction.command(shlex.join(["blobjax", "study", name, *plan.overrides, *asked])),
+        "command": redaction.command(shlex.join(["blobjax", "study", *again, *asked])),
         "overrides": list(plan.overrides),
         "versions": {"python": platform.python_version()} | {package: version(package) for package in packages},
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),

@@ -1,10 +1,12 @@
 """What a study's page says of fitted laws, and of what was varied: how much compute it was worth."""
 
+import shlex
 from html import escape
 from typing import Any
 
 from blobjax.report.html import paragraph, section, table
 from blobjax.scaling import text
+from blobjax.scaling.laws import LAWS
 from blobjax.scaling.multiplier import Worth
 
 
@@ -33,7 +35,7 @@ def _law(name: str, content: dict[str, Any]) -> list[str]:
     parts = [
         f"<p><b>{escape(name)}</b>: <code>{escape(content['formula'])}</code></p>",
         f'<p class="small">{escape(content["source"])}; {content["points"]["count"]} points; '
-        f"<code>blobjax laws predict fit-{escape(name)}.json</code></p>",
+        f"<code>{escape(predict(name, content))}</code></p>",
         table(("", "value", f"{level} from", "to", ""), rows, frozenset({1, 2, 3})),
     ]
     if content["future"]:
@@ -41,6 +43,20 @@ def _law(name: str, content: dict[str, Any]) -> list[str]:
                   _future(content["future"])]  # fmt: skip
     parts += [f'<p class="small">{escape(note)}.</p>' for note in content["notes"]]
     return [*parts, f"<details><summary>All of it</summary><pre>{escape(text.fit(content))}</pre></details>"]
+
+
+def predict(name: str, content: dict[str, Any]) -> str:
+    """The command that asks a fit file for twice its largest point; it is for the study's own directory."""
+    law, columns = LAWS[content["law"]], content["points"]["columns"]
+    sizes = ("flops", "params", "tokens")
+    # Of a law that knows the best size of a budget, the budget is enough.
+    asked = ["flops", *(each for each in law.uses if each not in sizes)] if law.optimum else [*law.uses]
+    words = ["blobjax", "laws", "predict", f"fit-{name}.json"]
+    for each in asked:
+        largest = max(columns[each]) if each in columns else 6 * max(columns["params"]) * max(columns["tokens"])
+        value = f"{2 * largest:.3g}"
+        words += [f"--{each}", value] if each in sizes else ["--at", f"{each}={value}"]
+    return shlex.join(words)
 
 
 def _future(rows: list[dict[str, Any]]) -> str:

@@ -75,7 +75,7 @@ class Mean:
             return "there is one seed, and so no interval; give grid.seed=[0,1,2]"
         if not self.known:
             return f"of {self.seeds} seeds some came to no finite value"
-        return f"the interval over {self.seeds} seeds, {self.low:.3g} to {self.high:.3g}, has both in it"
+        return f"the interval over {self.seeds} seeds, {self.low:.3g} to {self.high:.3g}, allows both"
 
     def record(self) -> dict[str, Any]:
         """As in summary.json; the ends are null where there is no interval."""

@@ -8,7 +8,7 @@ from blobjax.reliability.mixture import HELD_OUT, held_out_loss
 from blobjax.reliability.outcome import DONE
 from blobjax.report.html import document, figure, number, paragraph, section, table
 from blobjax.report.prices import Prices
-from blobjax.report.redaction import changes, redacted
+from blobjax.report.redaction import HIDDEN, changes, redacted
 from blobjax.studies import confirmation, law_sections, noise, runs_table
 from blobjax.studies.finding import Finding
 from blobjax.studies.results import Result
@@ -42,6 +42,12 @@ def page(
     if any(result.status not in (*DONE, "failed") for result in results):
         kind, verdict = "partly", "not finished"
     again = f"<pre>{escape(summary['command'])}</pre>" if summary["command"] else ""
+    if "study.yaml" in summary["command"]:
+        again += paragraph("In the directory of this page, which holds that file.", small=True)
+    elif HIDDEN in summary["command"]:
+        again += paragraph(
+            f"{HIDDEN} stands for what a page does not tell, such as a path: put yours there.", small=True
+        )
     parts = [
         f'<p class="kind">Study <code>{escape(plan.name)}</code></p><h1>{escape(study.title)}</h1>',
         f'<p><span class="verdict {kind}">{verdict}</span></p>',

@@ -39,7 +39,8 @@ def html(results: list[Result], prices: Prices) -> str:
         *([f"{hours * prices.price:,.2f}"] if prices.price is not None else []),
     ]
     words = (
-        "FLOPs: forward and backward, attention causal, lost steps out. tokens/s: the median. Energy "
+        "FLOPs: forward and backward, attention causal, lost steps out. tokens/s: the median. tokens/param: embeddings "
+        "out, as a length in tokens/param counts, rounded to whole steps. Energy at the chips "
         f"({', '.join(sources) or 'not known'}): each source by itself."
     )
     if shared:
@@ -81,7 +82,7 @@ def _row(name: str, run: Facts, sources: list[str], prices: Prices) -> list[str]
         human(run.median("tokens_per_second")) if run.finite("tokens_per_second") else "",
         f"{run.ledger.goodput:.0%}",
         f"{events.get('skip', 0)}, {events.get('rollback', 0)}",
-        f"{run.tokens / run.params:.3g}",
+        f"{run.tokens_per_param:.3g}",
         f"{run.chip_hours:.3g}",
         *(shown(run.energy[source]) if source in run.energy else "" for source in sources),
         *([f"{run.chip_hours * prices.price:,.2f}"] if prices.price is not None else []),

@@ -412,11 +412,11 @@ class _Attempt:
             flow_summary.show(found, self.console)
 
     def _conclude(self, params: Any) -> None:
-        """The sampled passage, what it all drew from the wall, and where everything is."""
+        """The sampled passage, what the devices drew, and where everything is."""
         config, program = self.setting.config, self.setting.program
         prompt, tokens = config.evaluation.sample_prompt, config.evaluation.sample_tokens
         if prompt:
-            with self.watchdog.patience("sampling"), self.clock.on("other"):
+            with self.watchdog.patience("sampling"), self.clock.on("sample"):
                 passage = sample(program.arch, params, self.setting.stream.tokenizer, prompt, tokens, seed=config.seed)
             self.clock.write(self.events)
             self.console.rule("sampled")

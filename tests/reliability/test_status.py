@@ -8,8 +8,9 @@ import time
 
 import pytest
 
+from blobjax.reliability.ledger import CATEGORIES
 from blobjax.reliability.run_directory import RunDirectory, read_jsonl, read_jsonl_backwards
-from blobjax.reliability.status import lines, status
+from blobjax.reliability.status import CATEGORY_WORDS, lines, status
 from tests.reliability.test_ledger import spent, start, stop
 
 
@@ -149,3 +150,21 @@ def test_what_is_not_written_down_is_no_cost_to_look_for(run):
 def test_a_time_that_is_none_does_no_harm(run, time):
     found = write(run, start(0), {"event": "save", "time": time, "step": 7})
     assert lines(found)
+
+
+def test_sampling_at_the_end_has_an_account_of_its_own_and_every_account_its_words(run):
+    found = write(run, start(0), spent(9, 1, 7, train=9), stop(9), spent(12, sample=3))
+    assert found["seconds"] == {"train": 9, "sample": 3}
+    (line,) = (line for line in lines(found) if line.startswith("  sampling a passage"))
+    assert "3.0 s" in line
+    assert CATEGORY_WORDS.keys() == set(CATEGORIES)
+
+
+def test_devices_are_those_of_the_attempt_virtual_ones_too(run):
+    found = write(run, start(0, devices=8, processes=1), spent(9, 1, 7, train=9), stop(9))
+    assert found["attempts"][0]["devices"] == 8
+    assert any("step 0 to 7 on 8 devices: finished" in line for line in lines(found))
+    several = write(run, start(0, devices=8, processes=2), spent(9, 1, 7, train=9), stop(9))
+    assert any("on 8 devices of 2 processes" in line for line in lines(several))
+    unknown = lines(write(run, start(0, devices=None), stop(9)))
+    assert not any(" on " in line for line in unknown if "attempt 1" in line)

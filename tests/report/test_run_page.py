@@ -8,7 +8,9 @@ import sys
 import pytest
 
 from blobjax.cli import commands
+from blobjax.compute.flops import param_count
 from blobjax.config import BadInputError
+from blobjax.reliability.mixture import HELD_OUT
 from blobjax.reliability.status import lines as status_lines
 from blobjax.report import command, facts, run_page
 from blobjax.report.html import human
@@ -56,7 +58,10 @@ def test_a_finished_run_has_it_all(tmp_path):
         "Goodput 90.0%",
         "2 KiB",
         "3 MiB",
-        "0.02778 chip-hours while it was up: 0.08 at 3 each.",
+        "0.02778 chip-hours while it was up (a CPU is one chip, however many devices it appears as): 0.08 at 3 each.",
+        "8 × cpu",
+        "Energy at the chips",
+        "2 kWh measured",
     ):
         assert words in page.text, words
     assert page.tags.count("img") == 4
@@ -146,7 +151,7 @@ def test_counters_and_estimates_are_never_added(tmp_path):
     accounts = {0: {"nvml": 3.6e6, "estimate: 700 W a H100 SXM": 1.8e6}}
     run = write(tmp_path / "run", [start(0), stop(9)], [line(1), line(2)], energy=accounts)
     page = page_of(run, Prices(grid=100))
-    assert "1 kWh and 1,800 kJ" in page.text
+    assert "1 kWh measured and 1,800 kJ estimated" in page.text
     assert "1.5" not in page.text.replace("1.5 for hosts", "")
     assert "tokens per joule" not in page.text
     assert facts.read(run).tokens_per_joule is None
@@ -291,3 +296,53 @@ def test_without_matplotlib_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "find_spec", lambda name: None)
     with pytest.raises(BadInputError, match=r"pip install 'blobjax\[plot\]'"):
         command.run(write(tmp_path / "run", [start(0)], []), "", Prices())
+
+
+def test_what_is_estimated_is_called_that_and_never_the_wall(tmp_path):
+    run = write(tmp_path / "run", [start(0), stop(100)], [line(100)], energy={0: {"estimate: 5 W a core": 5870.0}})
+    text = page_of(run).text
+    assert "5.87 kJ estimated" in text
+    assert "From the wall" not in text
+
+
+def test_above_a_table_with_marks_it_does_not_say_that_nothing_went_wrong(tmp_path):
+    events, metrics = [start(0), stop(100)], [line(100, **{"flow/block_00/grad_rms": 9.0})]
+
+    def judged(verdict: str) -> str:
+        probe = {"grad_rms": {"verdict": verdict}}
+        return json.dumps({"sentences": [], "places": {"block_00": {"probes": probe}}})
+
+    bad = page_of(write(tmp_path / "bad", events, metrics, flow=judged("turbulent"))).text
+    assert "9 !!" in bad
+    assert "Probes beyond their thresholds, in the table of the flow below: 1 turbulent (!!)." in bad
+    assert "No event of trouble" not in bad
+    good = page_of(write(tmp_path / "good", events, metrics, flow=judged("laminar"))).text
+    assert "No event of trouble was written down, and no judged probe is beyond its threshold." in good
+    # A run that was not judged is not said to be well.
+    unjudged = page_of(write(tmp_path / "unjudged", events, metrics)).text
+    assert "No event of trouble was written down." in unjudged
+    assert "no judged probe" not in unjudged
+    failed = page_of(write(tmp_path / "failed", [start(0), stop(9, "HaltedError: no way", None)], metrics)).text
+    assert "No event of trouble" not in failed
+
+
+def test_tokens_for_each_parameter_are_counted_as_a_length_is(tmp_path):
+    """The width of the tables is most of a small model: with them 10 tokens/param would be shown as less."""
+    found = facts.read(write(tmp_path / "run", [start(0), stop(100)], [line(100)]))
+    inside, outside = (param_count(found.config.model, found.config.conditioning, embeddings=e) for e in (True, False))
+    assert outside < inside
+    tokens = 10 * outside
+    run = write(tmp_path / "ten", [start(0), stop(100)], [line(100, tokens=tokens)])
+    assert facts.read(run).tokens_per_param == 10
+    assert "10 tokens per parameter" in page_of(run).text
+
+
+def test_one_held_out_number_is_weighted_as_the_mixture_everywhere(tmp_path):
+    losses = {f"eval/{name}/{metric}": value for name, value in (("shakespeare", 2.0), ("bible", 4.0), ("jargon", 9.0))
+              for metric in ("cross_entropy", "perplexity", "bits_per_byte")}  # fmt: skip
+    weights = "data.mixture={shakespeare: 3, bible: 1, jargon: 0}"
+    text = page_of(write(tmp_path / "run", [start(0), stop(100)], [line(100), {"step": 100, **losses}], weights)).text
+    # (3 × 2 + 1 × 4) / 4; jargon is evaluated and not trained on.
+    assert f"2.500 bits per byte held out, {HELD_OUT}" in text
+    (row,) = (row for row in text.splitlines() if row.startswith(f"all: {HELD_OUT}"))
+    assert row.count("2.5") == 2

@@ -1,6 +1,9 @@
 """IsoFLOP: cells made up from a known law give its best sizes back, and the next budget is predicted and tested."""
 
 import json
+import shlex
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -61,6 +64,17 @@ def test_a_fit_in_the_finding_is_a_fit_file(finding, tmp_path):
     fit_file.write(finding.laws["chinchilla-2"], tmp_path / "fit.json")
     again = fit_file.refit(fit_file.read(tmp_path / "fit.json"))
     assert again["parameters"]["a"]["value"] == finding.laws["chinchilla-2"]["parameters"]["a"]["value"]
+
+
+def test_the_command_beside_a_law_works_where_its_file_is(finding, tmp_path):
+    for name, content in finding.laws.items():
+        fit_file.write(content, tmp_path / f"fit-{name}.json")
+        command, *words = shlex.split(law_sections.predict(name, content))
+        assert command == "blobjax"
+        done = subprocess.run(
+            [sys.executable, "-m", "blobjax.cli", *words], cwd=tmp_path, capture_output=True, text=True, timeout=100
+        )
+        assert done.returncode == 0, done.stderr
 
 
 def test_the_page_shows_each_law_with_its_intervals(finding):

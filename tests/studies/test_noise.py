@@ -40,7 +40,7 @@ def test_one_seed_decides_nothing():
 def test_a_claim_holds_or_fails_only_outside_of_the_interval(values, above, below, within):
     found = mean_of(values)
     assert (found.above(1), found.below(1), found.within(1)) == (above, below, within)
-    assert "has both in it" in found.doubt
+    assert "allows both" in found.doubt
 
 
 def test_that_all_seeds_diverge_is_certain_and_that_some_do_is_not():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -223,7 +224,7 @@ def test_what_a_study_leaves_behind(undisturbed):
     assert summary["reproduced"] is None
     assert summary["cells"] == {"finished": 2}
     assert summary["versions"]["jax"]
-    assert summary["command"] == "blobjax study small.yaml"
+    assert summary["command"] == "blobjax study study.yaml --dir again"
     assert str(undisturbed.parent) not in (undisturbed / "summary.json").read_text()
     assert (undisturbed / "final_loss.png").read_bytes().startswith(b"\x89PNG")
     text = (undisturbed / "index.html").read_text()
@@ -262,6 +263,17 @@ def test_what_cannot_be_is_refused_in_one_line(undisturbed, tmp_path, more, expe
     assert done.returncode == 2, done.stdout + done.stderr
     (line,) = done.stderr.strip().splitlines()
     assert expected in line
+
+
+def test_the_command_of_a_page_works_where_the_page_is(undisturbed, tmp_path):
+    (tmp_path / "study.yaml").write_bytes((undisturbed / "study.yaml").read_bytes())
+    _, *words = shlex.split(json.loads((undisturbed / "summary.json").read_text())["command"])
+    shorter = ["duration={length: 5 steps, global_batch_size: 4, warmup: 2 steps}", "grid.seed=[1]"]
+    done = subprocess.run([sys.executable, "-m", "blobjax.cli", *words, *shorter], cwd=tmp_path, capture_output=True,
+                          text=True, timeout=200)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "1/1  1: finished" in done.stdout
+    assert (tmp_path / "again" / "index.html").is_file()
 
 
 def test_a_study_that_was_begun_is_gone_on_with_by_its_directory(undisturbed):

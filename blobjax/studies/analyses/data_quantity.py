@@ -219,14 +219,16 @@ def _by_tokens(sizes: dict[str, list[Point]], fresh: dict[str, dict[str, Any] | 
     ticks = sorted({round(x) for xs, _ in drawn.values() for x in xs})
     x, y = "thousand tokens trained on", "held-out loss, nats per token"
     plots.draw(axes, drawn, x, y, log_x=True, log_y=True, ticks=ticks, title=f"size {size}")
-    caption = "What repeating some unique data brings, beside as many tokens that are seen once."
+    caption = "Tokens that are seen once."
+    if len(drawn) > 1:
+        caption = "What repeating some unique data brings, beside as many tokens that are seen once."
     if (law := fresh[size]) and (once := lines["seen once"]):
         tokens = np.geomspace(once[0].tokens, once[-1].tokens, 60)
         flops = tokens * once[0].flops / once[0].tokens
         law_plots.curve(axes, law, {"flops": flops}, (tokens / 1e3).tolist(), 0)
         law_plots.error_bars(axes, law, drawn["seen once"], 0)
         caption += (
-            " Of the latter also the power law (thin) with its interval, and as error bars their root mean square "
+            " Of those seen once also the power law (thin) with its interval, and as error bars their root mean square "
             "distance from it."
         )
     return Picture("loss_by_tokens", caption, figure)

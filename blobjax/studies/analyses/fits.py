@@ -127,7 +127,7 @@ def doubt(entry: dict[str, Any]) -> str:
     """Why a claim about a fitted value cannot be told."""
     if None in (entry["low"], entry["high"]):
         return "the fit leaves it without an interval"
-    return f"its interval, {entry['low']:.3g} to {entry['high']:.3g}, has both in it"
+    return f"its interval, {entry['low']:.3g} to {entry['high']:.3g}, allows both"
 
 
 def with_interval(entry: dict[str, Any], form: str = ".2f") -> str:

@@ -118,14 +118,17 @@ def _parabolas(x: dict[str, np.ndarray]) -> Picture:
     """The measured points of each budget, its parabola, and the lowest point where there is one."""
     found = best_of_budgets(x, Settings())
     figure, (axes,) = plots.charts()
+    curved = False
     bar = float(np.sqrt(np.mean(found.scatter**2))) if len(found.scatter) else 0.0
     for n, valley in enumerate(valleys(x, Settings())):
         order = valley.group[np.argsort(x["params"][valley.group])]
         size, loss = x["params"][order], x["loss"][order]
         colour = plots.colour(n)
+        reach = bar * loss if bar else None
         label = f"{valley.flops:.2g} FLOPs"
-        axes.errorbar(size, loss, yerr=bar * loss, fmt=plots.marker(n), color=colour, capsize=3, label=label)
+        axes.errorbar(size, loss, yerr=reach, fmt=plots.marker(n), color=colour, capsize=3, label=label)
         if isinstance(valley.params, Lowest):
+            curved = True
             used = np.log(x["params"][valley.group[valley.params.used]])
             fine = np.linspace(used.min(), used.max(), 100)
             axes.plot(np.exp(fine), valley.params.curve(fine), color=colour, linewidth=1.2)
@@ -133,10 +136,10 @@ def _parabolas(x: dict[str, np.ndarray]) -> Picture:
     ticks = plots.decade_ticks(x["params"].min() / 1.3, x["params"].max() * 1.3)
     plots.draw(axes, {}, "parameters", "held-out loss, nats per token", log_x=True, log_y=True, ticks=ticks)
     axes.legend(frameon=False, fontsize=10)
-    caption = (
-        "IsoFLOP curves: each colour is one budget, used up by models of several sizes, and the parabola through those "
-        "near the lowest point. Error bars: the root mean square distance of these points from their parabolas."
-    )
+    caption = "IsoFLOP curves: each colour is one budget, used up by models of several sizes"
+    caption += ", and the parabola through those near the lowest point." if curved else "."
+    if bar:
+        caption += " Error bars: the root mean square distance of these points from their parabolas."
     return Picture("isoflop", caption, figure)
 
 

@@ -73,8 +73,8 @@ def analyse(results: list[Result]) -> Finding:
         lower = _less(results, lambda cells: math.log(max(largest_logit(cells), 1e-30)), QK_NORM)
         claims.append(lower.above(0))
         asked = "QK-norm lowers the largest attention logit"
-        words.append(noise.claim(claims[-1], "QK-norm lowers it.", "QK-norm does not lower it: not as expected.", asked,
-                                 lower.doubt))  # fmt: skip
+        yes, no = "QK-norm lowers the largest logit.", "QK-norm does not lower the largest logit: not as expected."
+        words.append(noise.claim(claims[-1], yes, no, asked, lower.doubt))
     words.append(
         "The best learning rate is "
         + ", ".join(f"{rates[name][rate]:g} for {name} (loss {losses[name][rate].shown()})"
@@ -153,7 +153,8 @@ def _pictures(groups: dict[str, list[Result]]) -> tuple[Picture, ...]:
         Picture(
             "logits_by_learning_rate",
             "Left, the largest attention logit of any block at any probed step, the mean over the seeds. Right, the "
-            f"logarithm of the output softmax's normaliser, which the z-loss keeps near zero.{noise.caption(probed)}",
+            "logarithm of the output softmax's normaliser, which the z-loss pulls towards zero."
+            + noise.caption(probed),
             probes,
         ),
     )

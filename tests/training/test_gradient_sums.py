@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from blobjax.compute.sharding import make_layout
 from blobjax.conditioning.precision import POLICIES
@@ -158,10 +159,15 @@ def test_the_products_of_a_step_are_the_same_but_for_what_they_round_to(remat):
 @pytest.fixture
 def compiled_anew():
     """What is taken out of the compilation cache is not dumped."""
+
+    def use_cache(enabled: bool) -> None:
+        jax.config.update("jax_enable_compilation_cache", enabled)
+        compilation_cache.reset_cache()  # jax asks once whether there is one, at the first compilation of a process
+
     before = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)
+    use_cache(False)
     yield
-    jax.config.update("jax_enable_compilation_cache", before)
+    use_cache(before)
 
 
 @pytest.mark.usefixtures("compiled_anew")

@@ -16,7 +16,8 @@ from blobjax.training.program import make_program
 from tests.tiny import tiny
 
 FLOAT16 = "conditioning.precision=float16"
-DYNAMIC = "conditioning.loss_scaling={kind: dynamic, growth_every: 3}"
+# At 2^20 and 2^19 one token's gradients of activations overflow; those of weights are summed in float32, and do not.
+DYNAMIC = "conditioning.loss_scaling={kind: dynamic, growth_every: 3, initial: 1048576}"
 OVERFLOWS = (2, 5)
 
 
@@ -69,7 +70,7 @@ def float32():
 def test_an_overflowing_step_keeps_every_bit_but_the_scales(dynamic):
     states, metrics = dynamic
     np.testing.assert_array_equal(column(metrics, "skipped"), [0, 0, 1, 0, 0, 1, 0, 0])
-    np.testing.assert_array_equal(np.log2(column(metrics, "loss_scale")), [16, 16, 16, 15, 15, 15, 14, 14])
+    np.testing.assert_array_equal(np.log2(column(metrics, "loss_scale")), [20, 20, 20, 19, 19, 19, 18, 18])
     for i in OVERFLOWS:
         assert np.isfinite(metrics[i]["loss"])
         assert_same_bits(states[i + 1].params, states[i].params)
@@ -125,7 +126,7 @@ def test_the_scale_survives_a_checkpoint(tmp_path, dynamic):
     checkpointer.save(state, step=4, sequences=64, data="text")
     checkpointer.close()
     state, _ = Checkpointer(tmp_path).restore(4, program.state, data="text")
-    assert (state.opt_state.scale, state.opt_state.good, state.opt_state.skipped) == (2**15, 1, 1)
+    assert (state.opt_state.scale, state.opt_state.good, state.opt_state.skipped) == (2**19, 1, 1)
     for i in range(4, 8):
         state, _ = step(state, one_target(batches[i], program) if i in OVERFLOWS else batches[i])
     assert_same_bits(jax.device_get(state), dynamic[0][-1])

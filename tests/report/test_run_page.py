@@ -214,7 +214,7 @@ def test_secrets_and_places_stay_where_they_are(tmp_path):
         tmp_path / "run",
         [start(0), stop(9, "OSError: https://me:hunter2@example.com/x?sig=hunter2 api_key=hunter2 refused", None)],
         [line(1), line(2)],
-        "data.sources={web: {kind: text, path: 'https://me:hunter2@example.com/a.txt'}}",
+        "data.sources={web: {kind: text, path: '/hunter2/a.txt'}}",
         "logging.wandb={project: hunter2}",
         f"data.prepared_dir={tmp_path}/hunter2",
     )

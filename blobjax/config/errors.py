@@ -1,4 +1,4 @@
-"""The two exceptions that are shown as clear lines on stderr, with no traceback."""
+"""The exceptions that are shown as clear lines on stderr, with no traceback."""
 
 
 class BadInputError(Exception):
@@ -15,3 +15,7 @@ class BadInputError(Exception):
 
 class HaltedError(Exception):
     """A run ended itself, because going on would waste what it costs: one line that says why; exit code 1."""
+
+
+class DivergedError(HaltedError):
+    """A run halted because its loss or its parameters are not finite; no later step can mend that."""

@@ -9,8 +9,8 @@ from blobjax.reliability.ledger import number, read_ledger
 from blobjax.reliability.run_directory import RunDirectory, read_jsonl
 
 Status = Literal["finished", "diverged", "halted", "failed", "stopped", "waiting"]
-"""finished: to its length, with a finite loss · diverged: to its length, without · halted: the run ended itself ·
-failed: an error or a killed process · stopped: can be resumed · waiting: not begun."""
+"""finished: to its length, with a finite loss · diverged: its loss or its parameters stopped being finite · halted: the
+run ended itself for another reason · failed: an error or a killed process · stopped: can be resumed · waiting: not begun."""
 
 DONE = ("finished", "diverged", "halted")
 """What a run does not come back from by running it again."""
@@ -154,4 +154,5 @@ def _status(events: list[dict[str, Any]]) -> tuple[Status, str]:
     if "step" in last or last.get("resumable") is True:
         return "stopped", reason
     kind, _, rest = reason.partition(": ")
-    return ("halted", rest) if kind == "HaltedError" else ("failed", reason)
+    ended: dict[str, Status] = {"HaltedError": "halted", "DivergedError": "diverged"}
+    return (ended[kind], rest) if kind in ended else ("failed", reason)

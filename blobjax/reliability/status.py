@@ -97,8 +97,9 @@ def _state(last: Attempt | None, running: bool) -> str:
     reason = str(last.stop.get("reason"))
     if reason == "finished":
         return "finished"
-    if reason.startswith("HaltedError"):
-        return "halted"
+    for error, state in (("HaltedError", "halted"), ("DivergedError", "diverged")):
+        if reason.startswith(error):
+            return state
     # A stop that names its step was saved, one that says so can be resumed, and what silent corruption has spoiled is
     # put aside; others are errors.
     saved = "step" in last.stop or last.stop.get("resumable") is True or reason.startswith("silent corruption")

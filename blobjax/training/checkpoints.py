@@ -23,7 +23,8 @@ from blobjax.config.schema import Checkpoint
 from blobjax.reliability.fingerprint import as_text, fingerprint_all
 from blobjax.reliability.timers import everyone
 from blobjax.training import checkpoint_files as files
-from blobjax.training.checkpoint_files import BadCheckpointError, Leaf, Record
+from blobjax.training.checkpoint_files import NOT_FINITE, BadCheckpointError, Leaf, Record
+from blobjax.training.finite import all_finite
 from blobjax.training.quiet_orbax import quietly
 from blobjax.training.state import TrainState, flatten, unflatten
 
@@ -76,15 +77,17 @@ class Checkpointer:
         self._writer = ThreadPoolExecutor(1, "save")
         self._pending: Future[None] | None = None
         self._compiled: Future[Any] | None = None
+        self._looks: Future[Any] | None = None
         self._likely: dict[str, Any] = {}
         if policy is not None and jax.process_index() == 0:
             files.clear_unfinished(self._directory)
 
     def prepare(self, like: TrainState) -> None:
-        """Compiles what takes the fingerprints of such a state, in the background, so that no save waits for it."""
+        """Compiles what is asked of such a state at each save, in the background, so that no save waits for it."""
         named = _named(like)
         self._likely = _kinds(named)
         self._compiled = self._writer.submit(lambda: fingerprint_all.lower(named).compile())
+        self._looks = self._writer.submit(lambda: all_finite.lower(flatten(like.params)).compile())
 
     @property
     def in_a_run(self) -> bool:
@@ -95,7 +98,7 @@ class Checkpointer:
         """Steps with a committed checkpoint, ascending; any other numbered folder is none."""
         return files.committed(self._directory)
 
-    def save(self, state: TrainState, step: int, sequences: int, data: str, metric: float | None = None) -> None:
+    def save(self, state: TrainState, step: int, sequences: int, data: str, metric: float | None = None) -> bool:
         """Starts a save and returns once the state is off the devices; waits for the previous save first.
 
         Args:
@@ -104,6 +107,9 @@ class Checkpointer:
           data: fingerprint of the data that position counts in.
           metric: what `checkpoint.keep_best` ranks it by.
 
+        Returns:
+          Whether all parameters are finite; the same on every process.
+
         Raises:
           HaltedError: storage has not even taken note of it within `checkpoint.write_limit`.
         """
@@ -111,11 +117,12 @@ class Checkpointer:
         arrays = _named(state)
         # Dispatched before anything else: whatever the next step does with this memory comes after it.
         fingerprints = self._fingerprints(arrays)
+        finite = (self._looks.result() if self._looks else all_finite)(flatten(state.params))
 
         def record() -> Record:
             texts = as_text(fingerprints)
             leaves = {path: Leaf(tuple(x.shape), str(x.dtype), texts[path]) for path, x in arrays.items()}
-            return Record(data, step, sequences, metric, leaves)
+            return Record(data, step, sequences, metric, leaves, finite=bool(finite))
 
         trees = {
             "params": flatten(state.params),
@@ -130,6 +137,7 @@ class Checkpointer:
                 f"storage has not answered for {limit} (checkpoint.write_limit) when step {step} was to be saved in "
                 f"{self._directory}; see to it, and run the same command to go on from the newest checkpoint"
             )
+        return bool(finite)
 
     def _write(self, step: int, trees: dict[str, Any], record: Callable[[], Record], off_devices: Future[None]) -> None:
         try:
@@ -175,7 +183,7 @@ class Checkpointer:
 
         Raises:
           BadInputError: the checkpoint holds other parameters than `like`, or was trained on other data.
-          BadCheckpointError: it is not what was saved.
+          BadCheckpointError: it is not what was saved, or its parameters are not finite: nothing comes of those.
           HaltedError: it cannot be read at the moment.
         """
         restored = self._restore(step, like, data)
@@ -218,6 +226,8 @@ class Checkpointer:
         if record.sequences not in (None, position):
             wrong.append("progress/sequences")
         self._refuse(step, wrong)
+        if record.finite is None and not all_finite(loaded["params"]):
+            raise BadCheckpointError(NOT_FINITE)
         state = TrainState(
             loaded["progress"]["step"],
             unflatten(loaded["params"], like.params),
@@ -348,6 +358,8 @@ def _look(folder: Path, trees: dict[str, dict[str, Any]], data: str | None) -> t
     """What a checkpoint says of itself, and what to ask Orbax for; refuses what is not safe, or does not fit."""
     files.check_links(folder)
     record = files.read_record(folder)
+    if record.finite is False:
+        raise BadCheckpointError(NOT_FINITE)
     if data is not None and record.data != data:
         raise BadInputError(
             f"checkpoint {folder} was trained on other data: the sources changed since; restore them, or give "

@@ -13,14 +13,16 @@ from typing import Any, NoReturn
 
 import jax
 
-from blobjax.config import BadInputError, HaltedError
+from blobjax.config import BadInputError, DivergedError, HaltedError
 from blobjax.data import PassedOver, Stream
 from blobjax.reliability.clock import Clock
 from blobjax.reliability.run_directory import EventLog, RunDirectory, write_atomically
 from blobjax.reliability.timers import check_agreement
 from blobjax.reliability.watchdog import Watchdog
 from blobjax.training.batches import Position
+from blobjax.training.checkpoint_files import newest_finite
 from blobjax.training.checkpoints import Checkpointer
+from blobjax.training.finite import NotFinite, remedy
 from blobjax.training.guard_watch import Trouble
 from blobjax.training.loop import Hook, StepReport, run
 from blobjax.training.post_mortem import Examiner, as_json, first_bad
@@ -101,6 +103,10 @@ def _run_until_trouble(*loop: Any) -> TrainState | Trouble:
         return trouble.with_traceback(None)
 
 
+def _unfound(error: Exception) -> str:
+    return f"not found ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"[:200]
+
+
 class Recovery:
     """Decides what follows on trouble, the same on every process.
 
@@ -159,6 +165,7 @@ class Recovery:
 
         Raises:
           HaltedError: on trouble, where there is no rollback, or no more of them.
+          DivergedError: the numbers are not finite, and no guard has kept the state from it.
         """
         step = _Watched(train_step)
         while True:
@@ -173,6 +180,8 @@ class Recovery:
 
     def _after(self, trouble: Trouble, step: _Watched) -> TrainState:
         """The state to go on from, the stream without what led to the trouble."""
+        if isinstance(trouble, NotFinite):
+            self._diverge(trouble, step)
         if self._rollback is None:
             self._halt(trouble, trouble.first - 1, step.give_up())
         # The last step whose state is taken to be good.
@@ -225,6 +234,27 @@ class Recovery:
             f"({len(self._passages)} of {self._rollback.at_most}), sequences {first:,} to {last:,} are passed over"
         )
 
+    def _diverge(self, trouble: NotFinite, step: _Watched) -> NoReturn:
+        step.give_up()
+        try:
+            self._save.finish()
+            found = Examiner(self._program, self._batches).search(
+                self._state(max(trouble.first - 2, self._first)), trouble.first, step, self._watchdog.patience
+            )
+            place = f"{found.place} at step {found.step}"
+            if jax.process_index() == 0:
+                facts = {"step": trouble.step, "reason": trouble.reason, "first_bad": found.place}
+                facts |= {"first_bad_step": found.step, "good_step": found.step - 1 if found.good else None}
+                write_atomically(self._directory.halt, as_json(found.bad, found.good, **facts))
+        except Exception as error:
+            place = _unfound(error)
+        finite = newest_finite(self._directory.checkpoints)
+        left = "no checkpoint is finite" if finite is None else f"the newest finite checkpoint is that of step {finite}"
+        raise DivergedError(
+            f"halted at step {trouble.step}: {trouble.reason}; first bad numbers: {place}; "
+            f"{remedy(self._program.config, place)}; {left}"
+        )
+
     def _halt(self, trouble: Trouble, good: int, newest: TrainState | None) -> NoReturn:
         count = len(self._passages)
         rollbacks = f"{count} rollback{'s' if count > 1 else ''}"
@@ -232,7 +262,7 @@ class Recovery:
         try:
             found = self._examine(trouble, good, newest)
         except Exception as error:  # whatever goes wrong here must not hide why the run halts
-            found = f"not found ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"[:200]
+            found = _unfound(error)
         raise HaltedError(
             f"halted at step {trouble.step}: {trouble.reason}{used}; first bad numbers: {found}; lower "
             "optimizer.learning_rate, lengthen duration.warmup, or look at the data of these steps"

@@ -15,6 +15,7 @@ from blobjax.reliability.timers import Earliest, everyone
 from blobjax.training.batches import Position
 from blobjax.training.checkpoint_files import first_line
 from blobjax.training.checkpoints import Checkpointer
+from blobjax.training.finite import NotFinite
 from blobjax.training.state import TrainState
 
 # So many saves may fail one after the other before the run ends: what it computes is lost if it ends otherwise.
@@ -75,6 +76,8 @@ class SaveHook:
         # How the save that ended last did so on this process, until all know; and how many failed in a row.
         self._committed = self._failed = False
         self._failures = 0
+        # Whether all parameters of the newest save are.
+        self._finite = True
         self._given_up = False
         self._failed_on: list[int] = []
 
@@ -84,9 +87,15 @@ class SaveHook:
         return self._every.due(step) or step == self._length
 
     def run(self, step: int, state: TrainState) -> bool:
-        """Starts a save in the background, or leaves it out where the one before takes too long to be written."""
+        """Starts a save in the background, or leaves it out where the one before takes too long to be written.
+
+        Raises:
+          NotFinite: the parameters are not finite after the last step; on every process.
+        """
         if step == self._length:
             self.save_now(step, state)
+            if not self._finite:
+                raise NotFinite(step, step + 1, "its parameters are not finite, although its loss was")
         elif step != self._newest:
             self._save(step, state)
         return False
@@ -147,8 +156,13 @@ class SaveHook:
             self._count()
         else:
             self._in_flight, self._newest, self._began = {"step": step}, step, began
-            self._checkpointer.save(state, step, self._position.sequences(step), self._data, self._metric(step))
+            self._finite = self._checkpointer.save(
+                state, step, self._position.sequences(step), self._data, self._metric(step)
+            )
             self._in_flight["stall_seconds"] = self._clock() - began
+            if not self._finite:
+                self._in_flight["finite"] = False
+                self._say(f"step {step}: saved, but its parameters are not finite: nothing goes on from it")
 
     def _wait(self, deadline: float | None) -> None:
         """Waits for the save in flight on this process, at most until a deadline, or as long as a save may take."""
@@ -186,7 +200,8 @@ class SaveHook:
             return
         ended, self._in_flight = self._in_flight, None
         if error is None:
-            self._committed = self.standing = True
+            self._committed = True
+            self.standing = self.standing or ended.get("finite", True)
             self._events.write("save", **ended, seconds=self._clock() - self._began)
             return
         self._failed = True

@@ -25,8 +25,10 @@ from blobjax.reliability.watchdog import Watchdog
 from blobjax.training import flow_summary
 from blobjax.training.announcements import facts, headline, warnings
 from blobjax.training.batches import Position, training_batches
+from blobjax.training.checkpoint_files import newest_finite
 from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.corruption import CorruptionCheck, CorruptionError
+from blobjax.training.finite import FiniteWatch
 from blobjax.training.guard_watch import GuardWatch
 from blobjax.training.hooks import EvaluateHook, ProfileHook, StopHook, Watched
 from blobjax.training.inference import sample
@@ -71,7 +73,8 @@ def train(
     stopping.join()
     setting = preflight(config, allow_config_change)
     console = PatientConsole(quiet=not setting.writes)
-    if setting.saved and setting.saved[-1] >= setting.length:
+    newest = setting.saved[-1] if setting.saved else -1
+    if newest >= setting.length and newest == newest_finite(setting.directory.checkpoints):
         line = f"already finished: {setting.directory.path} is at step {setting.saved[-1]} of {setting.length}"
         console.print(line, highlight=False, soft_wrap=True)
         return FINISHED
@@ -303,9 +306,13 @@ class _Attempt:
             survey = LandscapeHook(program, stream, position, setting.directory, recorder, events)
             watched.append(self._watched("other", survey))
         guard = config.conditioning.guard
-        watch = GuardWatch(guard, recorder.say, events) if guard else None
+        watch = (
+            GuardWatch(guard, recorder.say, events)
+            if guard
+            else FiniteWatch(config.reliability.nonfinite_limit, setting.length)
+        )
         ring = None
-        if watch and guard and guard.rollback:
+        if isinstance(watch, GuardWatch) and guard and guard.rollback:
             ring = SnapshotRing(guard.rollback.snapshots, guard.rollback.snapshot_every, watch)
             watched.append(self._watched("other", ring))
         stragglers = None
@@ -344,8 +351,7 @@ class _Attempt:
             if stragglers:
                 stragglers.note(done.seconds, done.data_wait, done.device_wait)
             recorder.report(done)
-            if watch:
-                watch.report(done)
+            watch.report(done)
 
         state = begun.state
         try:

@@ -34,6 +34,7 @@ class Storage:
     def save(self, state, step, sequences, data, metric):
         self.saved.append((step, sequences, data, metric))
         self._pending = step
+        return True
 
     def wait(self, seconds=None):
         if self._pending is None or self.slow:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from blobjax.config.schema import Checkpoint
+from blobjax.training.passages import checked
 
 # Orbax writes this file last into a checkpoint's folder; `custom_metadata` in it is ours.
 COMMITTED = "_CHECKPOINT_METADATA"
@@ -70,6 +71,7 @@ class Record:
       metric: what `checkpoint.keep_best` ranks it by; None where nothing was evaluated yet.
       leaves: path, such as `params/blocks/mlp/up`, to array; None likewise.
       finite: whether all parameters are finite; None in a checkpoint from before it was recorded.
+      inputs: what else decides how the run goes on (`inputs.py`); None likewise.
       time: when it was committed, in seconds since 1970.
     """
 
@@ -80,13 +82,14 @@ class Record:
     leaves: Mapping[str, Leaf] | None = None
     time: float = 0.0
     finite: bool | None = None
+    inputs: Mapping[str, Any] | None = None
 
     def as_metadata(self) -> dict[str, Any]:
         """As it stands in the checkpoint, with a digest: a damaged record must not pass for another config's."""
         metric = self.metric if self.metric is not None and math.isfinite(self.metric) else None
         leaves = {path: asdict(leaf) for path, leaf in (self.leaves or {}).items()}
-        content = {"step": self.step, "sequences": self.sequences, "metric": metric, "leaves": leaves}
-        content["finite"] = self.finite
+        content: dict[str, Any] = {"step": self.step, "sequences": self.sequences, "metric": metric, "leaves": leaves}
+        content |= {"finite": self.finite, "inputs": self.inputs}
         return {"data": self.data, "record": content, "digest": _digest(self.data, content)}
 
 
@@ -122,10 +125,12 @@ def read_record(folder: Path) -> Record:
         if not (leaves and isinstance(ours["data"], str) and all(map(_count, (content["step"], content["sequences"])))):
             raise ValueError("its fields are not of their kinds")
         metric = None if content["metric"] is None else float(content["metric"])
-        finite = content.get("finite")
-        if not (finite is None or isinstance(finite, bool)):
+        finite, inputs = content.get("finite"), content.get("inputs")
+        if not isinstance(finite, bool | None) or not isinstance(inputs, dict | None):
             raise ValueError("its fields are not of their kinds")
-        return Record(ours["data"], content["step"], content["sequences"], metric, leaves, time, finite)
+        if inputs is not None:
+            checked(inputs["passed_over"])
+        return Record(ours["data"], content["step"], content["sequences"], metric, leaves, time, finite, inputs)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise BadCheckpointError(f"{COMMITTED} is damaged ({type(error).__name__}: {error})"[:200]) from None
 
@@ -170,9 +175,7 @@ def newest_finite(checkpoints: Path) -> int | None:
     return None
 
 
-def kept(
-    metrics: Mapping[int, float | None], policy: Checkpoint, not_finite: Collection[int] = ()
-) -> dict[int, str]:
+def kept(metrics: Mapping[int, float | None], policy: Checkpoint, not_finite: Collection[int] = ()) -> dict[int, str]:
     """Which checkpoints the rules keep, and the first reason why.
 
     Args:
@@ -213,7 +216,12 @@ def surplus(checkpoints: Path, policy: Checkpoint) -> list[int]:
 
 def kept_of(records: Mapping[int, Record], policy: Checkpoint) -> dict[int, str]:
     """As `kept`, of what checkpoints say of themselves."""
-    metrics = {step: record.metric for step, record in records.items()}
+    ranked_by = policy.keep_best.metric if policy.keep_best else None
+    metrics = {
+        # What was ranked by another metric than now cannot be compared.
+        step: record.metric if record.inputs is None or record.inputs.get("ranked_by") == ranked_by else None
+        for step, record in records.items()
+    }
     return kept(metrics, policy, [step for step, record in records.items() if record.finite is False])
 
 

@@ -98,7 +98,15 @@ class Checkpointer:
         """Steps with a committed checkpoint, ascending; any other numbered folder is none."""
         return files.committed(self._directory)
 
-    def save(self, state: TrainState, step: int, sequences: int, data: str, metric: float | None = None) -> bool:
+    def save(
+        self,
+        state: TrainState,
+        step: int,
+        sequences: int,
+        data: str,
+        metric: float | None = None,
+        inputs: Mapping[str, Any] | None = None,
+    ) -> bool:
         """Starts a save and returns once the state is off the devices; waits for the previous save first.
 
         Args:
@@ -106,6 +114,7 @@ class Checkpointer:
           sequences: position of the data stream, in training sequences.
           data: fingerprint of the data that position counts in.
           metric: what `checkpoint.keep_best` ranks it by.
+          inputs: what else decides how the run goes on from it.
 
         Returns:
           Whether all parameters are finite; the same on every process.
@@ -122,7 +131,7 @@ class Checkpointer:
         def record() -> Record:
             texts = as_text(fingerprints)
             leaves = {path: Leaf(tuple(x.shape), str(x.dtype), texts[path]) for path, x in arrays.items()}
-            return Record(data, step, sequences, metric, leaves, finite=bool(finite))
+            return Record(data, step, sequences, metric, leaves, finite=bool(finite), inputs=inputs)
 
         trees = {
             "params": flatten(state.params),

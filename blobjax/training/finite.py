@@ -73,7 +73,9 @@ def remedy(config: Config, found: str) -> str:
       found: the first place whose numbers went bad, as `post_mortem.first_bad` says it.
     """
     conditioning = config.conditioning
-    lower = f"go on with --allow-config-change and a lower optimizer.learning_rate (now {config.optimizer.learning_rate:g})"
+    lower = (
+        f"go on with --allow-config-change and a lower optimizer.learning_rate (now {config.optimizer.learning_rate:g})"
+    )
     if found.startswith("the batch itself"):
         return "start anew with conditioning.guard={}, which skips such batches"
     if conditioning.precision == "float16" and conditioning.loss_scaling.kind == "none":

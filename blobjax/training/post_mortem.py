@@ -85,7 +85,8 @@ class Examiner:
           train_step: the run's own, for the steps before those two.
           patience: of the watchdog, for a step.
         """
-        at, good = int(state.step), {}
+        at = int(state.step)
+        good: Probes = {}
         if first - at > _AGAIN_AT_MOST:
             return Found(first, f"not looked for, the newest finite checkpoint is {first - at:,} steps back", {}, {})
         batches = self._batches(range(at + 1, first + 1))

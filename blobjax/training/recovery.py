@@ -8,13 +8,12 @@ why the windows, written down before training goes on, are all that a restart ne
 
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 
-from blobjax.config import BadInputError, DivergedError, HaltedError
-from blobjax.data import PassedOver, Stream
+from blobjax.config import DivergedError, HaltedError
+from blobjax.data import Stream
 from blobjax.reliability.clock import Clock
 from blobjax.reliability.run_directory import EventLog, RunDirectory, write_atomically
 from blobjax.reliability.timers import check_agreement
@@ -25,6 +24,7 @@ from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.finite import NotFinite, remedy
 from blobjax.training.guard_watch import Trouble
 from blobjax.training.loop import Hook, StepReport, run
+from blobjax.training.passages import Passage, windows, write_passages
 from blobjax.training.post_mortem import Examiner, as_json, first_bad
 from blobjax.training.program import Program
 from blobjax.training.recorder import Recorder
@@ -33,45 +33,11 @@ from blobjax.training.snapshots import SnapshotRing
 from blobjax.training.state import TrainState
 from blobjax.training.step import Batch, Metrics
 
-Passage = dict[str, Any]
-"""A window that a rollback passed over: `first` and `last` (excluded) sequence of the stream, the `step` it was decided
-at and the `reason`."""
-
-
-def read_passages(path: Path) -> list[Passage]:
-    """The windows a run has passed over so far; none where there is no file.
-
-    Raises:
-      BadInputError: the file cannot be made sense of.
-    """
-    if not path.is_file():
-        return []
-    try:
-        passages = json.loads(path.read_text(encoding="utf-8"))["windows"]
-        if all(0 <= each["first"] < each["last"] for each in passages):
-            return passages
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise BadInputError(
-        f"{path} does not hold the windows of data that this run has passed over; restore it, or remove it together "
-        "with the checkpoints to start again"
-    )
-
-
-def windows(passages: list[Passage]) -> PassedOver:
-    """What a stream leaves out after these passages."""
-    return PassedOver.of((each["first"], each["last"]) for each in passages)
-
 
 def quarantined(events: EventLog, step: int, reason: str, moved_to: str) -> str:
     """Writes down that a bad checkpoint was put aside, and returns the line that says so."""
     events.write("quarantine", step=step, reason=reason, moved_to=moved_to)
     return f"checkpoint {step} is bad ({reason}): moved to {moved_to}"
-
-
-def write_passages(path: Path, passages: list[Passage]) -> None:
-    """Makes these the windows that `read_passages` finds."""
-    write_atomically(path, json.dumps({"windows": passages}, indent=1) + "\n")
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -112,7 +78,7 @@ class Recovery:
 
     Args:
       batches: the batches of these steps, which count from 1, from the stream as it is then.
-      passages: what earlier rollbacks of this run passed over.
+      passages: what earlier rollbacks of this run passed over; grows with each one.
       directory: the run's; process 0 writes there.
       first: the step the run began from, which is never gone back beyond.
       beginning: the state at that step.
@@ -142,7 +108,7 @@ class Recovery:
         self._stream = stream
         self._position = position
         self._batches = batches
-        self._passages = list(passages)
+        self._passages = passages
         self._ring = ring
         self._checkpointer = checkpointer
         self._save = save

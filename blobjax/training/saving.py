@@ -16,6 +16,7 @@ from blobjax.training.batches import Position
 from blobjax.training.checkpoint_files import first_line
 from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.finite import NotFinite
+from blobjax.training.inputs import Inputs
 from blobjax.training.state import TrainState
 
 # So many saves may fail one after the other before the run ends: what it computes is lost if it ends otherwise.
@@ -35,6 +36,7 @@ class SaveHook:
       length: the run's last step, which is always saved.
       data: fingerprint of the training data.
       metric: what the state at a step is ranked by, if anything has been evaluated by then.
+      inputs: what else decides how the run goes on from now.
       say: prints a line for the person watching.
       standing: whether the run has a checkpoint to go on from already.
       clock: seconds; injectable for tests.
@@ -53,6 +55,7 @@ class SaveHook:
         data: str,
         events: EventLog,
         metric: Callable[[int], float | None] = lambda step: None,
+        inputs: Callable[[], Inputs | None] = lambda: None,
         say: Callable[[str], None] = print,
         standing: bool = False,
         clock: Callable[[], float] = time.monotonic,
@@ -67,6 +70,7 @@ class SaveHook:
         self._data = data
         self._events = events
         self._metric = metric
+        self._inputs = inputs
         self._say = say
         self.standing = standing
         self._clock = clock
@@ -157,7 +161,7 @@ class SaveHook:
         else:
             self._in_flight, self._newest, self._began = {"step": step}, step, began
             self._finite = self._checkpointer.save(
-                state, step, self._position.sequences(step), self._data, self._metric(step)
+                state, step, self._position.sequences(step), self._data, self._metric(step), self._inputs()
             )
             self._in_flight["stall_seconds"] = self._clock() - began
             if not self._finite:

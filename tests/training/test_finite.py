@@ -1,4 +1,4 @@
-"""A run whose numbers are not finite halts, says where they went bad, and never trades a good checkpoint for a bad one."""
+"""A run whose numbers are not finite halts and says where; no checkpoint that is not finite replaces one that is."""
 
 import json
 import shutil
@@ -14,8 +14,9 @@ from blobjax.config.schema import Checkpoint
 from blobjax.reliability.outcome import read
 from blobjax.reliability.run_directory import RunDirectory, read_jsonl
 from blobjax.reliability.status import status
+from blobjax.reliability.supervisor import newest_save
 from blobjax.training import checkpoint_command as command
-from blobjax.training.checkpoint_files import NOT_FINITE, COMMITTED, _digest, read_record
+from blobjax.training.checkpoint_files import COMMITTED, NOT_FINITE, _digest, read_record
 from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.finite import FiniteWatch, NotFinite, all_finite, remedy
 from blobjax.training.inference import sample_run
@@ -50,13 +51,15 @@ def diverged(tmp_path_factory):
 def test_it_halts_after_so_many_steps_and_says_where_and_what_would_have_helped(diverged):
     run_dir, said = diverged
     assert said == (
-        "halted at step 10: the loss has not been finite since step 7 (reliability.nonfinite_limit 4); first bad numbers: "
-        "the batch itself (its mask is not finite, so neither is the loss, whatever the model does) at step 7; start "
-        "anew with conditioning.guard={}, which skips such batches; the newest finite checkpoint is that of step 6"
+        "halted at step 10: the loss has not been finite since step 7 (reliability.nonfinite_limit 4); first bad "
+        "numbers: the batch itself (its mask is not finite, so neither is the loss, whatever the model does) at step "
+        "7; start anew with conditioning.guard={}, which skips such batches; the newest finite checkpoint is that of "
+        "step 6"
     )
     assert read(RunDirectory(run_dir)).status == "diverged"
     found = status(str(run_dir))
     assert (found["state"], found["reason"]) == ("diverged", f"DivergedError: {said}")
+    assert found["newest_save"] == newest_save(RunDirectory(run_dir)) == 6
     halt = json.loads((run_dir / "halt.json").read_text())
     assert (halt["step"], halt["first_bad_step"], halt["good_step"]) == (10, 7, 6)
     assert halt["probes"]["output"]["log_z_mean"]["good"] != 0
@@ -93,11 +96,14 @@ def test_a_last_step_with_a_bad_loss_is_not_a_finish(tmp_path):
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 def test_nor_is_one_with_a_bad_update(tmp_path):
     """Its loss was finite, as that is taken before the update."""
-    settings = ("optimizer={learning_rate: 1.0e39, weight_decay: 0}", "duration={length: 1 step, warmup: 0 steps}")
+    rate = ("optimizer={learning_rate: 1.0e39, weight_decay: 0}", "duration.warmup=0 steps")
+    settings = (*rate, "duration.length=1 step")
     with pytest.raises(DivergedError) as halted:
         train(config(tmp_path / "run", "conditioning.clip_norm=0", *settings))
     said = str(halted.value)
-    assert said.startswith("halted at step 1: its parameters are not finite, although its loss was; first bad numbers: ")
+    assert said.startswith(
+        "halted at step 1: its parameters are not finite, although its loss was; first bad numbers: "
+    )
     assert "(param_rms is " in said
     assert "conditioning.clip_norm=1" in said
     assert said.endswith("no checkpoint is finite")
@@ -215,7 +221,11 @@ def test_a_last_step_that_loss_scaling_skipped_has_spoilt_nothing():
         ),
         (("conditioning.qk_norm=false",), "block_01 (attention_logit_max is inf)", "conditioning.qk_norm=true"),
         (("conditioning.clip_norm=0",), "embedding (param_rms is inf)", "conditioning.clip_norm=1"),
-        ((), "block_00 (grad_rms is nan", "a lower optimizer.learning_rate (now 0.002), or start anew with conditioning.guard={}"),
+        (
+            (),
+            "block_00 (grad_rms is nan",
+            "a lower optimizer.learning_rate (now 0.002), or start anew with conditioning.guard={}",
+        ),
     ],
 )
 def test_the_switch_that_would_have_helped(overrides, found, wanted):

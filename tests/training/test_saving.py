@@ -31,7 +31,7 @@ class Storage:
     def writing(self):
         return self._pending is not None and self.slow
 
-    def save(self, state, step, sequences, data, metric):
+    def save(self, state, step, sequences, data, metric, inputs):
         self.saved.append((step, sequences, data, metric))
         self._pending = step
         return True

@@ -1,6 +1,7 @@
 """What differs between two configs, and which differences would make a resumed run another run, or several processes
 other runs."""
 
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -73,6 +74,33 @@ def changed_maths(old: Config, new: Config) -> list[str]:
     ]
 
 
+def maths(config: Config) -> dict[str, Any]:
+    """Every dotted key that decides what a run computes, to its value as JSON has it."""
+    clips = config.conditioning.qk_clip
+    return {
+        key: value
+        for key, value in leaves(config.model_dump(mode="json")).items()
+        if changes_maths(key) or (clips and key == "conditioning.probe_every")
+    }
+
+
+def changed_since(recorded: Mapping[str, Any], config: Config) -> list[str]:
+    """The lines of `config_diff` from what `maths` said once to a config; none where nothing was recorded.
+
+    A key that did not exist then, in an earlier version, counts as having had its default.
+    """
+    if not recorded:
+        return []
+    before = {key: value for key, value in recorded.items() if changes_maths(key) or key in maths(config)}
+    now, default = maths(config), maths(Config())
+    new = [key for key in now if key not in before and now[key] != default.get(key)]
+    return [
+        f"{key}: {_show(before, key)} -> {_show(now, key)}"
+        for key in [*before, *new]
+        if key not in before or key not in now or before[key] != now[key]
+    ]
+
+
 def config_diff(old: Config, new: Config) -> list[str]:
     """One line for each key that differs: `model.d_model: 256 -> 512`, in schema order."""
     before, after = leaves(old.model_dump(mode="json")), leaves(new.model_dump(mode="json"))
@@ -94,5 +122,5 @@ def leaves(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _show(values: dict[str, Any], key: str) -> str:
+def _show(values: Mapping[str, Any], key: str) -> str:
     return str(values[key]) if key in values else "(absent)"

@@ -1,4 +1,4 @@
-"""The two exceptions that are shown as clear lines on stderr, with no traceback."""
+"""The exceptions that are shown as clear lines on stderr, with no traceback."""
 
 from typing import Any
 
@@ -34,3 +34,7 @@ def brief(value: Any, most: int = 60) -> str:
 
 class HaltedError(Exception):
     """A run ended itself, because going on would waste what it costs: one line that says why; exit code 1."""
+
+
+class DivergedError(HaltedError):
+    """A run halted because its loss or its parameters are not finite; no later step can mend that."""

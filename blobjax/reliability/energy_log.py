@@ -41,6 +41,11 @@ def _read(path: Path) -> dict[str, float]:
         return {}
 
 
+def account_lost(directory: Path) -> bool:
+    """Whether the account of process 0, which has one in every run that is metered, is gone or says nothing."""
+    return not _read(directory / "0.json")
+
+
 def measured(source: str) -> bool:
     """Whether a source is a counter of the machine, and no estimate."""
     return not source.startswith("estimate")

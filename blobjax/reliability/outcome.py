@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from blobjax.reliability.ledger import number, read_ledger
+from blobjax.reliability.lost_lines import missing_steps
 from blobjax.reliability.run_directory import RunDirectory, read_jsonl
 
 Status = Literal["finished", "diverged", "halted", "failed", "stopped", "waiting"]
-"""finished: to its length, with a finite loss · diverged: to its length, without · halted: the run ended itself ·
-failed: an error or a killed process · stopped: can be resumed · waiting: not begun."""
+"""finished: to its length, with a finite loss · diverged: its loss or its parameters stopped being finite · halted: the
+run ended itself for another reason · failed: an error or a killed process · stopped: can be resumed · waiting: not
+begun."""
 
 DONE = ("finished", "diverged", "halted")
 """What a run does not come back from by running it again."""
@@ -135,10 +137,15 @@ def read(directory: RunDirectory) -> Outcome:
 
 
 def _cut_short(metrics: list[dict[str, Any]], events: list[dict[str, Any]]) -> str:
-    """What is wrong where the metrics of a finished run end before its last step, which is always among them."""
+    """What is wrong where the metrics of a finished run lack their end or their beginning."""
     end = next((event.get("step") for event in reversed(events) if event["event"] == "stop"), None)
     last = max((line["step"] for line in metrics), default=0)
-    return f"metrics.jsonl is damaged, it ends at step {last} of {end}" if isinstance(end, int) and last < end else ""
+    if isinstance(end, int) and last < end:
+        return f"metrics.jsonl is damaged, it ends at step {last} of {end}"
+    missing, _ = missing_steps(events, metrics)
+    # Losses are counted from the first.
+    first = min((line["step"] for line in metrics if "loss" in line), default=0)
+    return f"metrics.jsonl is damaged, it begins at step {first}" if missing and missing[0] < first else ""
 
 
 def _status(events: list[dict[str, Any]]) -> tuple[Status, str]:
@@ -154,4 +161,5 @@ def _status(events: list[dict[str, Any]]) -> tuple[Status, str]:
     if "step" in last or last.get("resumable") is True:
         return "stopped", reason
     kind, _, rest = reason.partition(": ")
-    return ("halted", rest) if kind == "HaltedError" else ("failed", reason)
+    ended: dict[str, Status] = {"HaltedError": "halted", "DivergedError": "diverged"}
+    return (ended[kind], rest) if kind in ended else ("failed", reason)

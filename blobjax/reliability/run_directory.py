@@ -307,10 +307,13 @@ class Lines:
         """Appends one line, given with its end."""
         content = (b"\n" if self._torn else b"") + line.encode()
         try:
-            written = self._file.write(content)
-            if written is None or written < len(content):
-                self._torn = self._torn or bool(written)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            # A write may take only a part, after a signal or at a quota, and the next one the rest.
+            while content:
+                written = self._file.write(content)
+                if not written:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                # Until the whole of it is there; a line break that ends a torn line counts as a part, and does no harm.
+                self._torn, content = True, content[written:]
         except OSError as error:
             if not self._lost:
                 self._say(f"cannot be written: {error.strerror or error}; its lines are lost until it can")

@@ -6,6 +6,7 @@ from itertools import zip_longest
 from typing import Any
 
 from blobjax.config import BadInputError
+from blobjax.reliability import lost_lines
 from blobjax.reliability.energy_log import energy_line, read_accounts
 from blobjax.reliability.ledger import Attempt, number, read_ledger
 from blobjax.reliability.outcome import sequences_before
@@ -44,12 +45,15 @@ def status(run: str) -> dict[str, Any]:
     running = directory.in_use()
     try:
         events = [event for event in read_jsonl(directory.events) if isinstance(event.get("event"), str)]
+        lost = lost_lines.notes(directory, events)
         newest: dict[str, Any] = next((e for e in read_jsonl_backwards(directory.metrics) if "loss" in e), {})
     except OSError as error:
         raise BadInputError(f"{run}: cannot be read: {error.filename}: {error.strerror}") from None
     ledger = read_ledger(events)
     length = next((int(number(event["length"])) for event in reversed(events) if "length" in event), 0)
-    saved = [int(number(event.get("step"), -1)) for event in events if event["event"] in ("save", "restore")]
+    # Nothing goes on from a save that is not finite.
+    saves = [e for e in events if e["event"] in ("save", "restore") and e.get("finite") is not False]
+    saved = [int(number(event.get("step"), -1)) for event in saves]
     times = [number(event.get("time"), -1.0) for event in events[-1:]]
     last = ledger.attempts[-1] if ledger.attempts else None
     counted = Counter(event["event"] for event in events)
@@ -79,7 +83,7 @@ def status(run: str) -> dict[str, Any]:
         # Of a run that began from another, what it was trained on itself: the energy is of these.
         "own_tokens": max(tokens - _tokens_before(directory, events), 0),
         "straggler": next((_straggler(e) for e in reversed(events) if e["event"] == "stragglers"), None),
-        "notes": ledger.notes,
+        "notes": [*lost, *ledger.notes],
     }
 
 
@@ -98,8 +102,9 @@ def _state(last: Attempt | None, running: bool) -> str:
     reason = str(last.stop.get("reason"))
     if reason == "finished":
         return "finished"
-    if reason.startswith("HaltedError"):
-        return "halted"
+    for error, state in (("HaltedError", "halted"), ("DivergedError", "diverged")):
+        if reason.startswith(error):
+            return state
     # A stop that names its step was saved, one that says so can be resumed, and what silent corruption has spoiled is
     # put aside; others are errors.
     saved = "step" in last.stop or last.stop.get("resumable") is True or reason.startswith("silent corruption")

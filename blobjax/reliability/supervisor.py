@@ -33,7 +33,8 @@ _LIBC = ctypes.CDLL(None)
 def newest_save(directory: RunDirectory) -> int:
     """The newest step that is known to be saved; -1 where there is none."""
     kinds = ("save", "restore")
-    told = [e.get("step") for e in read_jsonl(directory.events) if e.get("event") in kinds]
+    events = (e for e in read_jsonl(directory.events) if e.get("event") in kinds and e.get("finite") is not False)
+    told = [e.get("step") for e in events]
     # A process that dies right after a commit had no time to tell; Orbax gives a folder its number once it is whole.
     there = [int(folder.name) for folder in directory.checkpoints.glob("*") if folder.name.isdecimal()]
     return max([*(step for step in told if isinstance(step, int)), *there], default=-1)

@@ -53,18 +53,21 @@ class Every:
       duration: steps, tokens, … or wall-clock time.
       clockwork: turns the former into steps.
       clock: seconds; injectable for tests.
+
+    Attributes:
+      steps: at whose multiples it is due; 0 where it is due by time.
     """
 
     def __init__(self, duration: Duration, clockwork: Clockwork, clock: Callable[[], float] = time.monotonic):
         self._seconds = duration.seconds
-        self._steps = 0 if self._seconds is not None else max(duration.steps(clockwork), 1)
+        self.steps = 0 if self._seconds is not None else max(duration.steps(clockwork), 1)
         self._clock = clock
         self._last = clock()
 
     def due(self, step: int) -> bool:
         """Whether it is due after this step; every process must ask at every step."""
         if self._seconds is None:
-            return step % self._steps == 0
+            return step % self.steps == 0
         if jax.process_count() > 1 and step % _AGREE_EVERY:
             return False
         now = self._clock()

@@ -72,6 +72,8 @@ def _standing(facts: Facts) -> str:
         case "finished":
             return f"Trained to its length, {steps}."
         case "diverged":
+            if facts.status["state"] == "diverged":
+                return f"This run diverged at {steps} ({redacted(facts.outcome.reason)})."
             return f"Trained to its length, {steps}, but {facts.outcome.reason}."
         case "running":
             return f"This run is not finished: it was at {steps} when this page was written."

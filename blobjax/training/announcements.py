@@ -7,6 +7,7 @@ import jax
 import blobjax
 from blobjax.compute.flops import param_count
 from blobjax.compute.sharding import unsharded
+from blobjax.reliability.timers import Every
 from blobjax.training.program import Program
 from blobjax.training.state import flatten
 
@@ -21,6 +22,7 @@ def facts(program: Program) -> dict[str, Any]:
         "processes": jax.process_count(),
         "mesh": dict(program.layout.mesh.shape),
         "length": program.clockwork.length,
+        "logged_every": Every(program.config.logging.every, program.clockwork).steps,
         "tokens_per_step": program.clockwork.tokens_per_step,
         "flops_per_token": program.clockwork.flops_per_token,
     }

@@ -6,11 +6,13 @@ it enters a schedule of its own length in the middle. Where that schedule, and a
 is bitwise a run of that length from the start: one trunk at a constant learning rate and a decayed branch for each
 length are runs of all lengths for little more than the price of the longest (Hägele et al. 2024).
 
-What is decided at the first beginning is written down as a `branch` event, and holds for every attempt after it.
+What is decided at the first beginning is written down as a `branch` event and in each of the run's checkpoints, and
+holds for every attempt after it.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from blobjax.config import BadInputError, Clockwork, Config
 from blobjax.config.diff import changed_maths
@@ -18,7 +20,7 @@ from blobjax.reliability.run_directory import RunDirectory, read_jsonl
 from blobjax.training import checkpoint_files as files
 from blobjax.training.checkpoint_files import BadCheckpointError
 from blobjax.training.checkpoints import Checkpointer
-from blobjax.training.recovery import Passage, read_passages, windows
+from blobjax.training.passages import Passage, read_passages, windows
 from blobjax.training.state import TrainState
 
 
@@ -70,7 +72,8 @@ class Trunk:
             raise BadInputError(f"duration.start_from: checkpoint {self._folder}: {error}") from None
         if record.sequences is None:
             raise BadInputError(f"duration.start_from: checkpoint {self._folder} has no fingerprints to check it by")
-        passages = read_passages(self.directory.passed_over)
+        recorded = record.inputs
+        passages = recorded["passed_over"] if recorded is not None else read_passages(self.directory.passed_over)
         here = windows(passages).number(record.sequences)
         return [each for each in passages if each["first"] < here]
 
@@ -80,11 +83,12 @@ class Trunk:
         return changed_maths(theirs, config) if theirs is not None else []
 
 
-def find(config: Config, clockwork: Clockwork, begun: bool) -> Trunk | None:
+def find(config: Config, clockwork: Clockwork, begun: bool, recorded: Any = None) -> Trunk | None:
     """The checkpoint a run begins from; None for a run that begins from nothing.
 
     Args:
       begun: the run has a checkpoint of its own, and will hardly need the trunk's again: it may be gone.
+      recorded: what that checkpoint says of the trunk, whatever has become of the `branch` event.
 
     Raises:
       BadInputError: there is none such.
@@ -93,7 +97,8 @@ def find(config: Config, clockwork: Clockwork, begun: bool) -> Trunk | None:
     if origin is None:
         return None
     ours, directory = RunDirectory(config.logging.run_dir), RunDirectory(origin.directory(config.logging.run_dir))
-    decided = [event["step"] for event in read_jsonl(ours.events) if event.get("event") == "branch"]
+    decided = [recorded["step"]] if recorded else []
+    decided += [event["step"] for event in read_jsonl(ours.events) if event.get("event") == "branch"]
     if begun:
         return Trunk(directory, decided[0]) if decided else None
     key = f"duration.start_from '{origin}'"

@@ -41,9 +41,8 @@ def describe(run: str) -> list[dict[str, Any]]:
             records[step] = str(bad)
         except FileNotFoundError:
             continue  # deleted since by a run that is going on
-    reasons = files.kept(
-        {step: record.metric for step, record in records.items() if isinstance(record, Record)}, config.checkpoint
-    )
+    whole = {step: record for step, record in records.items() if isinstance(record, Record)}
+    reasons = files.kept_of(whole, config.checkpoint)
     found = []
     for step, record in records.items():
         known = record if isinstance(record, Record) else None
@@ -53,6 +52,7 @@ def describe(run: str) -> list[dict[str, Any]]:
                 "bytes": files.size(directory.checkpoints / str(step)),
                 "time": known.time if known else None,
                 "fingerprints": known is not None and known.leaves is not None,
+                "finite": known.finite if known else None,
                 "kept": reasons.get(step, ""),
                 "bad": "" if known else record,
             }
@@ -72,6 +72,8 @@ def list_lines(found: list[dict[str, Any]]) -> Iterator[str]:
             continue
         saved = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each["time"])) if each["time"] else "?"
         why = f"BAD: {each['bad']}" if each["bad"] else each["kept"] or "nothing: deleted after the next save"
+        if each["finite"] is False:
+            why = f"NOT FINITE, nothing goes on from it: {why}"
         has = "yes" if each["fingerprints"] else "no"
         yield f"{each['step']:>10}  {_size(each['bytes']):>9}  {saved:<19}  {has:<12}  {why}"
 
@@ -156,6 +158,7 @@ def show(run: str, step: int | None = None) -> dict[str, Any]:
         "sequences": record.sequences,
         "data": record.data,
         "metric": record.metric,
+        "finite": record.finite,
         "time": record.time,
         "leaves": leaves,
     }

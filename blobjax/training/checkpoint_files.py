@@ -12,13 +12,14 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from blobjax.config.schema import Checkpoint
+from blobjax.training.passages import checked
 
 # Orbax writes this file last into a checkpoint's folder; `custom_metadata` in it is ours.
 COMMITTED = "_CHECKPOINT_METADATA"
@@ -35,6 +36,9 @@ _NOT_THE_FILE = {
     )
     if hasattr(errno, name)
 }
+
+
+NOT_FINITE = "its parameters are not finite"
 
 
 class BadCheckpointError(Exception):
@@ -66,6 +70,8 @@ class Record:
       sequences: position of the data stream; None likewise.
       metric: what `checkpoint.keep_best` ranks it by; None where nothing was evaluated yet.
       leaves: path, such as `params/blocks/mlp/up`, to array; None likewise.
+      finite: whether all parameters are finite; None in a checkpoint from before it was recorded.
+      inputs: what else decides how the run goes on (`inputs.py`); None likewise.
       time: when it was committed, in seconds since 1970.
     """
 
@@ -75,12 +81,15 @@ class Record:
     metric: float | None = None
     leaves: Mapping[str, Leaf] | None = None
     time: float = 0.0
+    finite: bool | None = None
+    inputs: Mapping[str, Any] | None = None
 
     def as_metadata(self) -> dict[str, Any]:
         """As it stands in the checkpoint, with a digest: a damaged record must not pass for another config's."""
         metric = self.metric if self.metric is not None and math.isfinite(self.metric) else None
         leaves = {path: asdict(leaf) for path, leaf in (self.leaves or {}).items()}
-        content = {"step": self.step, "sequences": self.sequences, "metric": metric, "leaves": leaves}
+        content: dict[str, Any] = {"step": self.step, "sequences": self.sequences, "metric": metric, "leaves": leaves}
+        content |= {"finite": self.finite, "inputs": self.inputs}
         return {"data": self.data, "record": content, "digest": _digest(self.data, content)}
 
 
@@ -122,7 +131,12 @@ def read_record(folder: Path) -> Record:
         if _STEP.fullmatch(folder.name) and content["step"] != int(folder.name):
             raise BadCheckpointError(f"it is the checkpoint of step {content['step']}, under another's name")
         metric = None if content["metric"] is None else float(content["metric"])
-        return Record(ours["data"], content["step"], content["sequences"], metric, leaves, time)
+        finite, inputs = content.get("finite"), content.get("inputs")
+        if not isinstance(finite, bool | None) or not isinstance(inputs, dict | None):
+            raise ValueError("its fields are not of their kinds")
+        if inputs is not None:
+            checked(inputs["passed_over"])
+        return Record(ours["data"], content["step"], content["sequences"], metric, leaves, time, finite, inputs)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise BadCheckpointError(f"{COMMITTED} is damaged ({type(error).__name__}: {error})"[:200]) from None
 
@@ -162,16 +176,27 @@ def size(folder: Path) -> int:
     return total
 
 
-def kept(metrics: Mapping[int, float | None], policy: Checkpoint) -> dict[int, str]:
+def newest_finite(checkpoints: Path) -> int | None:
+    """The newest step whose checkpoint can be read and is not known to hold parameters that are not finite."""
+    for step in reversed(committed(checkpoints)):
+        with suppress(BadCheckpointError, OSError):
+            if read_record(checkpoints / str(step)).finite is not False:
+                return step
+    return None
+
+
+def kept(metrics: Mapping[int, float | None], policy: Checkpoint, not_finite: Collection[int] = ()) -> dict[int, str]:
     """Which checkpoints the rules keep, and the first reason why.
 
     Args:
       metrics: each step that has a checkpoint, with what it is ranked by.
+      not_finite: those whose parameters are not finite. They are kept only while there are fewer than
+        `checkpoint.keep` others, so that none of them takes the place of a good one.
     """
-    steps, best = sorted(metrics), policy.keep_best
+    steps, best = sorted(metrics.keys() - set(not_finite)), policy.keep_best
     reasons: dict[int, str] = {}
     if best is not None:
-        ranked = {step: value for step, value in metrics.items() if value is not None}
+        ranked = {step: value for step in steps if (value := metrics[step]) is not None}
         sign = 1 if best.mode == "min" else -1
         # Of two with the same evaluation the earlier is the nearer to it.
         for step in sorted(ranked, key=lambda step: (sign * ranked[step], step))[: best.count]:
@@ -181,19 +206,33 @@ def kept(metrics: Mapping[int, float | None], policy: Checkpoint) -> dict[int, s
             reasons[step] = f"every {policy.keep_every} steps"
     for step in steps[-policy.keep :]:
         reasons.setdefault(step, f"one of the newest {policy.keep}")
-    return {step: reasons[step] for step in steps if step in reasons}
+    room = max(policy.keep - len(steps), 0)
+    for step in sorted(not_finite)[-room:] if room else ():
+        reasons[step] = f"one of the newest {policy.keep}, as there are fewer that are finite"
+    return dict(sorted(reasons.items()))
 
 
 def surplus(checkpoints: Path, policy: Checkpoint) -> list[int]:
     """Steps of the checkpoints that no rule keeps, ascending."""
-    metrics = {}
+    records = {}
     for step in committed(checkpoints):
         try:
-            metrics[step] = read_record(checkpoints / str(step)).metric
+            records[step] = read_record(checkpoints / str(step))
         except (BadCheckpointError, OSError):
             continue  # whoever wants it will find out, and put it aside
-    stay = kept(metrics, policy)
-    return [step for step in metrics if step not in stay]
+    stay = kept_of(records, policy)
+    return [step for step in records if step not in stay]
+
+
+def kept_of(records: Mapping[int, Record], policy: Checkpoint) -> dict[int, str]:
+    """As `kept`, of what checkpoints say of themselves."""
+    ranked_by = policy.keep_best.metric if policy.keep_best else None
+    metrics = {
+        # What was ranked by another metric than now cannot be compared.
+        step: record.metric if record.inputs is None or record.inputs.get("ranked_by") == ranked_by else None
+        for step, record in records.items()
+    }
+    return kept(metrics, policy, [step for step, record in records.items() if record.finite is False])
 
 
 def delete(folder: Path) -> None:
@@ -285,7 +324,9 @@ def first_line(error: BaseException) -> str:
         error = error.__cause__
     lines = str(error).strip().splitlines()
     # TensorStore says where it is with every step it took to get there.
-    line = re.sub(r' in OCDBT database at local file "(?:[^"\\]|\\.)*"| \[tensorstore_spec=.*', "", lines[0] if lines else "")
+    line = re.sub(
+        r' in OCDBT database at local file "(?:[^"\\]|\\.)*"| \[tensorstore_spec=.*', "", lines[0] if lines else ""
+    )
     return f"{type(error).__name__}: {line}"[:200]
 
 

@@ -10,13 +10,15 @@ from orbax.checkpoint import v1 as ocp
 
 from blobjax.config import BadInputError
 from blobjax.training import checkpoint_files as files
-from blobjax.training.checkpoint_files import Record
+from blobjax.training.checkpoint_files import NOT_FINITE, BadCheckpointError, Record
 
 
 def look(folder: Path, trees: dict[str, dict[str, Any]], data: str | None) -> tuple[Record, dict[str, dict[str, Any]]]:
     """What a checkpoint says of itself, and what to ask Orbax for; refuses what is not safe, or does not fit."""
     files.check_kinds(folder)
     record = files.read_record(folder)
+    if record.finite is False:
+        raise BadCheckpointError(NOT_FINITE)
     if data is not None and record.data != data:
         raise BadInputError(
             f"checkpoint {folder} was trained on other data: the sources changed since; restore them, or give "

@@ -7,7 +7,7 @@ fingerprinted again, on whatever mesh it is then, and nothing trains on what dif
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,8 +23,9 @@ from blobjax.reliability.fingerprint import as_text, fingerprint_all
 from blobjax.reliability.timers import everyone
 from blobjax.training import checkpoint_files as files
 from blobjax.training import stored
-from blobjax.training.checkpoint_files import BadCheckpointError, Leaf, Record
+from blobjax.training.checkpoint_files import NOT_FINITE, BadCheckpointError, Leaf, Record
 from blobjax.training.checkpoint_fit import as_like, look
+from blobjax.training.finite import all_finite
 from blobjax.training.orbax_workarounds import local
 from blobjax.training.quiet_orbax import quietly
 from blobjax.training.state import TrainState, flatten, unflatten
@@ -78,15 +79,17 @@ class Checkpointer:
         self._writer = ThreadPoolExecutor(1, "save")
         self._pending: Future[None] | None = None
         self._compiled: Future[Any] | None = None
+        self._looks: Future[Any] | None = None
         self._likely: dict[str, Any] = {}
         if policy is not None and jax.process_index() == 0:
             files.clear_unfinished(self._directory)
 
     def prepare(self, like: TrainState) -> None:
-        """Compiles what takes the fingerprints of such a state, in the background, so that no save waits for it."""
+        """Compiles what is asked of such a state at each save, in the background, so that no save waits for it."""
         named = _named(like)
         self._likely = _kinds(named)
         self._compiled = self._writer.submit(lambda: fingerprint_all.lower(named).compile())
+        self._looks = self._writer.submit(lambda: all_finite.lower(flatten(like.params)).compile())
 
     @property
     def in_a_run(self) -> bool:
@@ -97,7 +100,15 @@ class Checkpointer:
         """Steps with a committed checkpoint, ascending; any other numbered folder is none."""
         return files.committed(self._directory)
 
-    def save(self, state: TrainState, step: int, sequences: int, data: str, metric: float | None = None) -> None:
+    def save(
+        self,
+        state: TrainState,
+        step: int,
+        sequences: int,
+        data: str,
+        metric: float | None = None,
+        inputs: Mapping[str, Any] | None = None,
+    ) -> bool:
         """Starts a save and returns once the state is off the devices; waits for the previous save first.
 
         Args:
@@ -105,6 +116,10 @@ class Checkpointer:
           sequences: position of the data stream, in training sequences.
           data: fingerprint of the data that position counts in.
           metric: what `checkpoint.keep_best` ranks it by.
+          inputs: what else decides how the run goes on from it.
+
+        Returns:
+          Whether all parameters are finite; the same on every process.
 
         Raises:
           HaltedError: storage has not even taken note of it within `checkpoint.write_limit`.
@@ -113,11 +128,12 @@ class Checkpointer:
         arrays = _named(state)
         # Dispatched before anything else: whatever the next step does with this memory comes after it.
         fingerprints = self._fingerprints(arrays)
+        finite = (self._looks.result() if self._looks else all_finite)(flatten(state.params))
 
         def record() -> Record:
             texts = as_text(fingerprints)
             leaves = {path: Leaf(tuple(x.shape), str(x.dtype), texts[path]) for path, x in arrays.items()}
-            return Record(data, step, sequences, metric, leaves)
+            return Record(data, step, sequences, metric, leaves, finite=bool(finite), inputs=inputs)
 
         trees = {
             "params": flatten(state.params),
@@ -132,6 +148,7 @@ class Checkpointer:
                 f"storage has not answered for {limit} (checkpoint.write_limit) when step {step} was to be saved in "
                 f"{self._directory}; see to it, and run the same command to go on from the newest checkpoint"
             )
+        return bool(finite)
 
     def _write(self, step: int, trees: dict[str, Any], record: Callable[[], Record], off_devices: Future[None]) -> None:
         try:
@@ -210,7 +227,7 @@ class Checkpointer:
 
         Raises:
           BadInputError: the checkpoint holds other parameters than `like`, or was trained on other data.
-          BadCheckpointError: it is not what was saved.
+          BadCheckpointError: it is not what was saved, or its parameters are not finite: nothing comes of those.
           HaltedError: it cannot be read at the moment.
         """
         restored = self._restore(step, like, data)
@@ -253,6 +270,8 @@ class Checkpointer:
         if record.sequences not in (None, position):
             wrong.append("progress/sequences")
         self._refuse(step, wrong)
+        if record.finite is None and not all_finite(loaded["params"]):
+            raise BadCheckpointError(NOT_FINITE)
         state = TrainState(
             loaded["progress"]["step"],
             unflatten(loaded["params"], like.params),

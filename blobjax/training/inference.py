@@ -11,7 +11,7 @@ from blobjax.config.schema import Mesh
 from blobjax.data.tokenizer import load as load_tokenizer
 from blobjax.model import sampling
 from blobjax.reliability.run_directory import RunDirectory
-from blobjax.training.checkpoint_files import BadCheckpointError
+from blobjax.training.checkpoint_files import BadCheckpointError, read_record
 from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.state import Architecture, abstract_params, architecture
 
@@ -80,6 +80,7 @@ def sample_run(run: str, prompt: str, tokens: int, *, seed: int, temperature: fl
             raise BadInputError(f"run {run} has no checkpoint yet; train it first")
         try:
             params = checkpointer.restore_params(steps[-1], like)
+            recorded = read_record(directory.checkpoints / str(steps[-1])).inputs or {}
         except BadCheckpointError as bad:
             raise BadInputError(
                 f"checkpoint {directory.checkpoints / str(steps[-1])} is bad ({bad}); move it away to sample from "
@@ -87,10 +88,16 @@ def sample_run(run: str, prompt: str, tokens: int, *, seed: int, temperature: fl
             ) from None
     finally:
         checkpointer.close()
+    means = load_tokenizer(config)
+    if recorded.get("tokenizer", means.fingerprint) != means.fingerprint:
+        raise BadInputError(
+            f"{tokenizer} is not the tokenizer that {run} was trained with; restore it"
+            + (", or remove it to use the one of data.tokenizer" if directory.tokenizer.is_file() else "")
+        )
     return sample(
         arch,
         params,
-        load_tokenizer(config),
+        means,
         prompt,
         tokens,
         seed=seed,

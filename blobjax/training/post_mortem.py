@@ -9,6 +9,8 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -24,11 +26,29 @@ from blobjax.training.step import Batch
 Probes = dict[str, dict[str, float]]
 """Place (`embedding`, `block_00`, …, `output`), in forward order, to its probes by name."""
 
+# Steps that are computed again at most to find where numbers went bad: ours, an hour of a step that takes 3.6 s.
+_AGAIN_AT_MOST = 1000
 # In the order in which a block computes them.
 _FORWARD = ("param_rms", "attention_logit_max", "attention_entropy", "residual_rms", "log_z_mean")
 _BACKWARD = "grad_rms"
 # Those that are large where numbers explode.
 _GROW = ("attention_logit_max", "residual_rms", "grad_rms")
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where numbers went bad.
+
+    Attributes:
+      step: the first that has bad numbers.
+      place: where in the model, in words.
+      bad, good: probes of that step and of the one before it; empty where there is none.
+    """
+
+    step: int
+    place: str
+    bad: Probes
+    good: Probes
 
 
 class Examiner:
@@ -46,10 +66,46 @@ class Examiner:
 
     def probe(self, state: TrainState, step: int) -> tuple[Probes, bool]:
         """The probes of a state, which is used up, with the batch of a step; and whether that batch is finite."""
-        batch = next(self._batches(range(step, step + 1)))
+        _, probes, finite = self._probe(state, next(self._batches(range(step, step + 1))))
+        return probes, finite
+
+    def _probe(self, state: TrainState, batch: Batch) -> tuple[TrainState, Probes, bool]:
         finite = bool(jax.jit(lambda mask_BT: jnp.all(jnp.isfinite(mask_BT)))(batch["mask"]))
-        _, metrics = self._step(state, batch)
-        return _by_place(jax.device_get(metrics["flow"])), finite
+        state, metrics = self._step(state, batch)
+        return state, _by_place(jax.device_get(metrics["flow"])), finite
+
+    def search(
+        self, state: TrainState, first: int, train_step: Any, patience: Callable[[str], AbstractContextManager[None]]
+    ) -> Found:
+        """Computes steps once more, the last two of them with probes, to find where numbers that spread came from.
+
+        Args:
+          state: a good one, which is used up.
+          first: the first step with a loss that is not finite. The update of the step before it may be to blame.
+          train_step: the run's own, for the steps before those two.
+          patience: of the watchdog, for a step.
+        """
+        at = int(state.step)
+        good: Probes = {}
+        if first - at > _AGAIN_AT_MOST:
+            return Found(first, f"not looked for, the newest finite checkpoint is {first - at:,} steps back", {}, {})
+        batches = self._batches(range(at + 1, first + 1))
+        for step in range(at + 1, first + 1):
+            with patience(f"computing step {step} once more"):
+                batch = next(batches)
+                if step < first - 1:
+                    state, _ = train_step(state, batch)
+                    continue
+                state, bad, finite = self._probe(state, batch)
+            if not finite or not all(math.isfinite(x) for probes in bad.values() for x in _read(probes)):
+                return Found(step, first_bad(bad, good, finite), bad, good)
+            good = bad
+        return Found(first, "not found, the steps were finite when they were computed once more", good, {})
+
+
+def _read(probes: dict[str, float]) -> list[float]:
+    """Those probes that `first_bad` reads: others, such as a ratio, may be infinite where all is well."""
+    return [probes[name] for name in (*_FORWARD, _BACKWARD) if name in probes]
 
 
 def _by_place(flow: dict[str, dict[str, np.ndarray]]) -> Probes:
@@ -85,7 +141,7 @@ def first_bad(bad: Probes, good: Probes, finite: bool) -> str:
         (probes[name] / good[place][name], place, name)
         for place, probes in bad.items()
         for name in _GROW
-        if name in probes and good[place][name] > 0
+        if name in probes and good.get(place, {}).get(name, 0) > 0
     ]
     if not grown:
         return "unknown (there is no good step to compare with)"
@@ -95,13 +151,13 @@ def first_bad(bad: Probes, good: Probes, finite: bool) -> str:
 
 
 def as_json(bad: Probes, good: Probes, **facts: Any) -> str:
-    """The whole table with some facts, for halt.json; numbers that JSON cannot hold are text."""
+    """The whole table with some facts, for halt.json; numbers that JSON cannot hold are text, unknown ones null."""
 
-    def value(x: float) -> float | str:
-        return x if math.isfinite(x) else str(x)
+    def value(x: float | None) -> float | str | None:
+        return x if x is None or math.isfinite(x) else str(x)
 
     table = {
-        place: {name: {"bad": value(x), "good": value(good[place][name])} for name, x in probes.items()}
+        place: {name: {"bad": value(x), "good": value(good.get(place, {}).get(name))} for name, x in probes.items()}
         for place, probes in bad.items()
     }
     return json.dumps({**facts, "probes": table}, indent=1) + "\n"

@@ -17,9 +17,10 @@ from blobjax.reliability.run_directory import RunDirectory, read_jsonl
 from blobjax.reliability.timers import refuse_together
 from blobjax.training import branching, checkpoint_files, stored
 from blobjax.training.branching import Trunk
+from blobjax.training.inputs import Inputs, check_config, check_passages, newest_record
 from blobjax.training.memory import state_problem
+from blobjax.training.passages import Passage, read_passages, windows
 from blobjax.training.program import Program, make_program
-from blobjax.training.recovery import Passage, read_passages, windows
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Setting:
       trunk: where the run begins, or began, if not from nothing.
       passages: windows of data that earlier rollbacks passed over.
       checked: steps that a check for silent corruption has found good.
+      recorded: what the newest checkpoint says of all this; empty where there is none.
       writes: whether this process is the one that writes into the directory.
     """
 
@@ -50,6 +52,7 @@ class Setting:
     trunk: Trunk | None
     passages: list[Passage]
     checked: list[int]
+    recorded: Inputs
     writes: bool
 
     @property
@@ -96,8 +99,17 @@ def preflight(config: Config, allow_config_change: bool) -> Setting:
     _check_sample(config, stream.tokenizer)
     program = make_program(config, layout, stream.tokens_per_epoch)
     saved = checkpoint_files.committed(directory.checkpoints) if resuming else []
-    trunk = branching.find(config, program.clockwork, begun=bool(saved))
+    record = newest_record(directory.checkpoints) if resuming else None
+    recorded = (record.inputs if record else None) or {}
+    trunk = branching.find(config, program.clockwork, bool(saved), recorded.get("trunk"))
     passages = read_passages(directory.passed_over)
+    if record:
+        if not allow_config_change:
+            check_config(record, config)
+        if directory.passed_over.is_file():
+            check_passages(record, passages, directory.passed_over)
+        else:
+            passages = list(recorded["passed_over"])
     if trunk and not saved:
         # Its own file has them too, once there is one.
         passages = passages or trunk.passages()
@@ -107,6 +119,8 @@ def preflight(config: Config, allow_config_change: bool) -> Setting:
         for event in read_jsonl(directory.events)
         if event.get("event") == "check" and isinstance(event.get("step"), int)
     ]
+    if recorded.get("good_step") is not None:
+        checked.append(recorded["good_step"])
     # Also a barrier: no process may look at the directory while process 0 claims it.
     check_agreement(
         # What must be the same on all processes, as text.
@@ -118,7 +132,18 @@ def preflight(config: Config, allow_config_change: bool) -> Setting:
     refuse_together(state_problem(program))
     writes = jax.process_index() == 0
     return Setting(
-        began, program, stream, prepared.fingerprint, directory, resuming, saved, trunk, passages, checked, writes
+        began,
+        program,
+        stream,
+        prepared.fingerprint,
+        directory,
+        resuming,
+        saved,
+        trunk,
+        passages,
+        checked,
+        recorded,
+        writes,
     )
 
 

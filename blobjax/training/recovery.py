@@ -8,21 +8,23 @@ why the windows, written down before training goes on, are all that a restart ne
 
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 
-from blobjax.config import BadInputError, HaltedError
-from blobjax.data import PassedOver, Stream
+from blobjax.config import DivergedError, HaltedError
+from blobjax.data import Stream
 from blobjax.reliability.agreement import check_agreement
 from blobjax.reliability.clock import Clock
 from blobjax.reliability.run_directory import EventLog, RunDirectory, write_atomically
 from blobjax.reliability.watchdog import Watchdog
 from blobjax.training.batches import Position
+from blobjax.training.checkpoint_files import newest_finite
 from blobjax.training.checkpoints import Checkpointer
+from blobjax.training.finite import NotFinite, remedy
 from blobjax.training.guard_watch import Trouble
 from blobjax.training.loop import Hook, StepReport, run
+from blobjax.training.passages import Passage, windows, write_passages
 from blobjax.training.post_mortem import Examiner, as_json, first_bad
 from blobjax.training.program import Program
 from blobjax.training.recorder import Recorder
@@ -31,45 +33,11 @@ from blobjax.training.snapshots import SnapshotRing
 from blobjax.training.state import TrainState
 from blobjax.training.step import Batch, Metrics
 
-Passage = dict[str, Any]
-"""A window that a rollback passed over: `first` and `last` (excluded) sequence of the stream, the `step` it was decided
-at and the `reason`."""
-
-
-def read_passages(path: Path) -> list[Passage]:
-    """The windows a run has passed over so far; none where there is no file.
-
-    Raises:
-      BadInputError: the file cannot be made sense of.
-    """
-    if not path.is_file():
-        return []
-    try:
-        passages = json.loads(path.read_text(encoding="utf-8"))["windows"]
-        if all(0 <= each["first"] < each["last"] for each in passages):
-            return passages
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise BadInputError(
-        f"{path} does not hold the windows of data that this run has passed over; restore it, or remove it together "
-        "with the checkpoints to start again"
-    )
-
-
-def windows(passages: list[Passage]) -> PassedOver:
-    """What a stream leaves out after these passages."""
-    return PassedOver.of((each["first"], each["last"]) for each in passages)
-
 
 def quarantined(events: EventLog, step: int, reason: str, moved_to: str) -> str:
     """Writes down that a bad checkpoint was put aside, and returns the line that says so."""
     events.write("quarantine", step=step, reason=reason, moved_to=moved_to)
     return f"checkpoint {step} is bad ({reason}): moved to {moved_to}"
-
-
-def write_passages(path: Path, passages: list[Passage]) -> None:
-    """Makes these the windows that `read_passages` finds."""
-    write_atomically(path, json.dumps({"windows": passages}, indent=1) + "\n")
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -101,12 +69,16 @@ def _run_until_trouble(*loop: Any) -> TrainState | Trouble:
         return trouble.with_traceback(None)
 
 
+def _unfound(error: Exception) -> str:
+    return f"not found ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"[:200]
+
+
 class Recovery:
     """Decides what follows on trouble, the same on every process.
 
     Args:
       batches: the batches of these steps, which count from 1, from the stream as it is then.
-      passages: what earlier rollbacks of this run passed over.
+      passages: what earlier rollbacks of this run passed over; grows with each one.
       directory: the run's; process 0 writes there.
       first: the step the run began from, which is never gone back beyond.
       beginning: the state at that step.
@@ -136,7 +108,7 @@ class Recovery:
         self._stream = stream
         self._position = position
         self._batches = batches
-        self._passages = list(passages)
+        self._passages = passages
         self._ring = ring
         self._checkpointer = checkpointer
         self._save = save
@@ -159,6 +131,7 @@ class Recovery:
 
         Raises:
           HaltedError: on trouble, where there is no rollback, or no more of them.
+          DivergedError: the numbers are not finite, and no guard has kept the state from it.
         """
         step = _Watched(train_step)
         while True:
@@ -173,6 +146,8 @@ class Recovery:
 
     def _after(self, trouble: Trouble, step: _Watched) -> TrainState:
         """The state to go on from, the stream without what led to the trouble."""
+        if isinstance(trouble, NotFinite):
+            self._diverge(trouble, step)
         if self._rollback is None:
             self._halt(trouble, trouble.first - 1, step.give_up())
         # The last step whose state is taken to be good.
@@ -225,6 +200,27 @@ class Recovery:
             f"({len(self._passages)} of {self._rollback.at_most}), sequences {first:,} to {last:,} are passed over"
         )
 
+    def _diverge(self, trouble: NotFinite, step: _Watched) -> NoReturn:
+        step.give_up()
+        try:
+            self._save.finish()
+            found = Examiner(self._program, self._batches).search(
+                self._state(max(trouble.first - 2, self._first)), trouble.first, step, self._watchdog.patience
+            )
+            place = f"{found.place} at step {found.step}"
+            if jax.process_index() == 0:
+                facts = {"step": trouble.step, "reason": trouble.reason, "first_bad": found.place}
+                facts |= {"first_bad_step": found.step, "good_step": found.step - 1 if found.good else None}
+                write_atomically(self._directory.halt, as_json(found.bad, found.good, **facts))
+        except Exception as error:
+            place = _unfound(error)
+        finite = newest_finite(self._directory.checkpoints)
+        left = "no checkpoint is finite" if finite is None else f"the newest finite checkpoint is that of step {finite}"
+        raise DivergedError(
+            f"halted at step {trouble.step}: {trouble.reason}; first bad numbers: {place}; "
+            f"{remedy(self._program.config, place)}; {left}"
+        )
+
     def _halt(self, trouble: Trouble, good: int, newest: TrainState | None) -> NoReturn:
         count = len(self._passages)
         rollbacks = f"{count} rollback{'s' if count > 1 else ''}"
@@ -232,7 +228,7 @@ class Recovery:
         try:
             found = self._examine(trouble, good, newest)
         except Exception as error:  # whatever goes wrong here must not hide why the run halts
-            found = f"not found ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"[:200]
+            found = _unfound(error)
         raise HaltedError(
             f"halted at step {trouble.step}: {trouble.reason}{used}; first bad numbers: {found}; lower "
             "optimizer.learning_rate, lengthen duration.warmup, or look at the data of these steps"

@@ -15,6 +15,8 @@ from blobjax.reliability.timers import Earliest, everyone
 from blobjax.training.batches import Position
 from blobjax.training.checkpoint_files import first_line
 from blobjax.training.checkpoints import Checkpointer
+from blobjax.training.finite import NotFinite
+from blobjax.training.inputs import Inputs
 from blobjax.training.state import TrainState
 
 # So many saves may fail one after the other before the run ends: what it computes is lost if it ends otherwise.
@@ -34,6 +36,7 @@ class SaveHook:
       length: the run's last step, which is always saved.
       data: fingerprint of the training data.
       metric: what the state at a step is ranked by, if anything has been evaluated by then.
+      inputs: what else decides how the run goes on from now.
       say: prints a line for the person watching.
       standing: whether the run has a checkpoint to go on from already.
       clock: seconds; injectable for tests.
@@ -52,6 +55,7 @@ class SaveHook:
         data: str,
         events: EventLog,
         metric: Callable[[int], float | None] = lambda step: None,
+        inputs: Callable[[], Inputs | None] = lambda: None,
         say: Callable[[str], None] = print,
         standing: bool = False,
         clock: Callable[[], float] = time.monotonic,
@@ -66,6 +70,7 @@ class SaveHook:
         self._data = data
         self._events = events
         self._metric = metric
+        self._inputs = inputs
         self._say = say
         self.standing = standing
         self._clock = clock
@@ -75,6 +80,8 @@ class SaveHook:
         # How the save that ended last did so on this process, until all know; and how many failed in a row.
         self._committed = self._failed = False
         self._failures = 0
+        # Whether all parameters of the newest save are.
+        self._finite = True
         self._given_up = False
         self._failed_on: list[int] = []
 
@@ -84,9 +91,15 @@ class SaveHook:
         return self._every.due(step) or step == self._length
 
     def run(self, step: int, state: TrainState) -> bool:
-        """Starts a save in the background, or leaves it out where the one before takes too long to be written."""
+        """Starts a save in the background, or leaves it out where the one before takes too long to be written.
+
+        Raises:
+          NotFinite: the parameters are not finite after the last step; on every process.
+        """
         if step == self._length:
             self.save_now(step, state)
+            if not self._finite:
+                raise NotFinite(step, step + 1, "its parameters are not finite, although its loss was")
         elif step != self._newest:
             self._save(step, state)
         return False
@@ -147,8 +160,13 @@ class SaveHook:
             self._count()
         else:
             self._in_flight, self._newest, self._began = {"step": step}, step, began
-            self._checkpointer.save(state, step, self._position.sequences(step), self._data, self._metric(step))
+            self._finite = self._checkpointer.save(
+                state, step, self._position.sequences(step), self._data, self._metric(step), self._inputs()
+            )
             self._in_flight["stall_seconds"] = self._clock() - began
+            if not self._finite:
+                self._in_flight["finite"] = False
+                self._say(f"step {step}: saved, but its parameters are not finite: nothing goes on from it")
 
     def _wait(self, deadline: float | None) -> None:
         """Waits for the save in flight on this process, at most until a deadline, or as long as a save may take."""
@@ -186,7 +204,8 @@ class SaveHook:
             return
         ended, self._in_flight = self._in_flight, None
         if error is None:
-            self._committed = self.standing = True
+            self._committed = True
+            self.standing = self.standing or ended.get("finite", True)
             self._events.write("save", **ended, seconds=self._clock() - self._began)
             return
         self._failed = True

@@ -6,6 +6,7 @@ one device held when it was saved, so no more of the state is in memory than tha
 
 import itertools
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 
 from blobjax.reliability import host_fingerprint
 from blobjax.training import checkpoint_files as files
-from blobjax.training.checkpoint_files import BadCheckpointError, Leaf, Record
+from blobjax.training.checkpoint_files import NOT_FINITE, BadCheckpointError, Leaf, Record
 
 TREES = ("params", "optimizer", "progress")
 # Nodes of a database are read once for all its arrays: 100 MB of them at most.
@@ -34,10 +35,13 @@ def verify(folder: Path, process: int = 0, processes: int = 1) -> bool:
       Whether there are fingerprints to compare with; a checkpoint from before them can only be read.
 
     Raises:
-      BadCheckpointError: it is not what was saved. What TensorStore raises says the same where it can be read at all.
+      BadCheckpointError: it is not what was saved, or its parameters are not finite. What TensorStore raises says the
+        same where it can be read at all.
     """
     files.check_kinds(folder)
     record = files.read_record(folder)
+    if record.finite is False:
+        raise BadCheckpointError(NOT_FINITE)
     arrays = [(tree, name) for tree in TREES for name in _names(folder / tree, record)]
     wrong = []
     for tree, name in arrays[process::processes]:
@@ -48,6 +52,9 @@ def verify(folder: Path, process: int = 0, processes: int = 1) -> bool:
             name == "sequences" and record.sequences not in (None, int(array.read().result()))
         ):
             wrong.append(f"{tree}/{name}")
+        # A record from before they said so.
+        if record.finite is None and tree == "params" and not _finite(array):
+            raise BadCheckpointError(NOT_FINITE)
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise BadCheckpointError(f"not what was saved: {', '.join(wrong[:3])}{more}")
@@ -184,10 +191,21 @@ def _array(tree: Path, name: str) -> Any:
 
 def _fingerprint(array: Any) -> str:
     """Of an array in a file, read chunk by chunk."""
+    sums = np.zeros(2, np.uint32)
+    for start, content in _chunks(array):
+        sums += host_fingerprint.part(content, start, array.shape)
+    return host_fingerprint.as_text(sums)
+
+
+def _finite(array: Any) -> bool:
+    """Whether all numbers of an array in a file are finite, read chunk by chunk."""
+    return all(bool(np.isfinite(content).all()) for _, content in _chunks(array))
+
+
+def _chunks(array: Any) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
+    """An array's chunks, each with the place of its first number."""
     shape = array.shape
     chunk = array.chunk_layout.read_chunk.shape or ()  # a scalar has none
-    sums = np.zeros(2, np.uint32)
     for start in itertools.product(*(range(0, size, step) for size, step in zip(shape, chunk, strict=True))):
         place = tuple(slice(at, min(at + step, size)) for at, step, size in zip(start, chunk, shape, strict=True))
-        sums += host_fingerprint.part(array[place].read().result(), start, shape)
-    return host_fingerprint.as_text(sums)
+        yield start, array[place].read().result()

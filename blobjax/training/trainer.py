@@ -12,6 +12,7 @@ from rich.console import Console
 
 from blobjax.compute.runtime import HEARTBEAT_SECONDS
 from blobjax.config import Config, HaltedError
+from blobjax.reliability import lost_lines
 from blobjax.reliability.clock import Clock
 from blobjax.reliability.energy_log import EnergyLog, energy_line, meter_of_this_process
 from blobjax.reliability.leaving import failing_in_time
@@ -28,16 +29,19 @@ from blobjax.training.batches import Position, training_batches
 from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.corruption import CorruptionCheck, CorruptionError
 from blobjax.training.finishing import looks_finished, verify_the_last, wrong_with_the_last
+from blobjax.training.finite import FiniteWatch
 from blobjax.training.guard_watch import GuardWatch
 from blobjax.training.hooks import EvaluateHook, ProfileHook, StopHook, Watched
 from blobjax.training.inference import sample
+from blobjax.training.inputs import inputs, size
 from blobjax.training.landscape import LandscapeHook
 from blobjax.training.loop import Hook, StepReport
 from blobjax.training.memory import memory_bytes, ran_out, step_problem
+from blobjax.training.passages import write_passages
 from blobjax.training.preflight import Setting, preflight
 from blobjax.training.progress import PatientConsole
 from blobjax.training.recorder import Recorder
-from blobjax.training.recovery import Recovery, quarantined, write_passages
+from blobjax.training.recovery import Recovery, quarantined
 from blobjax.training.saving import SaveHook
 from blobjax.training.snapshots import SnapshotRing
 from blobjax.training.stages import Stages
@@ -158,12 +162,16 @@ class _Attempt:
         self.energy: EnergyLog | None = None
         self.sequences_before = 0
         self.memory_bytes: dict[str, int] = {}
+        self.trunk: dict[str, Any] | None = None
+        # The last step that a check for silent corruption has found good.
+        self.good: int | None = setting.recorded.get("good_step")
 
     def run(self, allow_config_change: bool, stack: ExitStack) -> int:
         """All of it; returns the exit code."""
         setting, events = self.setting, self.events
         # Compiling and restoring draw power too.
         meter = meter_of_this_process(setting.config.compute.device_watts)
+        cut = setting.recorded.get("events_bytes", 0) - size(setting.directory.events)
         if setting.resuming:
             self._open_log()
         events.write(
@@ -173,16 +181,31 @@ class _Attempt:
             supervised=restarted(),
             **facts(setting.program),
         )
+        began_from = setting.recorded.get("trunk")
+        if began_from and not sequences_before(read_jsonl(setting.directory.events)):
+            # The event that said so is lost.
+            events.write("branch", **began_from)
         begun = self._begin(None if allow_config_change else setting.data)
+        if setting.resuming:
+            # Before this attempt has an account of energy.
+            for line in lost_lines.notes(setting.directory, list(read_jsonl(setting.directory.events)), cut):
+                self._say(f"lost: {line}")
         if setting.writes:
             setting.directory.claim(setting.config)
-            if setting.trunk and setting.passages:
+            if setting.passages and not setting.directory.passed_over.is_file():
                 write_passages(setting.directory.passed_over, setting.passages)
+                if not setting.trunk or begun.restored:
+                    self._say(f"{setting.directory.passed_over} is gone: written anew from a checkpoint's record")
         if meter:
             self.energy = stack.enter_context(EnergyLog(setting.directory.energy, jax.process_index(), meter))
         self._open_log()
         if setting.trunk:
             self.sequences_before = sequences_before(read_jsonl(setting.directory.events))
+            self.trunk = {
+                "run": str(setting.trunk.directory.path),
+                "step": setting.trunk.step,
+                "sequences": self.sequences_before,
+            }
         start = int(begun.state.step)
         self._say(headline(setting.program, start))
         for line in warnings(setting.program):
@@ -279,7 +302,7 @@ class _Attempt:
             Recorder(program, stream, position, writes_to, self.console, self.energy, self.sequences_before)
         )
         evaluation = EvaluateHook(program, stream, Every(config.evaluation.every, clockwork), recorder, events)
-        best = config.checkpoint.keep_best
+        best, passages = config.checkpoint.keep_best, list(setting.passages)
         save = SaveHook(
             self.checkpointer,
             config.checkpoint,
@@ -289,6 +312,9 @@ class _Attempt:
             setting.data,
             events,
             metric=lambda step: evaluation.newest(best.metric, step) if best else None,
+            inputs=lambda: inputs(
+                config, stream.tokenizer.fingerprint, passages, self.trunk, self.good, setting.directory.events
+            ),
             say=recorder.say,
             standing=begun.restored,
         )
@@ -305,7 +331,7 @@ class _Attempt:
         if config.reliability.check_every:
             known = [step for step in setting.checked if step <= start]
             # What the first attempt with checks goes out from is taken to be good.
-            self._good = max(known, default=start)
+            self.good = max(known, default=start)
             if not known:
                 events.write("check", step=start, taken=True)
             train_step = CorruptionCheck(
@@ -317,9 +343,13 @@ class _Attempt:
             survey = LandscapeHook(program, stream, position, setting.directory, recorder, events)
             watched.append(self._watched("other", survey))
         guard = config.conditioning.guard
-        watch = GuardWatch(guard, recorder.say, events) if guard else None
+        watch = (
+            GuardWatch(guard, recorder.say, events)
+            if guard
+            else FiniteWatch(config.reliability.nonfinite_limit, setting.length)
+        )
         ring = None
-        if watch and guard and guard.rollback:
+        if isinstance(watch, GuardWatch) and guard and guard.rollback:
             ring = SnapshotRing(guard.rollback.snapshots, guard.rollback.snapshot_every, watch)
             watched.append(self._watched("other", ring))
         stragglers = None
@@ -337,7 +367,7 @@ class _Attempt:
             stream,
             position,
             batches,
-            setting.passages,
+            passages,
             ring,
             self.checkpointer,
             save,
@@ -358,8 +388,7 @@ class _Attempt:
             if stragglers:
                 stragglers.note(done.seconds, done.data_wait, done.device_wait)
             recorder.report(done)
-            if watch:
-                watch.report(done)
+            watch.report(done)
 
         state = begun.state
         try:
@@ -390,18 +419,19 @@ class _Attempt:
 
     def _checked(self, step: int) -> None:
         """A step was found good by the check for silent corruption."""
-        self._good = step
+        self.good = step
         self.events.write("check", step=step)
 
     def _corrupted(self, found: CorruptionError) -> int:
         """Puts aside what was saved since the last step that was found good, and ends: elsewhere the run may go on."""
+        assert self.good is not None
         reason = f"saved by devices that were found to be wrong later ({found})"
-        for step, moved_to in self.checkpointer.put_aside_after(self._good):
+        for step, moved_to in self.checkpointer.put_aside_after(self.good):
             self._say(quarantined(self.events, step, reason, moved_to))
-        self.events.write("corruption", reason=str(found), good_step=self._good)
+        self.events.write("corruption", reason=str(found), good_step=self.good)
         self.end(reason=f"silent corruption: {found}")
         self._say(
-            f"silent corruption: {found}; what was saved after step {self._good}, the last that was found good, is put "
+            f"silent corruption: {found}; what was saved after step {self.good}, the last that was found good, is put "
             "aside; run the same command on other devices to go on"
         )
         return RESUMABLE

@@ -1,5 +1,6 @@
 """Whose a run directory is, whether it can be written, and what its files survive."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -131,14 +132,37 @@ def test_a_full_disk_costs_lines_and_says_so(capsys):
 def test_a_line_that_a_full_disk_tore_spoils_no_other(tmp_path, capsys, monkeypatch):
     lines = Lines(tmp_path / "events.jsonl")
     lines.write('{"event": "start"}\n')
-    write = lines._file.write
+    parts = [5, 0]
+
+    def write(content):
+        if not (part := parts.pop(0)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return file.write(content[:part])
+
+    file = lines._file
     with monkeypatch.context() as full:
-        full.setattr(lines, "_file", SimpleNamespace(write=lambda content: write(content[:5])))
+        full.setattr(lines, "_file", SimpleNamespace(write=write))
         lines.write('{"event": "lost"}\n')
     lines.write('{"event": "stop"}\n')
     lines.close()
     assert [event["event"] for event in read_jsonl(tmp_path / "events.jsonl")] == ["start", "stop"]
     assert "1 of its lines are lost" in capsys.readouterr().err
+
+
+def test_what_a_short_write_left_is_written_too(tmp_path, capsys, monkeypatch):
+    """After a signal, or on some file systems, write(2) takes fewer bytes than it was given, and says so."""
+    lines = Lines(tmp_path / "events.jsonl")
+    file = lines._file
+    with monkeypatch.context() as short:
+        short.setattr(lines, "_file", SimpleNamespace(write=lambda content: file.write(content[:7])))
+        lines.write('{"event": "start", "text": "é"}\n')
+    lines.write('{"event": "stop"}\n')
+    lines.close()
+    assert (tmp_path / "events.jsonl").read_text(encoding="utf-8").splitlines() == [
+        '{"event": "start", "text": "é"}',
+        '{"event": "stop"}',
+    ]
+    assert capsys.readouterr().err == ""
 
 
 FOLDERS = ("checkpoints", "quarantine", "energy", "tensorboard", "profile", "wandb", "profile/plugins/profile")

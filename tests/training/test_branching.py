@@ -7,12 +7,13 @@ import shutil
 import numpy as np
 import pytest
 
-from blobjax.config import BadInputError, Clockwork
+from blobjax.config import BadInputError, Clockwork, dump
 from blobjax.reliability.ledger import read_ledger
 from blobjax.reliability.run_directory import read_jsonl
 from blobjax.reliability.status import status
 from blobjax.training import branching
 from blobjax.training.checkpoints import Checkpointer
+from blobjax.training.passages import read_passages
 from blobjax.training.trainer import train
 from tests.tiny import tiny
 from tests.training.test_checkpoints import data_file, flip
@@ -113,11 +114,16 @@ def test_a_rollback_goes_back_to_where_the_run_began_and_not_beyond(folder):
 
 
 def test_what_the_trunk_had_passed_over_by_then_is_passed_over(folder, tmp_path):
-    shutil.copytree(folder / "trunk", tmp_path / "trunk")
     before, after = {"first": 16, "last": 48, "step": 3}, {"first": 400, "last": 500, "step": 11}
+    trunk = config(tmp_path / "trunk", "optimizer.schedule=constant")
+    (tmp_path / "trunk").mkdir()
+    (tmp_path / "trunk" / "config.yaml").write_text(dump(trunk))
     (tmp_path / "trunk" / "passed_over.json").write_text(json.dumps({"windows": [before, after]}))
+    assert train(trunk) == 0
+    # Its checkpoints have them.
+    (tmp_path / "trunk" / "passed_over.json").unlink()
     assert train(config(tmp_path / "branch", *BRANCH, "duration.start_from=trunk@80%")) == 0
-    assert json.loads((tmp_path / "branch" / "passed_over.json").read_text()) == {"windows": [before]}
+    assert read_passages(tmp_path / "branch" / "passed_over.json") == [before]
     # The stream goes on 32 sequences further than without the window.
     lines = trajectory(tmp_path / "branch")
     assert lines[0]["tokens"] == 9 * 512

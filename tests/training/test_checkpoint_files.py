@@ -41,6 +41,21 @@ def test_what_any_rule_keeps_stays(policy, stay):
     assert list(kept(metrics, Checkpoint(**policy))) == stay
 
 
+@pytest.mark.parametrize(
+    ("policy", "stay"),
+    [
+        ({"keep": 1}, [6]),
+        ({"keep": 3}, [2, 4, 6]),
+        ({"keep": 5}, [2, 4, 6, 10, 12]),
+        ({"keep": 1, "keep_every": 4}, [4, 6]),
+        ({"keep": 1, "keep_best": {**BEST, "mode": "max"}}, [2, 6]),
+    ],
+)
+def test_one_that_is_not_finite_takes_no_other_s_place(policy, stay):
+    metrics = {2: 3.0, 4: 2.0, 6: 1.0, 8: 9.0, 10: None, 12: None}
+    assert list(kept(metrics, Checkpoint(**policy), not_finite=[8, 10, 12])) == stay
+
+
 def test_the_reason_is_the_rule_that_keeps_longest():
     reasons = kept({10: 1.0, 20: 2.0, 30: 3.0}, Checkpoint(keep=3, keep_every=20, keep_best=BEST))
     assert reasons == {10: "best eval/bible/bits_per_byte (1)", 20: "every 20 steps", 30: "one of the newest 3"}
@@ -76,6 +91,7 @@ def test_what_stands_in_the_way_of_a_deletion_goes(tmp_path, there):
         lambda whole: whole["custom_metadata"]["record"].update(step="twelve"),
         lambda whole: whole["custom_metadata"]["record"].update(sequences=-1),
         lambda whole: whole["custom_metadata"]["record"].update(metric=[1]),
+        lambda whole: whole["custom_metadata"]["record"].update(finite=1),
         lambda whole: whole["custom_metadata"]["record"].update(leaves={}),
         lambda whole: whole["custom_metadata"]["record"]["leaves"]["params/a"].update(shape=["a"]),
         lambda whole: whole["custom_metadata"]["record"]["leaves"]["params/a"].update(dtype=3),

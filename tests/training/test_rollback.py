@@ -14,7 +14,7 @@ from blobjax.config import BadInputError, HaltedError, dump
 from blobjax.reliability.run_directory import read_jsonl
 from blobjax.training import preflight, trainer
 from blobjax.training.checkpoints import Checkpointer
-from blobjax.training.recovery import read_passages
+from blobjax.training.passages import read_passages
 from tests.tiny import TINY, tiny
 from tests.training.test_processes import losses
 from tests.training.test_processes import train as train_processes
@@ -126,7 +126,7 @@ cli.main()
     ("module", "name", "when", "whether"),
     [
         ("recovery", "recovery.Recovery._pass_over", False, True),
-        ("recovery", "recovery.write_atomically", "'passed_over' in str(given[0])", False),
+        ("passages", "passages.write_atomically", "'passed_over' in str(given[0])", False),
     ],
     ids=["before the next checkpoint", "before the window is written"],
 )

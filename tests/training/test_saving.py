@@ -31,9 +31,10 @@ class Storage:
     def writing(self):
         return self._pending is not None and self.slow
 
-    def save(self, state, step, sequences, data, metric):
+    def save(self, state, step, sequences, data, metric, inputs):
         self.saved.append((step, sequences, data, metric))
         self._pending = step
+        return True
 
     def wait(self, seconds=None):
         if self._pending is None or self.slow:

@@ -1,7 +1,7 @@
 """KEEPING THE RUN ALIVE: its keys."""
 
 from blobjax.config.durations import Duration
-from blobjax.config.schema.section import Count, Section
+from blobjax.config.schema.section import Count, Positive, Section
 
 
 class Reliability(Section):
@@ -16,5 +16,8 @@ class Reliability(Section):
     hang_limit: Duration | None = Duration(10, "minutes")
     """A process that makes no progress for this long writes every thread's stack to RUN/hang-PROCESS.txt and ends;
     ten times as long around compilation, saves, evaluations and the like. null: never."""
+    nonfinite_limit: Positive = 10
+    """Steps in a row with a loss that is not finite after which a run without a guard halts. With a guard
+    conditioning.guard.patience decides, since refused steps leave the state as it was."""
     stragglers_every: Duration = Duration(200, "steps")
     """Between reports of which of several processes holds up the others; `0 steps`: never."""

@@ -1,0 +1,89 @@
+"""The windows of data that a run's rollbacks have left out, as they are written down.
+
+They decide which data comes next, so they stand in two places: in passed_over.json, from before training goes on after
+a rollback, and in the record of every checkpoint that is saved afterwards. Windows are only ever added. So what a
+checkpoint records is where the file's list begins, and what the file has beyond it lies ahead of the checkpoint.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from blobjax.config import BadInputError
+from blobjax.data.passed_over import PassedOver
+from blobjax.reliability.run_directory import write_atomically
+
+Passage = dict[str, Any]
+"""A window that a rollback left out: `first` and `last` (excluded) sequence of the stream, the `step` it was decided at
+and the `reason`."""
+
+# Sequences are counted in int64.
+_LARGEST = 2**63
+
+
+def checked(passages: Any) -> list[Passage]:
+    """What was read, if it is a list of windows.
+
+    Raises:
+      ValueError, KeyError, TypeError: it is not.
+    """
+    if not isinstance(passages, list):
+        raise ValueError("no list of windows")
+    for each in passages:
+        first, last = each["first"], each["last"]
+        if type(first) is not int or type(last) is not int or not 0 <= first < last < _LARGEST:
+            raise ValueError("no window")
+    return passages
+
+
+def read_passages(path: Path) -> list[Passage]:
+    """The windows a run has left out so far; none where there is no file.
+
+    Raises:
+      BadInputError: the file cannot be made sense of, or is not as it was written.
+    """
+    if not path.is_file():
+        return []
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        passages = checked(content["windows"])
+        # A file from before digests has none.
+        if content.get("digest", digest(passages)) == digest(passages):
+            return passages
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise BadInputError(
+        f"{path} does not hold the windows of data that this run has left out, as they were written; restore it, or "
+        "remove it: the run then takes the windows that its newest checkpoint records"
+    )
+
+
+def write_passages(path: Path, passages: list[Passage]) -> None:
+    """Makes these the windows that `read_passages` finds."""
+    write_atomically(path, json.dumps({"windows": passages, "digest": digest(passages)}, indent=1) + "\n")
+
+
+def digest(passages: list[Passage]) -> str:
+    """SHA-256, hexadecimal, which tells these windows from any others: it finds accidents, not forgeries."""
+    return hashlib.sha256(json.dumps(_windows(passages)).encode()).hexdigest()
+
+
+def windows(passages: list[Passage]) -> PassedOver:
+    """What a stream leaves out after these passages."""
+    return PassedOver.of(_windows(passages))
+
+
+def agree(passages: list[Passage], recorded: list[Passage], sequences: int) -> bool:
+    """Whether a run may go on with these windows from a checkpoint that was saved with the recorded ones.
+
+    Args:
+      sequences: the checkpoint's position in the stream; what it has seen cannot be left out any more.
+    """
+    known, here = _windows(recorded), windows(recorded).number(sequences)
+    found = _windows(passages)
+    return found[: len(known)] == known and all(first >= here for first, _ in found[len(known) :])
+
+
+def _windows(passages: list[Passage]) -> list[tuple[int, int]]:
+    return [(each["first"], each["last"]) for each in passages]

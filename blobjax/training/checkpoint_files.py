@@ -285,7 +285,9 @@ def first_line(error: BaseException) -> str:
         error = error.__cause__
     lines = str(error).strip().splitlines()
     # TensorStore says where it is with every step it took to get there.
-    line = re.sub(r' in OCDBT database at local file "(?:[^"\\]|\\.)*"| \[tensorstore_spec=.*', "", lines[0] if lines else "")
+    line = re.sub(
+        r' in OCDBT database at local file "(?:[^"\\]|\\.)*"| \[tensorstore_spec=.*', "", lines[0] if lines else ""
+    )
     return f"{type(error).__name__}: {line}"[:200]
 
 

@@ -1,21 +1,16 @@
 """A whole training run: checks first, then state (new or restored), the loop with its hooks, and what came of it."""
 
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack
 from typing import Any
 
 import jax
 from rich.console import Console
 
-from blobjax.compute.runtime import HEARTBEAT_SECONDS
 from blobjax.config import Config, HaltedError
 from blobjax.reliability import lost_lines
 from blobjax.reliability.clock import Clock
 from blobjax.reliability.energy_log import EnergyLog, energy_line, meter_of_this_process
-from blobjax.reliability.leaving import failing_in_time
 from blobjax.reliability.outcome import sequences_before
 from blobjax.reliability.run_directory import EventLog, read_jsonl
 from blobjax.reliability.stopping import RESUMABLE, Stopping
@@ -26,6 +21,7 @@ from blobjax.reliability.watchdog import Watchdog
 from blobjax.training import flow_summary
 from blobjax.training.announcements import facts, headline, warnings
 from blobjax.training.batches import Position, training_batches
+from blobjax.training.beginning import Begun, alone_or_in_time, announce, begin, first_state
 from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.corruption import CorruptionCheck, CorruptionError
 from blobjax.training.finishing import looks_finished, verify_the_last, wrong_with_the_last
@@ -104,34 +100,12 @@ def train(
             raise
 
 
-def _alone_or_in_time() -> AbstractContextManager[None]:
-    """What fails here waits for a compilation or a save on its way out; one of several processes not for long."""
-    return failing_in_time(HEARTBEAT_SECONDS) if jax.process_count() > 1 else nullcontext()
-
-
 def _last_written(setting: Setting) -> float | None:
     """When the attempt before this one last wrote a metric, in seconds since 1970: its last sign of life if it died."""
     try:
         return setting.directory.metrics.stat().st_mtime
     except OSError:
         return None
-
-
-@dataclass(frozen=True)
-class _Begun:
-    """A run that is ready for its next step.
-
-    Attributes:
-      state: the newest, new or restored.
-      sequences: the data stream's position.
-      restored: whether it came out of a checkpoint.
-      train_step: compiled.
-    """
-
-    state: TrainState
-    sequences: int
-    restored: bool
-    train_step: Stages
 
 
 class _Attempt:
@@ -240,56 +214,23 @@ class _Attempt:
         self.events.open()
         self.watchdog.write_to(self.setting.directory.path, self.events)
 
-    def _begin(self, data: str | None) -> _Begun:
+    def _begin(self, data: str | None) -> Begun:
         """Compiles the step while the state is made or read."""
-        setting, events, program = self.setting, self.events, self.setting.program
-        self.checkpointer.prepare(program.state)
-        bad: list[int] = []
+        setting, bad = self.setting, []
 
         def put_aside(step: int, reason: str, moved_to: str) -> None:
             bad.append(step)
-            self._say(quarantined(events, step, reason, moved_to))
+            self._say(quarantined(self.events, step, reason, moved_to))
 
         if self.unfinished:
             put_aside(setting.saved[-1], self.unfinished, self.checkpointer.put_aside(setting.saved[-1]))
-        compile_began = time.monotonic()
-        batch_size = program.clockwork.batches.at((setting.saved[-1] if setting.saved else setting.first) + 1)
-        with self.clock.on("compile"):
-            lowered = program.lower_train_step(batch_size)
-        restoring = time.monotonic()
-        with ThreadPoolExecutor(1) as compiler, _alone_or_in_time():
-            # XLA compiles without Python's lock, so the state is made or read meanwhile.
-            compiling = compiler.submit(lambda: (lowered.compile(), time.monotonic() - compile_began))
-            with self.clock.on("restore"):
-                newest = setting.resuming and self.checkpointer.restore_newest(program.state, data, None, put_aside)
-                state, sequences = (newest.state, newest.sequences) if newest else self._beginning(data)
-            ready = time.monotonic()
-            with self.clock.on("compile"):
-                compiled, compile_seconds = compiling.result()
-        self.memory_bytes = memory_bytes(compiled)
-        refuse_together(step_problem(program, batch_size, compiled))
-        if newest:
-            events.write("restore", step=newest.step, seconds=ready - restoring, verified=newest.verified)
-            events.write("resume", step=newest.step)
-            if not newest.verified:
-                self._say(f"checkpoint {newest.step} has no fingerprints: taken as it is, unverified")
-        elif setting.resuming and (bad or setting.directory.metrics.exists()):
-            none = "NO GOOD CHECKPOINT IS LEFT" if bad else "no checkpoint"
-            self._say(f"{none} in {setting.directory.path}: starting again from step {setting.first}")
-        if setting.trunk and not newest:
-            self._say(f"begins from step {setting.first} of {setting.trunk.directory.path}")
-            facts = {"run": str(setting.trunk.directory.path), "sequences": sequences}
-            changed = setting.trunk.differences(setting.config)
-            events.write("branch", step=setting.first, seconds=ready - restoring, **facts, changed=changed)
-        events.write("compile", seconds=compile_seconds, batch_size=batch_size, memory_bytes=self.memory_bytes)
-        return _Begun(state, sequences, bool(newest), Stages(program, {batch_size: compiled}, events))
+        begun = begin(setting, self.checkpointer, self.clock, data, put_aside)
+        self.memory_bytes = memory_bytes(begun.train_step)
+        refuse_together(step_problem(setting.program, begun.batch_size, begun.train_step))
+        announce(setting, begun, self.events, self._say, bool(bad))
+        return begun
 
-    def _beginning(self, data: str | None) -> tuple[TrainState, int]:
-        """The state the run begins from, and the data stream's position there."""
-        trunk, program = self.setting.trunk, self.setting.program
-        return trunk.restore(program.state, data) if trunk else (program.init(), 0)
-
-    def _train(self, begun: _Begun, start: int, stack: ExitStack) -> tuple[TrainState, str]:
+    def _train(self, begun: Begun, start: int, stack: ExitStack) -> tuple[TrainState, str]:
         """Runs the loop; returns the last state, and why it ended if it did before the run's length."""
         setting, events, program, config = self.setting, self.events, self.setting.program, self.setting.config
         stream, clockwork = setting.stream, program.clockwork
@@ -316,27 +257,26 @@ class _Attempt:
                 config, stream.tokenizer.fingerprint, passages, self.trunk, self.good, setting.directory.events
             ),
             say=recorder.say,
-            standing=begun.restored,
+            standing=begun.restored is not None,
         )
         stop = StopHook(self.stopping, config.duration.wall_clock_limit, setting.began, save, events)
         profile = stack.enter_context(ProfileHook(config.logging.profile_steps, start, setting.directory.profile))
+        stages = Stages(program, {begun.batch_size: begun.train_step}, events)
         watched: list[Hook] = [
             self._watched("evaluate", evaluation),
             self._watched("save", save),
             self._watched("save", stop),
             self._watched("other", profile),
-            self._watched("compile", begun.train_step),
+            self._watched("compile", stages),
         ]
-        train_step: Any = begun.train_step
+        train_step: Any = stages
         if config.reliability.check_every:
             known = [step for step in setting.checked if step <= start]
             # What the first attempt with checks goes out from is taken to be good.
             self.good = max(known, default=start)
             if not known:
                 events.write("check", step=start, taken=True)
-            train_step = CorruptionCheck(
-                begun.train_step, config.reliability.check_every, setting.length, self._checked
-            )
+            train_step = CorruptionCheck(stages, config.reliability.check_every, setting.length, self._checked)
             # Before anything is saved.
             watched.insert(0, self._watched("other", train_step))
         if config.conditioning.surveyed:
@@ -377,7 +317,7 @@ class _Attempt:
             self.watchdog,
             self.clock,
             setting.first,
-            lambda: self._beginning(None)[0],
+            lambda: first_state(setting, None)[0],
         )
 
         def report(done: StepReport) -> None:
@@ -397,7 +337,7 @@ class _Attempt:
             else:
                 # The first step is not timed as a step: it waits for processes that compile, or read, for longer.
                 corrupted = None
-                with self.clock.on("train"), _alone_or_in_time():
+                with self.clock.on("train"), alone_or_in_time():
                     try:
                         state = recovery.run(train_step, state, report, watched)
                     except CorruptionError as found:  # to which all come together

@@ -1,11 +1,13 @@
 """Host memory that each save keeps: `python tools/save_memory.py [--saves N] [--trace]`.
 
 Saves a tiny state again and again through the Checkpointer that a run uses, in one process, and prints what the process
-holds (resident memory, KiB) and what it gained per save, since the first tenth of the saves. With --trace also the
-lines of Python that hold the most new memory.
+holds (resident memory, KiB), what it gained per save since the first tenth of the saves, and what of it malloc has
+handed out (the rest is free memory that malloc keeps). With --trace also the lines of Python that hold the most new
+memory.
 """
 
 import argparse
+import ctypes
 import gc
 import json
 import tempfile
@@ -19,6 +21,23 @@ def resident_kib() -> int:
         if line.startswith("VmRSS:"):
             return int(line.split()[1])
     raise SystemExit("no VmRSS in /proc/self/status: this needs Linux")
+
+
+class _Mallinfo(ctypes.Structure):
+    """What mallinfo2(3) of glibc 2.33 and newer returns, summed over all arenas."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    ]
+
+
+def handed_out_kib() -> int:
+    """Memory that malloc has handed out and not got back, in KiB."""
+    ask = ctypes.CDLL(None).mallinfo2
+    ask.restype = _Mallinfo
+    found = ask()
+    return (found.uordblks + found.hblkhd) // 1024
 
 
 def main() -> None:
@@ -56,7 +75,13 @@ def main() -> None:
                     tracemalloc.start(1)
                     before = tracemalloc.take_snapshot()
             gained = (held - first[1]) / max(step - first[0], 1)
-            print(json.dumps({"saves": step, "rss_kib": held, "kib_per_save": round(gained, 2)}), flush=True)
+            line = {
+                "saves": step,
+                "rss_kib": held,
+                "kib_per_save": round(gained, 2),
+                "handed_out_kib": handed_out_kib(),
+            }
+            print(json.dumps(line), flush=True)
         if before is not None:
             new = tracemalloc.take_snapshot().compare_to(before, "lineno")
             saves = arguments.saves - first[0]

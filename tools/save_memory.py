@@ -26,10 +26,8 @@ def resident_kib() -> int:
 class _Mallinfo(ctypes.Structure):
     """What mallinfo2(3) of glibc 2.33 and newer returns, summed over all arenas."""
 
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
-    ]
+    _names = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    _fields_ = [(name, ctypes.c_size_t) for name in _names]
 
 
 def handed_out_kib() -> int:

@@ -25,6 +25,8 @@ for _key, _value in _CACHE.items():
     jax.config.update(_key, _value)
     os.environ[_key.upper()] = str(_value)
 
-# A suite started in the background of a shell has Ctrl-C ignored, and so would the processes that tests interrupt.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A suite started in the background of a shell has Ctrl-C ignored, one under nohup the closed terminal; and so would the
+# processes have that tests interrupt.
+for _signal, _default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_signal) is signal.SIG_IGN:
+        signal.signal(_signal, _default)

@@ -125,7 +125,7 @@ def test_the_pages_say_what_they_are_to_say(pages):
         "Is 1 < 2?",
         "model.n_heads: 2 -> 3",
         "What the runs took",
-        "blobjax study small.yaml",
+        "blobjax study study.yaml --dir again",
         "chip-hours",
         "0.03",
     ):

@@ -102,7 +102,7 @@ def test_a_study_keeps_them_in_its_summary_and_on_its_pages(tmp_path):
     (plan.directory / "study.yaml").write_text(command._record(plan))
     assert command.conclude(plan, Console(quiet=True)) == 1
     summary = json.loads((plan.directory / "summary.json").read_text())
-    assert summary["command"].startswith("blobjax study small.yaml")
+    assert summary["command"].startswith("blobjax study study.yaml --dir again")
     assert "compute.compilation_cache=…" in summary["overrides"]
     assert SECRET not in json.dumps(summary)
     # As an earlier version wrote it.

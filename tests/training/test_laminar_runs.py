@@ -80,7 +80,12 @@ def test_a_broken_run_is_called_so(tmp_path, name):
         documents = ("".join(chr(draw.randrange(33, 127)) for _ in range(200)) for _ in range(1000))
         (tmp_path / "noise.txt").write_text("\n\n".join(documents))
         source = f"data.sources={{noise: {{path: {tmp_path}/noise.txt}}}}"
-        overrides += (source, "data.mixture={noise: 1.0}", f"data.prepared_dir={tmp_path}/prepared")
+        overrides += (
+            source,
+            "data.mixture={noise: 1.0}",
+            f"data.prepared_dir={tmp_path}/prepared",
+            "data.held_out_fraction=0.2",
+        )
     found = conclude(RunDirectory(tmp_path), *overrides)
     assert found["verdict"] == verdict
     assert any(reason in sentence for sentence in found["sentences"])

@@ -105,8 +105,8 @@ def test_state_is_counted_as_it_is_sharded():
 
 def test_what_is_not_reckoned_is_noted():
     nothing, machine = Module({}, ""), find_machine("cpu:8")
-    assert _notes(nothing, tiny("compute.remat=full"), machine, "xla") == ()
-    (note,) = _notes(nothing, tiny("compute.remat=offload"), machine, "xla")
+    assert _notes(nothing, tiny("compute.remat=full"), machine, "xla", 0) == ()
+    (note,) = _notes(nothing, tiny("compute.remat=offload"), machine, "xla", 0)
     assert "no time is reckoned" in note
 
 

@@ -3,8 +3,8 @@
 # From 3.12 on pip installs the newer jax, which is faster and needs no workaround (blobjax/compute/xla_flags.py).
 for version in ${1:-3.13 3.12 3.11}; do
   for candidate in "python$version" "$HOME/.pyenv/versions/$version".*/bin/python python3; do
-    # A pyenv shim exists for versions that are not active, and then fails.
-    if "$candidate" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$version')" 2>/dev/null; then
+    # A pyenv shim exists for versions that are not active, and then fails; Debian's bare Python has no ensurepip.
+    if "$candidate" -c "import sys, venv, ensurepip; sys.exit('%d.%d' % sys.version_info[:2] != '$version')" 2>/dev/null; then
       echo "$candidate"
       exit 0
     fi

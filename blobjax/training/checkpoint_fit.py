@@ -21,8 +21,8 @@ def look(folder: Path, trees: dict[str, dict[str, Any]], data: str | None) -> tu
         raise BadCheckpointError(NOT_FINITE)
     if data is not None and record.data != data:
         raise BadInputError(
-            f"checkpoint {folder} was trained on other data: the sources changed since; restore them, or give "
-            "--allow-config-change to go on with the new ones"
+            f"checkpoint {folder} was trained on other data: the sources changed since, or another version of "
+            "blobjax prepared them; restore them, or give --allow-config-change to go on with the new ones"
         )
     found = _shapes(record, folder)
     for name in ("params", "optimizer"):

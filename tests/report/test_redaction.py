@@ -109,7 +109,7 @@ def test_a_study_keeps_them_in_its_summary_and_on_its_pages(tmp_path):
     summary["command"] = f"blobjax study small.yaml data.prepared_dir=/home/{SECRET}"
     (plan.directory / "summary.json").write_text(json.dumps(summary))
     again = study_report.report(plan.directory, "", Prices())
-    for file, typed in ((plan.directory / "index.html", "compute.compilation_cache=…"), (again, "data.prepared_dir=…")):
+    for file, typed in ((plan.directory / "index.html", "study.yaml --dir again"), (again, "data.prepared_dir=…")):
         text = file.read_text()
         assert SECRET not in text, file
         shown = check(text).text

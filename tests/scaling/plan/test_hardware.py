@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 
+import jax
 import pytest
 
 from blobjax.compute.accelerators import find
@@ -25,6 +26,12 @@ TILES = (
 )
 
 
+@pytest.fixture(scope="module")
+def started():
+    """jax, which has no more devices once it has started."""
+    return jax.devices()
+
+
 @pytest.mark.parametrize(
     ("name", "slices", "part"),
     [
@@ -40,6 +47,7 @@ TILES = (
         ("cpu:4096", 1, "jax has started with"),
     ],
 )
+@pytest.mark.usefixtures("started")
 def test_a_wrong_name_is_one_clear_line(name, slices, part):
     with pytest.raises(BadInputError) as error:
         find_machine(name, slices)

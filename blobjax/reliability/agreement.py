@@ -15,8 +15,8 @@ import platform
 import re
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import Any
 import jax
 
 import blobjax
-from blobjax.config import BadInputError, Config
+from blobjax.config import BadInputError, Config, HaltedError
 from blobjax.config.diff import OWN_TO_A_HOST, leaves, own_to_a_host
 
 # Whose code decides numbers, or the order of collectives. Of the accelerators' plugins those that are installed.
@@ -116,6 +116,53 @@ def check_shared(directory: Path) -> None:
         check_agreement(**{"the run directory": "shared" if seen else f"{directory}, without process 0's files"})
 
 
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """What fails in this block on one process ends every process, once all have come to the end of the block.
+
+    Without it the others would wait for a process that has ended, until jax ends them without a cause. Nothing in the
+    block may wait for another process after something in it could have failed.
+
+    Raises:
+      BadInputError: another process raised one, which is named with its line.
+      HaltedError: another process raised anything else.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    failed: list[tuple[bool, str]] = []
+    if jax.distributed.is_initialized():
+        # What this process has to say is worth more than that another ended meanwhile.
+        with suppress(*() if failure is None else (jax.errors.JaxRuntimeError,)):
+            failed = _together(_said(failure), _failures)
+    if failure is not None:
+        raise failure
+    if failed:
+        refused = [line for bad_input, line in failed if bad_input]
+        raise BadInputError(*refused) if refused else HaltedError(failed[0][1])
+
+
+def _said(failure: Exception | None) -> tuple[bool, str] | None:
+    """Whether a failure is bad input, and its first line."""
+    if isinstance(failure, BadInputError):
+        return True, failure.problems[0]
+    if isinstance(failure, HaltedError):
+        return False, str(failure)
+    return failure and (False, f"{type(failure).__name__}: {failure}".splitlines()[0])
+
+
+def _failures(said: Sequence[Sequence[Any] | None]) -> list[tuple[bool, str]]:
+    """For each failure that differs: whether it is bad input, and a line that names the processes."""
+    owners: dict[tuple[bool, str], list[int]] = {}
+    for process, each in enumerate(said):
+        if each:
+            owners.setdefault((each[0], each[1]), []).append(process)
+    lines = [(bad, f"process {_numbers(who)} cannot go on: {line}") for (bad, line), who in owners.items()]
+    return lines[:_MOST_LINES]
+
+
 def source_digest(package: Path | None = None) -> str:
     """16 hexadecimal digits that tell the source of a package (None: this one) from any other, wherever it lies."""
     root = package or Path(blobjax.__file__).parent
@@ -154,9 +201,20 @@ def _keys(config: Config) -> dict[str, str]:
 
 
 def _agree(facts: Mapping[str, str], fix: str, patience_seconds: float | None = None) -> None:
-    """Compares facts through the store; None: the other processes are waited for without a limit.
+    """Compares facts; None: the other processes are waited for without a limit."""
+    if lines := _together(facts, differences, patience_seconds):
+        raise BadInputError(*lines, fix)
+
+
+def _together(mine: Any, judge: Callable[[list[Any]], list[Any]], patience_seconds: float | None = None) -> list[Any]:
+    """What process 0 finds in what all processes have said, on every process.
 
     Also a barrier: none goes on before all have come.
+
+    Args:
+      mine: what this process says, as JSON has it.
+      judge: what everyone has said, by process, to what is wrong with it; empty if nothing is.
+      patience_seconds: how long each is waited for; None: without a limit.
     """
     # jax has no public way to the store.
     from jax._src.distributed import global_state
@@ -165,15 +223,16 @@ def _agree(facts: Mapping[str, str], fix: str, patience_seconds: float | None = 
     rank = global_state.process_id
     call = f"blobjax/agreement/{next(_calls)}"
     read = partial(_read, client, call, patience_seconds)
-    client.key_value_set(f"{call}/{rank}", json.dumps(facts))
+    client.key_value_set(f"{call}/{rank}", json.dumps(mine))
     if rank == 0:
-        found = differences([json.loads(read(str(process))) for process in range(global_state.num_processes)])
-        client.key_value_set(f"{call}/differences", json.dumps(found))
-    if lines := json.loads(read("differences")):
+        wrong = judge([json.loads(read(str(process))) for process in range(global_state.num_processes)])
+        client.key_value_set(f"{call}/wrong", json.dumps(wrong))
+    found: list[Any] = json.loads(read("wrong"))
+    if found:
         # The store lives in process 0, which must not end before the others have read it.
         with suppress(jax.errors.JaxRuntimeError):
             client.wait_at_barrier(f"{call}/read", _SLICE_MS)
-        raise BadInputError(*lines, fix)
+    return found
 
 
 def _read(client: Any, call: str, patience_seconds: float | None, name: str) -> str:

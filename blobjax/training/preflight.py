@@ -12,7 +12,7 @@ from blobjax import data
 from blobjax.compute.sharding import make_layout
 from blobjax.config import BadInputError, Config
 from blobjax.data import Stream, Tokenizer
-from blobjax.reliability.agreement import check_agreement, check_programs, check_shared
+from blobjax.reliability.agreement import check_agreement, check_programs, check_shared, failing_together
 from blobjax.reliability.run_directory import RunDirectory, read_jsonl
 from blobjax.reliability.timers import refuse_together
 from blobjax.training import branching, checkpoint_files, stored
@@ -80,47 +80,50 @@ def preflight(config: Config, allow_config_change: bool) -> Setting:
     began = time.monotonic()
     # First of all: processes that differ may wait for each other in anything that follows.
     check_programs(config, allow_config_change=allow_config_change)
-    directory = RunDirectory(config.logging.run_dir)
-    resuming = directory.check(config, allow_config_change)
-    if reason := stored.refused(directory.checkpoints):
-        raise BadInputError(
-            f"no checkpoint can be saved in {str(directory.checkpoints.resolve())!a}: {reason}; choose another "
-            "directory with logging.run_dir=…"
-        )
+    # Paths may differ between hosts, so each may have a problem that the others know nothing of.
+    with failing_together():
+        directory = RunDirectory(config.logging.run_dir)
+        resuming = directory.check(config, allow_config_change)
+        if reason := stored.refused(directory.checkpoints):
+            raise BadInputError(
+                f"no checkpoint can be saved in {str(directory.checkpoints.resolve())!a}: {reason}; choose another "
+                "directory with logging.run_dir=…"
+            )
+        _check_wandb(config)
     check_shared(directory.path)
-    _check_wandb(config)
-    layout = make_layout(config)
-    with data.show_progress() as progress:
-        prepared = data.prepare(config, progress)
-    if jax.process_index() == 0:
-        for note in prepared.notes:
-            print(note, file=sys.stderr)
-    stream = data.open_stream(config, prepared)
-    _check_sample(config, stream.tokenizer)
-    program = make_program(config, layout, stream.tokens_per_epoch)
-    saved = checkpoint_files.committed(directory.checkpoints) if resuming else []
-    record = newest_record(directory.checkpoints) if resuming else None
-    recorded = (record.inputs if record else None) or {}
-    trunk = branching.find(config, program.clockwork, bool(saved), recorded.get("trunk"))
-    passages = read_passages(directory.passed_over)
-    if record:
-        if not allow_config_change:
-            check_config(record, config)
-        if directory.passed_over.is_file():
-            check_passages(record, passages, directory.passed_over)
-        else:
-            passages = list(recorded["passed_over"])
-    if trunk and not saved:
-        # Its own file has them too, once there is one.
-        passages = passages or trunk.passages()
-    stream.passed_over = windows(passages)
-    checked = [
-        event["step"]
-        for event in read_jsonl(directory.events)
-        if event.get("event") == "check" and isinstance(event.get("step"), int)
-    ]
-    if recorded.get("good_step") is not None:
-        checked.append(recorded["good_step"])
+    with failing_together():
+        layout = make_layout(config)
+        with data.show_progress() as progress:
+            prepared = data.prepare(config, progress)
+        if jax.process_index() == 0:
+            for note in prepared.notes:
+                print(note, file=sys.stderr)
+        stream = data.open_stream(config, prepared)
+        _check_sample(config, stream.tokenizer)
+        program = make_program(config, layout, stream.tokens_per_epoch)
+        saved = checkpoint_files.committed(directory.checkpoints) if resuming else []
+        record = newest_record(directory.checkpoints) if resuming else None
+        recorded = (record.inputs if record else None) or {}
+        trunk = branching.find(config, program.clockwork, bool(saved), recorded.get("trunk"))
+        passages = read_passages(directory.passed_over)
+        if record:
+            if not allow_config_change:
+                check_config(record, config)
+            if directory.passed_over.is_file():
+                check_passages(record, passages, directory.passed_over)
+            else:
+                passages = list(recorded["passed_over"])
+        if trunk and not saved:
+            # Its own file has them too, once there is one.
+            passages = passages or trunk.passages()
+        stream.passed_over = windows(passages)
+        checked = [
+            event["step"]
+            for event in read_jsonl(directory.events)
+            if event.get("event") == "check" and isinstance(event.get("step"), int)
+        ]
+        if recorded.get("good_step") is not None:
+            checked.append(recorded["good_step"])
     # Also a barrier: no process may look at the directory while process 0 claims it.
     check_agreement(
         # What must be the same on all processes, as text.

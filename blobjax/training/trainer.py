@@ -9,6 +9,7 @@ from rich.console import Console
 
 from blobjax.config import Config, HaltedError
 from blobjax.reliability import lost_lines
+from blobjax.reliability.agreement import failing_together
 from blobjax.reliability.clock import Clock
 from blobjax.reliability.energy_log import EnergyLog, energy_line, meter_of_this_process
 from blobjax.reliability.outcome import sequences_before
@@ -84,8 +85,9 @@ def train(
         # Not before: the others wait for the process that prepares the data, however long it takes.
         watchdog.start("compiling and restoring")
         # Before anything is put aside or cleared away that might be another run's.
-        if setting.writes:
-            stack.enter_context(setting.directory.lock())
+        with failing_together():
+            if setting.writes:
+                stack.enter_context(setting.directory.lock())
         events = stack.enter_context(EventLog(setting.directory.events if setting.writes else None, wait=True))
         attempt = _Attempt(setting, console, events, stopping, watchdog, clock, unfinished)
         # Whoever is cut off says so where it can; which step it was at is not known to it.

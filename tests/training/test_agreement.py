@@ -10,7 +10,7 @@ from pathlib import Path
 
 import blobjax
 from blobjax.reliability.agreement import source_digest
-from blobjax.reliability.run_directory import read_jsonl
+from blobjax.reliability.run_directory import RunDirectory, read_jsonl
 from tests.tiny import TINY
 
 PACKAGE = Path(blobjax.__file__).parent
@@ -150,3 +150,33 @@ def test_the_digest_of_the_source_is_of_its_content_alone(tmp_path):
     assert source_digest(tmp_path / "elsewhere") == source_digest(PACKAGE)
     (tmp_path / "elsewhere" / "cli" / "began.py").rename(tmp_path / "elsewhere" / "began.py")
     assert source_digest(tmp_path / "elsewhere") != source_digest(PACKAGE)
+
+
+def test_what_is_wrong_on_one_host_alone_ends_all_with_its_cause(tmp_path):
+    """Neither aborts, whichever it is: process 0, in which the others' coordinator lives, or another."""
+    (tmp_path / "file").write_text("")
+    for alone, override, line in (
+        (0, f"data.prepared_dir={tmp_path / 'file'}", f"data.prepared_dir '{tmp_path / 'file'}' cannot be written"),
+        (1, f"data.prepared_dir={tmp_path / 'file'}", f"data.prepared_dir '{tmp_path / 'file'}' cannot be written"),
+        (0, f"logging.run_dir={tmp_path / 'file'}", f"run directory {tmp_path / 'file'} cannot be written"),
+        (1, "duration.start_from=nowhere@4 steps", "is not the directory of a run; it has no config.yaml"),
+    ):
+        own = [SAME] * 3
+        own[alone] = ((override,), {})
+        ended = together(tmp_path / "run", *own)
+        assert [code for code, _ in ended] == [2] * 3, ended
+        said = [[part for part in output.splitlines() if part.startswith("blobjax: ")] for _, output in ended]
+        (cause,) = said.pop(alone)
+        assert line in cause
+        assert said == [[f"blobjax: process {alone} cannot go on: {cause.removeprefix('blobjax: ')}"]] * 2
+        assert not any("Stack" in output or "Traceback" in output for _, output in ended)
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_run_directory_in_use_ends_all_processes(tmp_path):
+    """Process 0 alone asks for the lock."""
+    with RunDirectory(tmp_path / "run").lock():
+        *ended, (code, output) = together(tmp_path / "run", SAME, SAME)
+    assert [code, *(each for each, _ in ended)] == [2, 2], (ended, output)
+    assert "blobjax: process 0 cannot go on: run directory" in output
+    assert "is in use by another run" in output

@@ -37,7 +37,8 @@ _SAME_MATHS = (
 )
 
 # What may differ between the hosts of one run: where things lie on each, and what each tells of itself. Whatever these
-# lead to is compared once it was read: the data by its fingerprint, the checkpoint a run begins from by its step.
+# lead to is compared once it was read: the data by its fingerprint, the checkpoint a run begins from by its step and
+# the fingerprints of its arrays.
 OWN_TO_A_HOST = (
     "logging.run_dir",  # a shared file system may be mounted at another place
     "logging.wandb",  # process 0 alone speaks to it

@@ -150,7 +150,7 @@ def _said(failure: Exception | None) -> tuple[bool, str] | None:
         return True, failure.problems[0]
     if isinstance(failure, HaltedError):
         return False, str(failure)
-    return failure and (False, f"{type(failure).__name__}: {failure}".splitlines()[0])
+    return None if failure is None else (False, f"{type(failure).__name__}: {failure}".splitlines()[0])
 
 
 def _failures(said: Sequence[Sequence[Any] | None]) -> list[tuple[bool, str]]:

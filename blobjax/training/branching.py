@@ -18,7 +18,7 @@ from blobjax.config import BadInputError, Clockwork, Config
 from blobjax.config.diff import changed_maths
 from blobjax.reliability.run_directory import RunDirectory, read_jsonl
 from blobjax.training import checkpoint_files as files
-from blobjax.training.checkpoint_files import BadCheckpointError
+from blobjax.training.checkpoint_files import BadCheckpointError, Record
 from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.passages import Passage, read_passages, windows
 from blobjax.training.state import TrainState
@@ -66,16 +66,27 @@ class Trunk:
         Raises:
           BadInputError: the checkpoint has no fingerprints, or what the trunk says of itself makes no sense.
         """
-        try:
-            record = files.read_record(self._folder)
-        except (BadCheckpointError, OSError) as error:
-            raise BadInputError(f"duration.start_from: checkpoint {self._folder}: {error}") from None
+        record = self._record()
         if record.sequences is None:
             raise BadInputError(f"duration.start_from: checkpoint {self._folder} has no fingerprints to check it by")
         recorded = record.inputs
         passages = recorded["passed_over"] if recorded is not None else read_passages(self.directory.passed_over)
         here = windows(passages).number(record.sequences)
         return [each for each in passages if each["first"] < here]
+
+    def contents(self) -> str:
+        """16 hexadecimal digits that tell what the checkpoint says it holds from what any other does.
+
+        Raises:
+          BadInputError: it does not say.
+        """
+        return self._record().contents()
+
+    def _record(self) -> Record:
+        try:
+            return files.read_record(self._folder)
+        except (BadCheckpointError, OSError) as error:
+            raise BadInputError(f"duration.start_from: checkpoint {self._folder}: {error}") from None
 
     def differences(self, config: Config) -> list[str]:
         """What of the maths this config has other than the trunk's, a line each."""

@@ -116,6 +116,10 @@ def preflight(config: Config, allow_config_change: bool) -> Setting:
         if trunk and not saved:
             # Its own file has them too, once there is one.
             passages = passages or trunk.passages()
+            # Each host may read it from another path.
+            origin = f"step {trunk.step}, whose arrays and data are {trunk.contents()}"
+        else:
+            origin = f"step {trunk.step if trunk else 0}"
         stream.passed_over = windows(passages)
         checked = [
             event["step"]
@@ -129,7 +133,7 @@ def preflight(config: Config, allow_config_change: bool) -> Setting:
         # What must be the same on all processes, as text.
         data=prepared.fingerprint,
         checkpoints=str(saved[-1:]),
-        trunk=str(trunk.step if trunk else 0),
+        trunk=origin,
         **{"data passed over": json.dumps(passages), "steps checked for corruption": str(checked)},
     )
     refuse_together(state_problem(program))

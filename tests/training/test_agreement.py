@@ -11,7 +11,9 @@ from pathlib import Path
 import blobjax
 from blobjax.reliability.agreement import source_digest
 from blobjax.reliability.run_directory import RunDirectory, read_jsonl
-from tests.tiny import TINY
+from blobjax.training.branching import Trunk
+from blobjax.training.trainer import train
+from tests.tiny import TINY, tiny
 
 PACKAGE = Path(blobjax.__file__).parent
 # A config of its own, environment and code for one of several processes: what a pod with stale hosts has.
@@ -171,6 +173,21 @@ def test_what_is_wrong_on_one_host_alone_ends_all_with_its_cause(tmp_path):
         assert said == [[f"blobjax: process {alone} cannot go on: {cause.removeprefix('blobjax: ')}"]] * 2
         assert not any("Stack" in output or "Traceback" in output for _, output in ended)
         assert not (tmp_path / "run").exists()
+
+
+def test_trunks_that_are_not_the_same_are_refused(tmp_path):
+    """Each host has one of its own at the same step, and would train on from its own part of the parameters."""
+    for name, seed in (("trunk", 0), ("other", 1)):
+        assert train(tiny(f"logging.run_dir={tmp_path / name}", f"seed={seed}", "duration.length=4 steps")) == 0
+    shutil.copytree(tmp_path / "trunk", tmp_path / "copy")
+    trunks = {name: Trunk(RunDirectory(tmp_path / name), 4).contents() for name in ("trunk", "copy", "other")}
+    assert trunks["copy"] == trunks["trunk"] != trunks["other"]
+    own = [((f"duration.start_from={tmp_path / name}@4 steps",), {}) for name in ("trunk", "copy", "other")]
+    line, _ = refused(tmp_path / "run", *own)
+    assert line == (
+        f"blobjax: the processes disagree on trunk: step 4, whose arrays and data are {trunks['trunk']} "
+        f"(process 0-1), step 4, whose arrays and data are {trunks['other']} (process 2)"
+    )
 
 
 def test_a_run_directory_in_use_ends_all_processes(tmp_path):

@@ -20,7 +20,7 @@ from blobjax.reliability.run_directory import RunDirectory, read_jsonl
 from blobjax.training import checkpoint_files as files
 from blobjax.training.checkpoint_files import BadCheckpointError, Record
 from blobjax.training.checkpoints import Checkpointer
-from blobjax.training.passages import Passage, read_passages, windows
+from blobjax.training.passages import Passage, passages_of, windows
 from blobjax.training.state import TrainState
 
 
@@ -70,9 +70,13 @@ class Trunk:
         if record.sequences is None:
             raise BadInputError(f"duration.start_from: checkpoint {self._folder} has no fingerprints to check it by")
         recorded = record.inputs
-        passages = recorded["passed_over"] if recorded is not None else read_passages(self.directory.passed_over)
+        passages = recorded["passed_over"] if recorded is not None else passages_of(self.directory)
         here = windows(passages).number(record.sequences)
         return [each for each in passages if each["first"] < here]
+
+    def exists(self) -> bool:
+        """Whether it is still there."""
+        return self._folder.is_dir()
 
     def contents(self) -> str:
         """16 hexadecimal digits that tell what the checkpoint says it holds from what any other does.

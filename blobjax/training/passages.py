@@ -3,6 +3,7 @@
 They decide which data comes next, so they stand in two places: in passed_over.json, from before training goes on after
 a rollback, and in the record of every checkpoint that is saved afterwards. Windows are only ever added. So what a
 checkpoint records is where the file's list begins, and what the file has beyond it lies ahead of the checkpoint.
+Checkpoints from before that record nothing; then the `rollback` events in events.jsonl take the place of a lost file.
 """
 
 import hashlib
@@ -10,9 +11,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from blobjax.config import BadInputError
+from blobjax.config import BadInputError, HaltedError
 from blobjax.data.passed_over import PassedOver
-from blobjax.reliability.run_directory import write_atomically
+from blobjax.reliability.run_directory import RunDirectory, read_jsonl, write_atomically
 
 Passage = dict[str, Any]
 """A window that a rollback left out: `first` and `last` (excluded) sequence of the stream, the `step` it was decided at
@@ -42,21 +43,56 @@ def read_passages(path: Path) -> list[Passage]:
 
     Raises:
       BadInputError: the file cannot be made sense of, or is not as it was written.
+      HaltedError: it cannot be read at the moment.
     """
-    if not path.is_file():
-        return []
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        # Which says nothing against the file: to remove it would be wrong.
+        raise HaltedError(
+            f"{path} cannot be read at the moment ({error.strerror or error}); make it readable, and run the same "
+            "command to go on"
+        ) from None
+    try:
+        content = json.loads(text.decode("utf-8"))
         passages = checked(content["windows"])
         # A file from before digests has none.
         if content.get("digest", digest(passages)) == digest(passages):
             return passages
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise BadInputError(
         f"{path} does not hold the windows of data that this run has left out, as they were written; restore it, or "
-        "remove it: the run then takes the windows that its newest checkpoint records"
+        "remove it: the run then takes the windows that its newest checkpoint records, or, where that is from before "
+        "they were recorded, those of the rollbacks in events.jsonl"
     )
+
+
+def passages_of(directory: RunDirectory) -> list[Passage]:
+    """The windows a run has left out so far: from their file, or from the `rollback` events where it is gone.
+
+    Raises:
+      BadInputError: there is a rollback, and nothing says which data it left out.
+      HaltedError: the file cannot be read at the moment.
+    """
+    path = directory.passed_over
+    if path.exists():
+        return read_passages(path)
+    rollbacks = [event for event in read_jsonl(directory.events) if event.get("event") == "rollback"]
+    try:
+        return checked([_passage(event) for event in rollbacks])
+    except (ValueError, KeyError, TypeError):
+        raise BadInputError(
+            f"{path} is gone, and neither a checkpoint nor {directory.events.name} says which data was left out after "
+            "a rollback; restore the file, or begin a new run with logging.run_dir=…"
+        ) from None
+
+
+def _passage(rollback: dict[str, Any]) -> Passage:
+    first, last = rollback["passed_over"]
+    return {"first": first, "last": last, "step": rollback["step"], "reason": rollback["reason"]}
 
 
 def write_passages(path: Path, passages: list[Passage]) -> None:

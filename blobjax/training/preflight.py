@@ -17,9 +17,10 @@ from blobjax.reliability.run_directory import RunDirectory, read_jsonl
 from blobjax.reliability.timers import refuse_together
 from blobjax.training import branching, checkpoint_files, stored
 from blobjax.training.branching import Trunk
+from blobjax.training.checkpoint_files import Record
 from blobjax.training.inputs import Inputs, check_config, check_passages, newest_record
 from blobjax.training.memory import state_problem
-from blobjax.training.passages import Passage, read_passages, windows
+from blobjax.training.passages import Passage, passages_of, read_passages, windows
 from blobjax.training.program import Program, make_program
 
 
@@ -105,17 +106,10 @@ def preflight(config: Config, allow_config_change: bool) -> Setting:
         record = newest_record(directory.checkpoints) if resuming else None
         recorded = (record.inputs if record else None) or {}
         trunk = branching.find(config, program.clockwork, bool(saved), recorded.get("trunk"))
-        passages = read_passages(directory.passed_over)
-        if record:
-            if not allow_config_change:
-                check_config(record, config)
-            if directory.passed_over.is_file():
-                check_passages(record, passages, directory.passed_over)
-            else:
-                passages = list(recorded["passed_over"])
+        if record and not allow_config_change:
+            check_config(record, config)
+        passages = _passages(directory, record, trunk, bool(saved))
         if trunk and not saved:
-            # Its own file has them too, once there is one.
-            passages = passages or trunk.passages()
             # Each host may read it from another path.
             origin = f"step {trunk.step}, whose arrays and data are {trunk.contents()}"
         else:
@@ -152,6 +146,26 @@ def preflight(config: Config, allow_config_change: bool) -> Setting:
         recorded,
         writes,
     )
+
+
+def _passages(directory: RunDirectory, record: Record | None, trunk: Trunk | None, begun: bool) -> list[Passage]:
+    """The windows of data that this run leaves out.
+
+    Args:
+      record: the newest checkpoint's, if it says what decides.
+      begun: the run has a checkpoint of its own.
+    """
+    if directory.passed_over.exists():
+        passages = read_passages(directory.passed_over)
+        if record:
+            check_passages(record, passages, directory.passed_over)
+        # A branch's file has the trunk's too; an empty one is of a run that has yet to take them.
+        return passages or (trunk.passages() if trunk and not begun else [])
+    if record and record.inputs is not None:
+        return list(record.inputs["passed_over"])
+    # Once a branch has begun, its trunk may be gone.
+    inherited = trunk.passages() if trunk and (not begun or trunk.exists()) else []
+    return inherited + passages_of(directory)
 
 
 def _check_sample(config: Config, tokenizer: Tokenizer) -> None:

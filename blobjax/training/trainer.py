@@ -171,7 +171,8 @@ class _Attempt:
             if setting.passages and not setting.directory.passed_over.is_file():
                 write_passages(setting.directory.passed_over, setting.passages)
                 if not setting.trunk or begun.restored:
-                    self._say(f"{setting.directory.passed_over} is gone: written anew from a checkpoint's record")
+                    source = "a checkpoint's record" if setting.recorded else setting.directory.events.name
+                    self._say(f"{setting.directory.passed_over} is gone: written anew from {source}")
         if meter:
             self.energy = stack.enter_context(EnergyLog(setting.directory.energy, jax.process_index(), meter))
         self._open_log()

@@ -5,13 +5,13 @@ import shutil
 
 import pytest
 
-from blobjax.config import BadInputError
+from blobjax.config import BadInputError, HaltedError
 from blobjax.config.diff import changed_since, maths
 from blobjax.data import train_bpe
 from blobjax.reliability.outcome import sequences_before
 from blobjax.reliability.run_directory import read_jsonl
 from blobjax.reliability.status import status
-from blobjax.training.checkpoint_files import Leaf, Record, kept_of, read_record
+from blobjax.training.checkpoint_files import COMMITTED, Leaf, Record, _digest, kept_of, read_record
 from blobjax.training.inference import sample_run
 from blobjax.training.passages import agree, read_passages, write_passages
 from blobjax.training.trainer import train
@@ -72,6 +72,62 @@ def test_windows_that_are_lost_come_from_the_checkpoint(stopped, undisturbed, ca
     assert "passed_over.json is gone: written anew from a checkpoint's record" in capsys.readouterr().out
     assert_same_bits(stopped, undisturbed)
     assert trajectory(stopped) == trajectory(undisturbed)
+
+
+def without_inputs(stopped):
+    """As the checkpoints were before they recorded what decides."""
+    for step in (4, 8):
+
+        def older(content):
+            ours = content["custom_metadata"]
+            del ours["record"]["inputs"]
+            ours["digest"] = _digest(ours["data"], ours["record"])
+
+        changed(stopped / "checkpoints" / str(step) / COMMITTED, older)
+        assert read_record(stopped / "checkpoints" / str(step)).inputs is None
+
+
+def test_windows_that_no_checkpoint_records_come_from_the_events(stopped, undisturbed, capsys):
+    without_inputs(stopped)
+    path = stopped / "passed_over.json"
+    before = path.read_bytes()
+    path.write_text("")
+    with pytest.raises(BadInputError, match=r"remove it: .* those of the rollbacks in events\.jsonl"):
+        train(config(stopped))
+    path.unlink()
+    run(stopped)
+    assert path.read_bytes() == before
+    assert "passed_over.json is gone: written anew from events.jsonl" in capsys.readouterr().out
+    assert_same_bits(stopped, undisturbed)
+    assert trajectory(stopped) == trajectory(undisturbed)
+
+
+@pytest.mark.parametrize("window", [None, [], [48], [96, 48], ["48", "96"], 3])
+def test_a_rollback_whose_window_nothing_says_is_refused(stopped, window):
+    without_inputs(stopped)
+    (stopped / "passed_over.json").unlink()
+    path = stopped / "events.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        if line["event"] == "rollback":
+            line["passed_over"] = window
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    before = path.read_bytes()
+    with pytest.raises(
+        BadInputError, match=r"passed_over\.json is gone, and neither a checkpoint nor events\.jsonl says"
+    ):
+        train(config(stopped))
+    assert path.read_bytes() == before
+    assert not (stopped / "passed_over.json").exists()
+
+
+def test_windows_that_cannot_be_read_at_the_moment_are_not_called_damaged(tmp_path):
+    path = tmp_path / "passed_over.json"
+    # Nothing is mapped at its beginning, so that Linux answers with EIO, also to root.
+    path.symlink_to("/proc/self/mem")
+    with pytest.raises(HaltedError, match=r"cannot be read at the moment \(Input/output error\)") as halted:
+        read_passages(path)
+    assert "remove" not in str(halted.value)
 
 
 def changed(path, change):

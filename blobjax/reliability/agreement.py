@@ -104,16 +104,26 @@ def check_shared(directory: Path) -> None:
 
     client: Any = global_state.client
     call = f"blobjax/directory/{next(_calls)}"
-    existing = next(path for path in (directory, *directory.absolute().parents) if path.is_dir())
     with ExitStack() as stack:
         if global_state.process_id == 0:
-            file = stack.enter_context(tempfile.NamedTemporaryFile(dir=existing, prefix=".blobjax-"))
+            file = stack.enter_context(tempfile.NamedTemporaryFile(dir=_existing(directory), prefix=".blobjax-"))
             client.key_value_set(f"{call}/name", Path(file.name).name)
-        path = existing / _read(client, call, None, "name")
-        began = time.monotonic()
-        while not (seen := path.exists()) and time.monotonic() - began < _SEEING_SECONDS:
-            time.sleep(0.1)
+        seen = sees(directory, _read(client, call, None, "name"))
         check_agreement(**{"the run directory": "shared" if seen else f"{directory}, without process 0's files"})
+
+
+def sees(directory: Path, name: str, seconds: float = _SEEING_SECONDS) -> bool:
+    """Waits until a file is seen in a directory, or where that will be made; whether it was in time."""
+    began = time.monotonic()
+    # A host that does not see the file yet may not see its directory yet either, and look beside it.
+    while not (seen := (_existing(directory) / name).exists()) and time.monotonic() - began < seconds:
+        time.sleep(0.1)
+    return seen
+
+
+def _existing(directory: Path) -> Path:
+    """The directory, or the nearest above it that is there."""
+    return next(path for path in (directory, *directory.absolute().parents) if path.is_dir())
 
 
 @contextmanager

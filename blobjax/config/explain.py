@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from blobjax.config.closest import suggest
 from blobjax.config.errors import brief
+from blobjax.config.scalars import annotation_at, holds_text
 from blobjax.config.schema import Config
 
 # What pydantic's error types expect, in words; {…} are filled from the error's context.
@@ -96,6 +97,8 @@ def _explain_key(key: str, problems: list[Any], origins: dict[str, str], schema:
     if first["type"] == "value_error":
         return message
     message += f", not {_show(given)}"
+    if given is None and holds_text(annotation_at(key.split("."), schema)):
+        message += f"; for the word itself quote it: {key.rpartition('.')[2]}: 'null'"
     if first["type"] == "literal_error" and isinstance(given, str):
         choices = re.findall(r"'([^']+)'", first["ctx"]["expected"])
         if near := difflib.get_close_matches(given, choices, 1):

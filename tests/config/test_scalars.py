@@ -48,6 +48,24 @@ def test_an_override_of_a_text_is_not_yaml(prompt):
     assert load("laptop", [f"evaluation.sample_prompt={prompt}"]).evaluation.sample_prompt == prompt
 
 
+@pytest.mark.parametrize("written", ["null", "~", " null "])
+@pytest.mark.parametrize("key", ["name", "compute.compilation_cache", "data.sources.web.path"])
+def test_nothing_for_a_text_that_cannot_be_nothing_is_a_line(key, written):
+    with pytest.raises(BadInputError) as refused:
+        load("laptop", [f"{key}={written}"])
+    quoted = f"{key}='{written.strip()}'"
+    line = f'override: {key}: expected text, not nothing (null); for the word itself quote it: "{quoted}"'
+    assert refused.value.problems == (line,)
+
+
+def test_null_is_a_word_in_quotes_and_nothing_where_that_can_be(tmp_path):
+    config = load("laptop", ["name='null'", "logging.wandb.project='~'", "logging.wandb.entity=null"])
+    assert (config.name, config.logging.wandb.project, config.logging.wandb.entity) == ("null", "~", None)
+    with pytest.raises(BadInputError, match=r"name: expected text, not nothing \(null\).* quote it: name: 'null'$"):
+        in_a_file(tmp_path, "name", "null")
+    assert in_a_file(tmp_path, "name", "'null'").name == "null"
+
+
 def test_quotes_that_do_not_match_are_a_line():
     with pytest.raises(BadInputError) as refused:
         load("laptop", ["name='quo", "seed=-1"])

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Collection
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -32,7 +33,11 @@ _EXPECTED = {
 
 
 def explain(
-    error: ValidationError, content: dict, origins: dict[str, str], schema: type[BaseModel] = Config
+    error: ValidationError,
+    content: dict,
+    origins: dict[str, str],
+    schema: type[BaseModel] = Config,
+    reported: Collection[str] = (),
 ) -> list[str]:
     """Lines for everything that is wrong in a config, or in what another schema describes.
 
@@ -40,12 +45,16 @@ def explain(
       error: what validating `content` raised.
       content: the merged keys and values that were validated.
       origins: for each dotted key given, the file it came from, or `override`.
+      schema: what was validated against.
+      reported: dotted keys that are known to be wrong, and of which a line has been written.
     """
     by_key: dict[str, list[Any]] = {}
     for problem in error.errors():
-        by_key.setdefault(".".join(_path(problem, content)), []).append(problem)
+        key = ".".join(_path(problem, content))
+        if key not in reported:
+            by_key.setdefault(key, []).append(problem)
     lines = [_explain_key(key, problems, origins, schema) for key, problems in by_key.items() if key]
-    wrong = [key for key in by_key if key]
+    wrong = [*filter(None, by_key), *reported]
     # Pydantic checks what must hold between keys only when every key is right. Without the wrong ones the rest can be
     # checked now; what then involves a wrong key, or its default in its place, is no finding.
     found = by_key.get("", [])
@@ -54,6 +63,12 @@ def explain(
     between = [line for problem in found for line in problem["msg"].removeprefix("Value error, ").splitlines()]
     lines += [_with_origins(line, origins) for line in between if not any(mentions(line, key) for key in wrong)]
     return lines
+
+
+def not_utf8(key: str, origins: dict[str, str]) -> str:
+    """The line of a key that UTF-8 cannot hold, or whose text it cannot."""
+    where = f"{_origin(key, origins)}: {key}"
+    return f"{where}: expected text, not bytes or half a character that UTF-8 cannot hold; write it in UTF-8"
 
 
 def mentions(line: str, key: str) -> bool:

@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from blobjax.config import foreign
 from blobjax.config.document import LARGEST_FILE, parse_yaml, read_yaml, shown
 from blobjax.config.errors import BadInputError, brief
-from blobjax.config.explain import explain
+from blobjax.config.explain import explain, not_utf8
 from blobjax.config.ladder import dial
-from blobjax.config.scalars import annotation_at, as_text, holds_text
+from blobjax.config.scalars import annotation_at, as_text, escaped, holds_text, unencodable
 from blobjax.config.schema import Config, Data
 
 
@@ -263,10 +263,14 @@ def _resolve(
             _set(content, origins, setting)
         except BadInputError as error:
             problems += error.problems
+    # Validation and all that writes a text later would end with a traceback.
+    garbled = dict.fromkeys(unencodable(content))
+    content, origins = escaped(content), escaped(origins)
+    problems += [not_utf8(key, origins) for key in garbled]
     try:
         config = Config.model_validate(content)
     except ValidationError as error:
-        problems += explain(error, content, origins)
+        problems += explain(error, content, origins, reported=garbled)
     if problems:
         raise BadInputError(*problems)
     return config

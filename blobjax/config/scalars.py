@@ -67,6 +67,29 @@ def take_text(node: yaml.Node, annotation: Any) -> None:
             node.tag = _TEXT
 
 
+def escaped(content: Any) -> Any:
+    """A copy in which `\\udcff` stands written out for what UTF-8 cannot hold, in keys and in values."""
+    if isinstance(content, dict):
+        return {escaped(key): escaped(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [escaped(item) for item in content]
+    return content.encode(errors="backslashreplace").decode() if isinstance(content, str) else content
+
+
+def unencodable(content: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """Dotted keys, `escaped`, that UTF-8 cannot hold or whose text it cannot: a byte, or half of a character."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            inside = (*path, str(escaped(key)))
+            yield from unencodable(key, inside)
+            yield from unencodable(value, inside)
+    elif isinstance(content, list | tuple):
+        for position, value in enumerate(content):
+            yield from unencodable(value, (*path, str(position)))
+    elif isinstance(content, str) and content != escaped(content):
+        yield ".".join(path)
+
+
 def _members(annotation: Any) -> Iterator[Any]:
     """The alternatives of a union, without what Annotated adds."""
     origin = get_origin(annotation)

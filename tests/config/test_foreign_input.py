@@ -1,5 +1,8 @@
 """Input far too large, or a file that is no config: one short line each, which shows no content of such a file."""
 
+import subprocess
+import sys
+
 import pytest
 
 from blobjax.config import BadInputError, load
@@ -37,7 +40,7 @@ def problems(*overrides: str, name: str = "laptop") -> tuple[str, ...]:
         (f"data.mixture={{{LONG[:1000]}: 1}}", "data.mixture: a domain's name has at most 100 letters"),
         ("data.mixture={'$\\frac{$': 1}", "data.mixture: a domain's name has at most 100 letters"),
         ("data.mixture={'../up': 1}", "data.mixture: a domain's name has at most 100 letters"),
-        ('data.mixture={"\\ud800": 1}', "override: data.mixture"),
+        ('data.mixture={"\\ud800": 1}', "override: data.mixture.\\ud800"),
     ],
     ids=lambda value: value[:40],
 )
@@ -47,6 +50,49 @@ def test_a_value_beyond_all_measure_is_one_short_line(override, says):
     assert "\n" not in line
     assert len(line) <= 4000
     line.encode()  # can be printed
+
+
+NOT_UTF8 = "expected text, not bytes or half a character that UTF-8 cannot hold; write it in UTF-8"
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("evaluation.sample_prompt=a\udcff", "evaluation.sample_prompt"),
+        ('evaluation={sample_prompt: "a\\ud800"}', "evaluation.sample_prompt"),
+        ("name=\udcff", "name"),
+        ("logging.wandb.project=\udcff", "logging.wandb.project"),
+        ("data.sources.web.path=\udcff/x", "data.sources.web.path"),
+        ("logging.run_dir=gs://\udcff", "logging.run_dir"),
+        ('duration={length: "\\ud800"}', "duration.length"),
+        ('duration.start_from="\\ud800@5%"', "duration.start_from"),
+        ('compute.xla_flags=["\\ud800"]', "compute.xla_flags.0"),
+        ('conditioning.precision_overrides={"\\ud800": int8}', "conditioning.precision_overrides.\\ud800"),
+        ("data.sources.\udcff.path=x", "data.sources.\\udcff"),
+        ("\udcff=1", "\\udcff"),
+    ],
+)
+def test_a_text_that_is_not_utf8_is_one_line_with_its_key(override, key):
+    (line,) = problems(override)
+    assert line == f"override: {key}: {NOT_UTF8}"
+
+
+def test_a_text_that_is_not_utf8_in_a_file(tmp_path):
+    (tmp_path / "a.yaml").write_text('evaluation: {sample_prompt: "a\\ud800"}\nseed: -1\n"\\ud800": 1\n')
+    lines = problems(name=str(tmp_path / "a.yaml"))
+    assert f"{tmp_path / 'a.yaml'}: evaluation.sample_prompt: {NOT_UTF8}" in lines
+    assert f"{tmp_path / 'a.yaml'}: seed: expected at least 0, not -1" in lines
+    assert all(line.isprintable() and line.encode() for line in lines)
+
+
+@pytest.mark.parametrize(
+    "override", [b"evaluation.sample_prompt=a\xff", b"\xff=1", b"data.sources.\xff.path=x", b"seed=\xff", b"\xff"]
+)
+def test_bytes_on_the_command_line_end_with_one_line(override):
+    command = [sys.executable, "-m", "blobjax.cli", "config", "show", "laptop", override]
+    done = subprocess.run(command, capture_output=True, timeout=60)
+    assert done.returncode == 2
+    assert len(done.stderr.decode().splitlines()) == 1
 
 
 def test_a_file_of_20_megabytes_is_not_parsed(tmp_path):

@@ -3,7 +3,7 @@
 import copy
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,7 +84,9 @@ def _read_with_includes(path: Path, including: tuple[Path, ...] = ()) -> tuple[d
     if path.resolve() in (parent.resolve() for parent in including):
         chain = " -> ".join(shown(each) for each in (*including, path))
         raise BadInputError(f"{shown(path)}: includes itself: {chain}")
-    return _include(_read_included(path) if including else read_yaml(path), path, including)
+    if including:
+        return _include(_read_included(path), path, including, hidden=True)
+    return _include(read_yaml(path), path, including)
 
 
 def _read_included(path: Path) -> dict:
@@ -97,19 +99,27 @@ def _read_included(path: Path) -> dict:
     return content
 
 
-def _include(content: dict, path: Path, including: tuple[Path, ...]) -> tuple[dict, dict[str, str]]:
-    """Keys that stand in a file, merged over those of the files they include."""
+def _include(
+    content: dict, path: Path, including: tuple[Path, ...], hidden: bool = False
+) -> tuple[dict, dict[str, str]]:
+    """Keys that stand in a file, merged over those of the files they include.
+
+    Args:
+      hidden: no value of this file is shown.
+    """
     origin = shown(path)
     includes = content.pop("include", [])
     merged: dict = {}
     origins: dict[str, str] = {}
-    for name in includes if isinstance(includes, list) else [includes]:
+    for number, name in enumerate(includes if isinstance(includes, list) else [includes], 1):
         if not isinstance(name, str):
-            raise BadInputError(f"{origin}: include: expected the path or name of a config, not {brief(name)}")
+            given = "" if hidden else f", not {brief(name)}"
+            raise BadInputError(f"{origin}: include: expected the path or name of a config{given}")
         try:
             included = find(name, path.parent)
         except BadInputError as error:
-            raise BadInputError(f"{origin}: include: {error}") from None
+            wrong = f"file {number} is neither a file nor a shipped name" if hidden else error
+            raise BadInputError(f"{origin}: include: {wrong}") from None
         below, below_origins = _read_with_includes(included, (*including, path))
         _merge(merged, below)
         origins.update(below_origins)
@@ -215,7 +225,7 @@ def load(name: str, overrides: Sequence[str] = (), size: Any = None) -> Config:
             settings.append(parse_override(override))
         except BadInputError as error:
             problems += error.problems
-    return _resolve(content, origins, settings, problems, size)
+    return _resolve(content, origins, settings, problems, _included(origins, path), size)
 
 
 def load_inline(content: dict, path: Path, settings: Sequence[Setting], size: Any = None) -> Config:
@@ -232,7 +242,12 @@ def load_inline(content: dict, path: Path, settings: Sequence[Setting], size: An
     """
     # A copy all through: what is set for one cell must not be found in the next.
     merged, origins = _include(copy.deepcopy(content), path, (path,))
-    return _resolve(merged, origins, settings, [], size)
+    return _resolve(merged, origins, settings, [], _included(origins, path), size)
+
+
+def _included(origins: dict[str, str], path: Path) -> set[str]:
+    """The files, as errors name them, that were reached by `include` from one."""
+    return set(origins.values()) - {shown(path)}
 
 
 def _from_size(size: Any, content: dict, settings: Sequence[Setting]) -> list[Setting]:
@@ -250,7 +265,12 @@ def _from_size(size: Any, content: dict, settings: Sequence[Setting]) -> list[Se
 
 
 def _resolve(
-    content: dict, origins: dict[str, str], settings: Sequence[Setting], problems: list[str], size: Any = None
+    content: dict,
+    origins: dict[str, str],
+    settings: Sequence[Setting],
+    problems: list[str],
+    included: Collection[str],
+    size: Any = None,
 ) -> Config:
     problems = list(problems)
     if size is not None:
@@ -270,7 +290,7 @@ def _resolve(
     try:
         config = Config.model_validate(content)
     except ValidationError as error:
-        problems += explain(error, content, origins, reported=garbled)
+        problems += explain(error, content, origins, reported=garbled, included=included)
     if problems:
         raise BadInputError(*problems)
     return config

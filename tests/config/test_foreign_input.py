@@ -109,6 +109,20 @@ FOREIGN = {
     "credentials": "github.com:\n  oauth_token: secret\n",
     "json": '{"auths": {"secret": {"auth": "secret"}}}',
     "a name among them": "name: web\nservices: secret\nsecret: {image: secret}\n",
+    "half a config": "name: 'secret value'\ndata: secret\nmodel: secret\n",
+    "a config's texts": "name: web\ndata: {tokenizer: 'gs://secret'}\n",
+    "an origin": "name: web\nduration: {start_from: ' gs://secret@5%'}\n",
+    "a metric": "name: web\ncheckpoint: {keep_best: {metric: 'sec''secret'}}\n",
+    "a duration": "name: web\nduration: {length: 'secret, not secret'}\n",
+    "a duration in a list": "name: web\ncheckpoint: {every: [1 steps, 'not secret, not secret']}\n",
+    "an origin without a point": "duration: {start_from: secret}\n",
+    "a choice": "conditioning: {precision: secret}\n",
+    "includes": "include: [secret]\n",
+    "includes a map": "include: {secret: secret}\n",
+    "includes quotes": "include: a'secret'\n",
+    "a URL in a source": "data: {sources: {my-web: {kind: text, path: 'gs://secret'}}}\n",
+    "an apostrophe": "name: a\na'secret1: b\na'secret1: c\n",
+    "a long tag": f"name: !<{'secret' * 1000}> a\n",
     "twice": "name: web\nsecret: 1\nsecret: 2\n",
     "a tag": "name: !secret x\n",
     "a number that is none": "seed: 0b\nname: 0x_\n'secret': 1\nsecret : 0b",
@@ -126,10 +140,23 @@ def test_an_error_shows_nothing_of_a_file_that_is_included_and_is_no_config(tmp_
     foreign.write_text(content)
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "a.yaml").write_text("include: ../foreign\n")
-    (line,) = problems(name=str(tmp_path / "deep" / "a.yaml"))
-    assert "foreign" in line
-    assert "secret" not in line
-    assert "\n" not in line
+    for line in problems(name=str(tmp_path / "deep" / "a.yaml")):
+        assert "foreign" in line
+        assert "secret" not in line
+        assert "\n" not in line
+
+
+def test_a_wrong_value_of_an_included_file_is_not_shown_and_that_of_an_override_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.yaml").write_text("include: laptop\nname: web\ndata: secret\nduration: {length: secret}\n")
+    (tmp_path / "a.yaml").write_text("include: base.yaml\nseed: -1\n")
+    assert problems("model.n_layers=two", name="a.yaml") == (
+        "a.yaml: seed: expected at least 0, not -1",
+        "override: model.n_layers: expected an integer, not 'two'",
+        "base.yaml: data: expected keys and values",
+        "base.yaml: duration.length: expected a duration such as '300 steps', '20M tokens', '2e15 flops', "
+        "'20 tokens/param', '3 epochs', '5%' or '10 minutes'",
+    )
 
 
 def test_a_slip_in_an_included_config_is_still_shown(tmp_path):

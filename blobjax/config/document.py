@@ -87,11 +87,23 @@ def parse_yaml(text: str, origin: str, schema: Any = None) -> Any:
         what = getattr(error, "problem", None) or " ".join(str(error).split())
         if mark and what == "mapping values are not allowed here":
             what = f"a value that holds ': ' needs quotes; {_quoted(text.splitlines()[mark.line])}"
+        elif mark and what.endswith("but got ':'"):
+            line = text.splitlines()[mark.line]
+            what = f"a value that holds ': ' needs quotes; {_quoted(_entry(line, mark.column))}"
         raise BadInputError(f"{where}: not valid YAML: {what}") from None
     except RecursionError:
         raise BadInputError(f"{origin}: not valid YAML: nested too deeply") from None
+    except (KeyError, IndexError, TypeError, AttributeError):  # and what a tag such as !!bool makes of other text
+        raise BadInputError(
+            f"{origin}: not valid YAML: a value does not fit its tag (!!…); leave the tag out"
+        ) from None
     except ValueError as error:  # PyYAML lets a number or date that Python cannot make escape
         raise BadInputError(f"{origin}: not valid YAML: {error}") from None
+
+
+def _entry(line: str, at: int) -> str:
+    """What stands between the braces, brackets and commas around a position of a line."""
+    return re.split(r"[{\[,]", line[:at])[-1] + re.split(r"[}\],]", line[at:])[0]
 
 
 def _quoted(line: str) -> str:

@@ -131,7 +131,7 @@ def test_a_tag_that_does_not_fit_is_a_line(value):
 def test_numbers_are_what_people_mean():
     config = load("laptop", ["seed=010", "optimizer.learning_rate=1e-3", "duration.global_batch_size=0x10"])
     assert (config.seed, config.optimizer.learning_rate, config.duration.global_batch_size) == (10, 1e-3, 16)
-    with pytest.raises(BadInputError, match=r"not '1:30:00'$"):
+    with pytest.raises(BadInputError, match=r"not '1:30:00'; write '90 minutes'$"):
         load("laptop", ["duration.wall_clock_limit=1:30:00"])
 
 

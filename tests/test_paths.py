@@ -51,6 +51,23 @@ def test_a_url_is_refused_with_its_key(override, key):
     assert f"{key} is a URL (" in line
 
 
+@pytest.mark.parametrize(
+    "path", ["gs:/b/x", "s3:/b", "FILE:/tmp/q", "file:///tmp/q", " gs://b/x", "\tgs:/b", "abfs://b", "other+1://b"]
+)
+def test_one_slash_and_blanks_before_it_make_it_no_path(path):
+    with pytest.raises(BadInputError, match=r"logging\.run_dir '.*' is a URL \("):
+        load("laptop", [f"logging.run_dir={path}"])
+
+
+@pytest.mark.parametrize("cache", ["gs://b", "gs:/b", " s3://b"])
+def test_nor_is_one_the_cache_directory(tmp_path, cache):
+    done = blobjax("train", "laptop", *TINY, cwd=tmp_path, before=("env", f"XDG_CACHE_HOME={cache}"))
+    assert done.returncode == 2, done.stdout + done.stderr
+    (line,) = done.stderr.splitlines()
+    assert f"XDG_CACHE_HOME '{cache}' is a URL (" in line
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_colon_makes_no_url():
     config = load("laptop", ["logging.run_dir=runs/a:b//c", "data.prepared_dir='/x: y/1://2'"])
     assert config.logging.run_dir == "runs/a:b//c"

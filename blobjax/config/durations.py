@@ -29,6 +29,8 @@ _SUFFIX = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 _TOO_LONG = 3.2e9
 # A suffix is followed by a space: `300minutes` is not 300 million of `inutes`.
 _PATTERN = re.compile(r"^\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(?:([kKmMbBgGtT])(?=\s))?\s*([a-zA-Z%/]+)\s*$")
+# `1:30:00`, which Slurm and YAML 1.1 read as a time, each in its way.
+_CLOCK = re.compile(r"^\s*([0-9]{1,6}):([0-9]{2})(?::([0-9]{2}))?\s*$")
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class Duration:
         if unit is None or math.isinf(amount) or amount * _SECONDS.get(unit, 0) > _TOO_LONG:
             raise ValueError(
                 "a duration such as '300 steps', '20M tokens', '2e15 flops', '20 tokens/param', '3 epochs', '5%' or "
-                f"'10 minutes', not {brief(text)}"
+                f"'10 minutes', not {brief(text)}{_instead(text)}"
             )
         return cls(amount, unit)
 
@@ -201,6 +203,24 @@ class Durations:
         return core_schema.no_info_plain_validator_function(
             cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(cls._plain)
         )
+
+
+def _instead(text: Any) -> str:
+    """What to write for a time with colons, as far as it can be known what it means; else empty."""
+    match = _CLOCK.match(text) if isinstance(text, str) else None
+    if match is None:
+        return ""
+    first, second, third = (int(part or 0) for part in match.groups())
+    if match[3]:
+        return f"; write '{_time(first * 3600 + second * 60 + third)}'"
+    minutes, seconds = _time(first * 3600 + second * 60), _time(first * 60 + second)
+    return f"; write '{minutes}' (hours:minutes) or '{seconds}' (minutes:seconds)"
+
+
+def _time(seconds: int) -> Duration:
+    """So many seconds in the largest unit of which they are a whole number."""
+    unit = next(unit for unit in reversed(_SECONDS) if seconds % _SECONDS[unit] == 0 and (seconds or unit == "seconds"))
+    return Duration(seconds // _SECONDS[unit], unit)
 
 
 def _compact(amount: float) -> str:

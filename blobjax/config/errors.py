@@ -14,9 +14,9 @@ class BadInputError(Exception):
     """
 
     def __init__(self, *problems: str):
-        self.problems = tuple(
-            line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE - 1]}…" for line in problems
-        )
+        # What UTF-8 cannot hold came from the input too, and would make printing the line fail.
+        lines = (line.encode(errors="backslashreplace").decode() for line in problems)
+        self.problems = tuple(line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE - 1]}…" for line in lines)
         super().__init__("\n".join(self.problems))
 
 

@@ -2,12 +2,15 @@
 
 import difflib
 import re
+from collections.abc import Collection
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from blobjax.config import foreign
 from blobjax.config.closest import suggest
 from blobjax.config.errors import brief
+from blobjax.config.scalars import annotation_at, holds_text
 from blobjax.config.schema import Config
 
 # What pydantic's error types expect, in words; {…} are filled from the error's context.
@@ -31,7 +34,12 @@ _EXPECTED = {
 
 
 def explain(
-    error: ValidationError, content: dict, origins: dict[str, str], schema: type[BaseModel] = Config
+    error: ValidationError,
+    content: dict,
+    origins: dict[str, str],
+    schema: type[BaseModel] = Config,
+    reported: Collection[str] = (),
+    included: Collection[str] = (),
 ) -> list[str]:
     """Lines for everything that is wrong in a config, or in what another schema describes.
 
@@ -39,20 +47,43 @@ def explain(
       error: what validating `content` raised.
       content: the merged keys and values that were validated.
       origins: for each dotted key given, the file it came from, or `override`.
+      schema: what was validated against.
+      reported: dotted keys that are known to be wrong, and of which a line has been written.
+      included: those of the origins whose values are not shown (config/foreign.py).
     """
     by_key: dict[str, list[Any]] = {}
     for problem in error.errors():
-        by_key.setdefault(".".join(_path(problem, content)), []).append(problem)
-    lines = [_explain_key(key, problems, origins, schema) for key, problems in by_key.items() if key]
-    wrong = [key for key in by_key if key]
+        key = ".".join(_path(problem, content))
+        if key not in reported:
+            by_key.setdefault(key, []).append(problem)
+    lines = [_explain_key(key, problems, origins, schema, included) for key, problems in by_key.items() if key]
+    wrong = [*filter(None, by_key), *reported]
     # Pydantic checks what must hold between keys only when every key is right. Without the wrong ones the rest can be
     # checked now; what then involves a wrong key, or its default in its place, is no finding.
     found = by_key.get("", [])
     if wrong:
         found = _recheck(content, wrong, schema)
     between = [line for problem in found for line in problem["msg"].removeprefix("Value error, ").splitlines()]
-    lines += [_with_origins(line, origins) for line in between if not any(mentions(line, key) for key in wrong)]
+    between = [line for line in between if not any(mentions(line, key) for key in wrong)]
+    hidden = [key for key, origin in origins.items() if origin in included and _free(content, key, schema)]
+    for line in between:
+        shown = foreign.without_values(line) if any(key in line for key in hidden) else line
+        lines.append(_with_origins(shown, origins))
     return lines
+
+
+def _free(content: Any, key: str, schema: type[BaseModel]) -> bool:
+    """Whether a key's value is a text of any content, or a list with such; a duration that is right is none."""
+    path = key.split(".")
+    for part in path:
+        content = content.get(part) if isinstance(content, dict) else None
+    return isinstance(content, str | list) and "Duration" not in str(annotation_at(path, schema))
+
+
+def not_utf8(key: str, origins: dict[str, str]) -> str:
+    """The line of a key that UTF-8 cannot hold, or whose text it cannot."""
+    where = f"{_origin(key, origins)}: {key}"
+    return f"{where}: expected text, not bytes or half a character that UTF-8 cannot hold; write it in UTF-8"
 
 
 def mentions(line: str, key: str) -> bool:
@@ -62,7 +93,7 @@ def mentions(line: str, key: str) -> bool:
 
 def _keys_in(line: str) -> list[str]:
     sections = "|".join(Config.model_fields)
-    return re.findall(rf"\b(?:{sections})(?:\.\w+)+", line)
+    return re.findall(rf"\b(?:{sections})(?:\.[\w-]+)+", line)
 
 
 def _path(problem: Any, content: Any) -> list[str]:
@@ -81,8 +112,11 @@ def _path(problem: Any, content: Any) -> list[str]:
     return path
 
 
-def _explain_key(key: str, problems: list[Any], origins: dict[str, str], schema: type[BaseModel]) -> str:
-    where = f"{_origin(key, origins)}: {key}"
+def _explain_key(
+    key: str, problems: list[Any], origins: dict[str, str], schema: type[BaseModel], included: Collection[str]
+) -> str:
+    origin = _origin(key, origins)
+    where = f"{origin}: {key}"
     first = problems[0]
     if first["type"] == "extra_forbidden":
         return f"{where}: unknown key; {_suggest_key(key, schema)}"
@@ -92,10 +126,15 @@ def _explain_key(key: str, problems: list[Any], origins: dict[str, str], schema:
         return f"{where}: required, and not given"
     expected = list(dict.fromkeys(_expected(problem) for problem in problems))
     given = first["input"]
+    if origin in included:
+        # A line of our own types (Duration, Origin) ends with what was given.
+        return f"{where}: expected {' or '.join(each.partition(', not ')[0] for each in expected)}"
     message = f"{where}: expected {' or '.join(expected)}"
     if first["type"] == "value_error":
         return message
     message += f", not {_show(given)}"
+    if given is None and holds_text(annotation_at(key.split("."), schema)):
+        message += f"; for the word itself quote it: {key.rpartition('.')[2]}: 'null'"
     if first["type"] == "literal_error" and isinstance(given, str):
         choices = re.findall(r"'([^']+)'", first["ctx"]["expected"])
         if near := difflib.get_close_matches(given, choices, 1):

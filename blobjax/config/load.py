@@ -3,7 +3,7 @@
 import copy
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,10 +12,11 @@ import yaml
 from pydantic import ValidationError
 
 from blobjax.config import foreign
+from blobjax.config.document import LARGEST_FILE, parse_yaml, read_yaml, shown
 from blobjax.config.errors import BadInputError, brief
-from blobjax.config.explain import explain
+from blobjax.config.explain import explain, not_utf8
 from blobjax.config.ladder import dial
-from blobjax.config.scalars import annotation_at, as_text, holds_text, take_text
+from blobjax.config.scalars import annotation_at, as_text, escaped, holds_text, unencodable
 from blobjax.config.schema import Config, Data
 
 
@@ -78,138 +79,14 @@ def _find(name: str, candidates: list[Path], kind: str, known: list[str]) -> Pat
     raise BadInputError(f"{kind} '{name}' is neither a file nor a shipped name; {hint}")
 
 
-# YAML 1.1 reads 1e-3 as text, 010 as 8 and 1:30:00 as 5400; a user means a thousandth, ten, and no number.
-_INTEGER = re.compile(r"^[-+]?(?:[0-9][0-9_]*|0x[0-9a-fA-F_]+|0o[0-7_]+|0b[01_]+)$")
-_FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+|[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?$")
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML, with numbers as people write them; duplicate keys and aliases are refused.
-
-    Args:
-      text: the document.
-      schema: whose text fields keep what is written (config/scalars.py).
-    """
-
-    def __init__(self, text: str, schema: Any):
-        super().__init__(text)
-        self._schema = schema
-
-    def get_single_node(self) -> yaml.Node | None:
-        node = super().get_single_node()
-        if node is not None:
-            take_text(node, self._schema)
-        return node
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            # An alias may refer to itself, and nine of nine levels are a billion keys.
-            alias = self.peek_event()
-            raise yaml.MarkedYAMLError(
-                problem="aliases (*name) are not read; use include", problem_mark=alias.start_mark
-            )
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in seen:
-                    raise yaml.MarkedYAMLError(
-                        problem=f"duplicate key '{key.value[:200]}'", problem_mark=key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
-    text = node.value.replace("_", "").lower()
-    return int(text, 0 if re.match(r"[-+]?0[xob]", text) else 10)
-
-
-_NUMBERS = {"tag:yaml.org,2002:int": _INTEGER, "tag:yaml.org,2002:float": _FLOAT}
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if tag not in _NUMBERS]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-for _tag, _regexp in _NUMBERS.items():
-    _Loader.add_implicit_resolver(_tag, _regexp, list("-+0123456789."))
-_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
-
-
-def parse_yaml(text: str, origin: str, schema: Any = None) -> Any:
-    """What a YAML text says.
-
-    Args:
-      origin: where it stands, for errors.
-      schema: a section, or another annotation, whose text fields keep what is written; None: plain YAML.
-
-    Raises:
-      BadInputError: it is not YAML, or holds what we do not read; the line begins with `origin`.
-    """
-    try:
-        return _Loader(text, schema).get_single_data()
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{origin}:{mark.line + 1}" if mark else origin
-        what = getattr(error, "problem", None) or " ".join(str(error).split())
-        if mark and what == "mapping values are not allowed here":
-            what = f"a value that holds ': ' needs quotes; {_quoted(text.splitlines()[mark.line])}"
-        raise BadInputError(f"{where}: not valid YAML: {what}") from None
-    except RecursionError:
-        raise BadInputError(f"{origin}: not valid YAML: nested too deeply") from None
-    except ValueError as error:  # PyYAML lets a number or date that Python cannot make escape
-        raise BadInputError(f"{origin}: not valid YAML: {error}") from None
-
-
-def _quoted(line: str) -> str:
-    """How to write a line `key: value: more`."""
-    key, _, value = line.strip().removeprefix("- ").partition(":")
-    return f"write {key}: {yaml.safe_dump(value.strip(), width=10**6).splitlines()[0]}"
-
-
-def shown(path: Path) -> str:
-    """A path as short as it can be told."""
-    here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
-
-
-# A hundred times the longest resolved config. PyYAML takes a minute for 20 MB.
-_LARGEST_FILE = 1 << 20
-
-
-def read_yaml(path: Path, schema: Any = Config) -> dict:
-    """A YAML file's keys and values.
-
-    Args:
-      schema: whose text fields keep what is written.
-
-    Raises:
-      BadInputError: it cannot be read, is not YAML, is too large, or holds something else.
-    """
-    origin = shown(path)
-    try:
-        if (size := path.stat().st_size) > _LARGEST_FILE:
-            raise BadInputError(f"{origin}: has {size / 1e6:.1f} MB; a config has at most {_LARGEST_FILE / 1e6:.0f} MB")
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise BadInputError(f"{origin}: is not UTF-8 text") from None
-    except OSError as error:
-        raise BadInputError(f"{origin}: cannot be read: {error.strerror}") from None
-    content = parse_yaml(text, origin, schema)
-    if content is None:
-        content = {}
-    if not isinstance(content, dict):
-        raise BadInputError(f"{origin}: expected keys and values at the top, not {type(content).__name__}")
-    return content
-
-
 def _read_with_includes(path: Path, including: tuple[Path, ...] = ()) -> tuple[dict, dict[str, str]]:
     """A file's keys merged over those of its includes, and for each dotted key the file it came from."""
     if path.resolve() in (parent.resolve() for parent in including):
         chain = " -> ".join(shown(each) for each in (*including, path))
         raise BadInputError(f"{shown(path)}: includes itself: {chain}")
-    return _include(_read_included(path) if including else read_yaml(path), path, including)
+    if including:
+        return _include(_read_included(path), path, including, hidden=True)
+    return _include(read_yaml(path), path, including)
 
 
 def _read_included(path: Path) -> dict:
@@ -222,19 +99,27 @@ def _read_included(path: Path) -> dict:
     return content
 
 
-def _include(content: dict, path: Path, including: tuple[Path, ...]) -> tuple[dict, dict[str, str]]:
-    """Keys that stand in a file, merged over those of the files they include."""
+def _include(
+    content: dict, path: Path, including: tuple[Path, ...], hidden: bool = False
+) -> tuple[dict, dict[str, str]]:
+    """Keys that stand in a file, merged over those of the files they include.
+
+    Args:
+      hidden: no value of this file is shown.
+    """
     origin = shown(path)
     includes = content.pop("include", [])
     merged: dict = {}
     origins: dict[str, str] = {}
-    for name in includes if isinstance(includes, list) else [includes]:
+    for number, name in enumerate(includes if isinstance(includes, list) else [includes], 1):
         if not isinstance(name, str):
-            raise BadInputError(f"{origin}: include: expected the path or name of a config, not {brief(name)}")
+            given = "" if hidden else f", not {brief(name)}"
+            raise BadInputError(f"{origin}: include: expected the path or name of a config{given}")
         try:
             included = find(name, path.parent)
         except BadInputError as error:
-            raise BadInputError(f"{origin}: include: {error}") from None
+            wrong = f"file {number} is neither a file nor a shipped name" if hidden else error
+            raise BadInputError(f"{origin}: include: {wrong}") from None
         below, below_origins = _read_with_includes(included, (*including, path))
         _merge(merged, below)
         origins.update(below_origins)
@@ -284,15 +169,22 @@ def parse_override(override: str) -> Setting:
         given = override if len(override) < 200 else f"{override[:200]}…"
         raise BadInputError(f"override '{given}' is not of the form dotted.key=value, such as model.d_model=512")
     origin = f"override {key[:200]}"
-    if len(text) > _LARGEST_FILE:
+    if len(text) > LARGEST_FILE:
         raise BadInputError(f"{origin}: the value has {len(text) / 1e6:.1f} MB; at most 1 MB is read")
     annotation = annotation_at(key.split("."), Config)
     if not holds_text(annotation):
         return Setting(key, parse_yaml(text, origin, annotation))
     try:
-        return Setting(key, as_text(text, annotation))
+        value = as_text(text, annotation)
     except yaml.YAMLError:
         raise BadInputError(f"{origin}: the quotes do not match in {text[:60]}") from None
+    # Only a key that can hold nothing has taken this as nothing.
+    if value is not None and (word := text.strip()) in ("null", "~"):
+        # With the shell's quotes, which would else take away the inner ones.
+        raise BadInputError(
+            f"override: {key}: expected text, not nothing (null); for the word itself quote it: \"{key}='{word}'\""
+        )
+    return Setting(key, value)
 
 
 def _set(content: dict, origins: dict[str, str], setting: Setting) -> None:
@@ -333,7 +225,7 @@ def load(name: str, overrides: Sequence[str] = (), size: Any = None) -> Config:
             settings.append(parse_override(override))
         except BadInputError as error:
             problems += error.problems
-    return _resolve(content, origins, settings, problems, size)
+    return _resolve(content, origins, settings, problems, _included(origins, path), size)
 
 
 def load_inline(content: dict, path: Path, settings: Sequence[Setting], size: Any = None) -> Config:
@@ -350,7 +242,12 @@ def load_inline(content: dict, path: Path, settings: Sequence[Setting], size: An
     """
     # A copy all through: what is set for one cell must not be found in the next.
     merged, origins = _include(copy.deepcopy(content), path, (path,))
-    return _resolve(merged, origins, settings, [], size)
+    return _resolve(merged, origins, settings, [], _included(origins, path), size)
+
+
+def _included(origins: dict[str, str], path: Path) -> set[str]:
+    """The files, as errors name them, that were reached by `include` from one."""
+    return set(origins.values()) - {shown(path)}
 
 
 def _from_size(size: Any, content: dict, settings: Sequence[Setting]) -> list[Setting]:
@@ -368,7 +265,12 @@ def _from_size(size: Any, content: dict, settings: Sequence[Setting]) -> list[Se
 
 
 def _resolve(
-    content: dict, origins: dict[str, str], settings: Sequence[Setting], problems: list[str], size: Any = None
+    content: dict,
+    origins: dict[str, str],
+    settings: Sequence[Setting],
+    problems: list[str],
+    included: Collection[str],
+    size: Any = None,
 ) -> Config:
     problems = list(problems)
     if size is not None:
@@ -381,10 +283,14 @@ def _resolve(
             _set(content, origins, setting)
         except BadInputError as error:
             problems += error.problems
+    # Validation and all that writes a text later would end with a traceback.
+    garbled = dict.fromkeys(unencodable(content))
+    content, origins = escaped(content), escaped(origins)
+    problems += [not_utf8(key, origins) for key in garbled]
     try:
         config = Config.model_validate(content)
     except ValidationError as error:
-        problems += explain(error, content, origins)
+        problems += explain(error, content, origins, reported=garbled, included=included)
     if problems:
         raise BadInputError(*problems)
     return config

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from blobjax.config.errors import BadInputError
 
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+# `gs:/b` is what is left of `gs://b` where something has read it as a path; a folder of that name is not meant.
+_URL = re.compile(r"\s*([a-z][a-z0-9+.-]*(?=://)|(?:gs|s3|s3a|az|abfs|hdfs|http|https|file)(?=:/))", re.IGNORECASE)
 
 
 def url_problem(path: str, what: str) -> str:

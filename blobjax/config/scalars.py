@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel
 
 _TEXT = "tag:yaml.org,2002:str"
+_MERGE = "tag:yaml.org,2002:merge"
 # What YAML makes of plain scalars, and the types that fields have where it is right.
 _MADE = {
     "tag:yaml.org,2002:bool": (bool,),
@@ -19,6 +20,8 @@ _MADE = {
     "tag:yaml.org,2002:float": (float, int),
     "tag:yaml.org,2002:timestamp": (),
 }
+# `=` and `<<`, which are no values; as a key `<<` merges.
+_NO_VALUES = ("tag:yaml.org,2002:value", _MERGE)
 
 
 def annotation_at(path: list[str], annotation: Any) -> Any:
@@ -55,16 +58,40 @@ def take_text(node: yaml.Node, annotation: Any) -> None:
         free = any(get_origin(member) is dict for member in _members(annotation))
         for key, value in node.value:
             if isinstance(key, yaml.ScalarNode):
-                if free:
+                if free and key.tag != _MERGE:
                     take_text(key, str)
                 take_text(value, _inside(annotation, key.value))
     elif isinstance(node, yaml.SequenceNode):
         for position, value in enumerate(node.value):
             take_text(value, _inside(annotation, position))
-    elif isinstance(node, yaml.ScalarNode) and node.style is None and node.tag in _MADE:
+    elif isinstance(node, yaml.ScalarNode) and node.style is None:
         members = set(_members(annotation))
-        if str in members and not members.intersection(_MADE[node.tag]):
+        read = node.tag in _MADE and str in members and not members.intersection(_MADE[node.tag])
+        if read or node.tag in _NO_VALUES:
             node.tag = _TEXT
+
+
+def escaped(content: Any) -> Any:
+    """A copy in which `\\udcff` stands written out for what UTF-8 cannot hold, in keys and in values."""
+    if isinstance(content, dict):
+        return {escaped(key): escaped(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [escaped(item) for item in content]
+    return content.encode(errors="backslashreplace").decode() if isinstance(content, str) else content
+
+
+def unencodable(content: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """Dotted keys, `escaped`, that UTF-8 cannot hold or whose text it cannot: a byte, or half of a character."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            inside = (*path, str(escaped(key)))
+            yield from unencodable(key, inside)
+            yield from unencodable(value, inside)
+    elif isinstance(content, list | tuple):
+        for position, value in enumerate(content):
+            yield from unencodable(value, (*path, str(position)))
+    elif isinstance(content, str) and content != escaped(content):
+        yield ".".join(path)
 
 
 def _members(annotation: Any) -> Iterator[Any]:

@@ -111,11 +111,15 @@ def prepare(config: Config, progress: Progress = silent) -> Prepared:
 
 
 def folder(config: Config) -> Path:
-    """Where prepared domains are kept: data.prepared_dir, or blobjax in the user's cache directory."""
+    """Where prepared domains are kept: data.prepared_dir, or blobjax in the user's cache directory.
+
+    Raises:
+      BadInputError: it is a URL, or there is no home directory that would hold it.
+    """
     if config.data.prepared_dir:
         return expanded(config.data.prepared_dir, "data.prepared_dir")
     if cache := os.environ.get("XDG_CACHE_HOME"):
-        return Path(cache) / "blobjax"
+        return expanded(cache, "XDG_CACHE_HOME") / "blobjax"
     instead = (
         "give data.prepared_dir=FOLDER for prepared data, and for compiled programs compute.compilation_cache=FOLDER"
     )

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 from blobjax.config import BadInputError, Config, dump, load
 from blobjax.config.diff import changed_maths
-from blobjax.config.load import read_yaml
+from blobjax.config.document import read_yaml
 from blobjax.config.paths import expanded
 
 # Names of files that a crash may leave behind and that mean nothing.

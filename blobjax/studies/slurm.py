@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from blobjax.config import BadInputError
-from blobjax.config.load import parse_yaml
+from blobjax.config.document import parse_yaml
 from blobjax.reliability.run_directory import write_atomically
 from blobjax.studies import runner, worker
 from blobjax.studies.order import Order

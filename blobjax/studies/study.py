@@ -15,8 +15,9 @@ from pydantic import ValidationError, field_validator
 
 from blobjax.config import BadInputError, Config
 from blobjax.config.closest import suggest
+from blobjax.config.document import read_yaml, shown
 from blobjax.config.explain import explain
-from blobjax.config.load import Setting, find_study, load_inline, parse_override, read_yaml, shown
+from blobjax.config.load import Setting, find_study, load_inline, parse_override
 from blobjax.config.schema import Section
 from blobjax.studies.axis import Axis, label
 

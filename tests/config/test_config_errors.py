@@ -192,7 +192,7 @@ def test_all_problems_at_once_with_their_places(tmp_path, monkeypatch):
         "override 'bar' is not of the form dotted.key=value, such as model.d_model=512",
         "override: seed: expected an integer, not 'x'",
         "base.yaml: conditioning.precision: expected 'float32', 'bfloat16', 'int8', 'fp8', 'mxfp8', 'mxfp6', 'mxfp4', "
-        "'nvfp4', 'bfloat16_params' or 'float16', not 'fp9'; did you mean 'fp8'?",
+        "'nvfp4', 'bfloat16_params' or 'float16'",
         "top.yaml: zzz: unknown key; known: name, seed, model, compute, data, duration, objective, conditioning, "
         "optimizer, checkpoint, reliability, evaluation, logging, faults",
         "base.yaml: model.d_model 256 is not a multiple of model.n_heads 3 (256 / 3 = 85.33); change one, or give "

@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 
@@ -96,6 +97,27 @@ def test_a_rounding_in_the_division_is_no_further_step():
     for length in range(1, 2000):
         clockwork = Clockwork(1000, 6e6, 1, 1, length)
         assert Duration(5, "%").steps(clockwork) == math.ceil(length / 20)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("1:30:00", "not '1:30:00'; write '90 minutes'"),
+        ("2:00:00", "not '2:00:00'; write '2 hours'"),
+        ("48:00:00", "not '48:00:00'; write '2 days'"),
+        ("0:00:25", "not '0:00:25'; write '25 seconds'"),
+        ("1:00:01", "not '1:00:01'; write '3601 seconds'"),
+        ("0:00:00", "not '0:00:00'; write '0 seconds'"),
+        ("01:30", "not '01:30'; write '90 minutes' (hours:minutes) or '90 seconds' (minutes:seconds)"),
+        ("1:3", "not '1:3'"),
+        ("1:30:00:00", "not '1:30:00:00'"),
+    ],
+)
+def test_a_time_with_colons_says_what_to_write(text, says):
+    with pytest.raises(ValueError, match=f"{re.escape(says)}$"):
+        Duration.parse(text)
+    for duration in re.findall(r"write '([^']*)'| or '([^']*)' \(", says):
+        assert Duration.parse("".join(duration)).seconds is not None
 
 
 def test_time_is_no_number_of_steps():

@@ -14,6 +14,8 @@ PLAIN = {
     ("name", "010"): "010",
     ("name", "'quoted'"): "quoted",
     ("data.tokenizer", "007"): "007",
+    ("logging.run_dir", "="): "=",
+    ("evaluation.sample_prompt", "<<"): "<<",
     ("logging.run_dir", "2026"): "2026",
     ("evaluation.sample_prompt", "off"): "off",
     ("evaluation.sample_prompt", '"ROMEO:\\n"'): "ROMEO:\n",
@@ -48,6 +50,24 @@ def test_an_override_of_a_text_is_not_yaml(prompt):
     assert load("laptop", [f"evaluation.sample_prompt={prompt}"]).evaluation.sample_prompt == prompt
 
 
+@pytest.mark.parametrize("written", ["null", "~", " null "])
+@pytest.mark.parametrize("key", ["name", "compute.compilation_cache", "data.sources.web.path"])
+def test_nothing_for_a_text_that_cannot_be_nothing_is_a_line(key, written):
+    with pytest.raises(BadInputError) as refused:
+        load("laptop", [f"{key}={written}"])
+    quoted = f"{key}='{written.strip()}'"
+    line = f'override: {key}: expected text, not nothing (null); for the word itself quote it: "{quoted}"'
+    assert refused.value.problems == (line,)
+
+
+def test_null_is_a_word_in_quotes_and_nothing_where_that_can_be(tmp_path):
+    config = load("laptop", ["name='null'", "logging.wandb.project='~'", "logging.wandb.entity=null"])
+    assert (config.name, config.logging.wandb.project, config.logging.wandb.entity) == ("null", "~", None)
+    with pytest.raises(BadInputError, match=r"name: expected text, not nothing \(null\).* quote it: name: 'null'$"):
+        in_a_file(tmp_path, "name", "null")
+    assert in_a_file(tmp_path, "name", "'null'").name == "null"
+
+
 def test_quotes_that_do_not_match_are_a_line():
     with pytest.raises(BadInputError) as refused:
         load("laptop", ["name='quo", "seed=-1"])
@@ -71,10 +91,47 @@ def test_a_value_in_a_file_that_needs_quotes_says_what_to_write(line, write, tmp
     assert load(str(tmp_path / "a.yaml")).evaluation.sample_prompt
 
 
+@pytest.mark.parametrize(
+    ("written", "write"),
+    [
+        ("{sample_prompt: User: }", "'User:'"),
+        ("{sample_prompt: ROMEO:}", "'ROMEO:'"),
+        ("{every: 10%, sample_prompt: a: b, tokens: 3}", "'a: b'"),
+        ("{tokens: 3, sample_prompt: its: so}", "'its: so'"),
+    ],
+)
+def test_nor_does_one_between_braces_go_without(written, write, tmp_path):
+    says = f"not valid YAML: a value that holds ': ' needs quotes; write sample_prompt: {write}"
+    with pytest.raises(BadInputError) as refused:
+        load("laptop", [f"evaluation={written}"])
+    assert refused.value.problems == (f"override evaluation:1: {says}",)
+    (tmp_path / "a.yaml").write_text(f"name: a\nevaluation: {written}\n")
+    with pytest.raises(BadInputError) as refused:
+        load(str(tmp_path / "a.yaml"))
+    assert refused.value.problems == (f"{tmp_path / 'a.yaml'}:2: {says}",)
+    assert load("laptop", [f"evaluation={{sample_prompt: {write}}}"]).evaluation.sample_prompt
+
+
+def test_signs_that_yaml_gives_a_meaning_are_text_and_no_numbers(tmp_path):
+    with pytest.raises(BadInputError) as refused:
+        load("laptop", ["seed==", "data.seq_len=<<"])
+    assert refused.value.problems == (
+        "override: seed: expected an integer, not '='",
+        "override: data.seq_len: expected an integer, not '<<'",
+    )
+    assert load("laptop", ["data.mixture={<<: {bible: 1}}"]).data.mixture == {"bible": 1}
+
+
+@pytest.mark.parametrize("value", ["!!bool secret", "!!timestamp x", "!!set [a]", "!!float "])
+def test_a_tag_that_does_not_fit_is_a_line(value):
+    with pytest.raises(BadInputError, match=r"^override seed: not valid YAML: a value does not fit its tag"):
+        load("laptop", [f"seed={value}"])
+
+
 def test_numbers_are_what_people_mean():
     config = load("laptop", ["seed=010", "optimizer.learning_rate=1e-3", "duration.global_batch_size=0x10"])
     assert (config.seed, config.optimizer.learning_rate, config.duration.global_batch_size) == (10, 1e-3, 16)
-    with pytest.raises(BadInputError, match=r"not '1:30:00'$"):
+    with pytest.raises(BadInputError, match=r"not '1:30:00'; write '90 minutes'$"):
         load("laptop", ["duration.wall_clock_limit=1:30:00"])
 
 

@@ -11,6 +11,7 @@ import jax
 
 from blobjax.compute.memory import capacity
 from blobjax.config import Config
+from blobjax.reliability.leaving import is_out_of_memory
 from blobjax.training.program import Program
 
 
@@ -72,11 +73,6 @@ def ran_out(program: Program, batch_size: int, needed: dict[str, int], error: Ba
     if has is not None:
         parts.append(f"{device.device_kind} has {gigabytes(has)}, which it may share with others")
     return f"out of memory: {'; '.join([*parts, knobs(program.config, batch_size, needed, has)])}"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory could not be allocated."""
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def knobs(config: Config, batch_size: int, needed: dict[str, int], has: int | None) -> str:

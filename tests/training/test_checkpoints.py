@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import sys
-from contextlib import contextmanager
 
 import jax
 import numpy as np
@@ -355,30 +354,6 @@ def test_what_does_not_fit_is_left_where_it_is(two):
         with pytest.raises(BadInputError):
             Checkpointer(checkpoints).restore_newest(like, data, None, lambda *said: pytest.fail("put aside"))
     assert Checkpointer(checkpoints).steps() == [5, 7]
-
-
-@pytest.fixture
-def nobody():
-    """Another user for a moment, who may come as far as pytest's folders and no farther."""
-    if os.geteuid() != 0:
-        pytest.skip("becomes another user for a moment, which needs root")
-
-    @contextmanager
-    def become(path):
-        modes = {
-            parent: parent.stat().st_mode for parent in path.parents if parent.is_relative_to("/tmp/pytest-of-root")
-        }
-        try:
-            for parent in modes:
-                parent.chmod(0o755)
-            os.seteuid(65534)
-            yield
-        finally:
-            os.seteuid(0)
-            for parent, mode in modes.items():
-                parent.chmod(mode)
-
-    return become
 
 
 def test_what_cannot_be_read_at_the_moment_is_left_where_it_is(two, nobody):

@@ -34,6 +34,8 @@ def read_accounts(directory: Path) -> dict[str, float]:
 
 
 def _read(path: Path) -> dict[str, float]:
+    if not path.is_file():  # a pipe would keep us waiting for its other end
+        return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return {str(source): float(joules) for source, joules in found.items() if 0 <= float(joules) < float("inf")}

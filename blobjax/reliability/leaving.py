@@ -21,6 +21,8 @@ from blobjax.config.errors import BadInputError, HaltedError
 TOGETHER_SECONDS = 120
 # Output may be a pipe that nobody reads.
 _LAST_WORDS_SECONDS = 2.0
+# How an error reads that comes from the operating system's files.
+_OF_FILES = ("OS error", "Too many open files", "No space left", "Disk quota exceeded")
 
 
 def say(line: str) -> None:
@@ -57,9 +59,22 @@ def verdict(error: BaseException) -> tuple[int, str]:
         return 130, "blobjax: interrupted"
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return 2, f"blobjax: {str(error.filename)[:60]}… is longer than a file's name can be"
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+    if is_out_of_memory(error):
         return 1, f"blobjax: out of memory: {(str(error).splitlines() or ['in Python'])[0][:200]}"
     return 1, "".join(traceback.format_exception(error)) + _whose()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of a device or of the host, could not be allocated.
+
+    XLA says so with the status RESOURCE_EXHAUSTED. absl (`ErrnoToStatusCode`) gives the same status to errors of files,
+    such as no space left, with the operating system's words: those are not of memory.
+    """
+    if isinstance(error, BadInputError | HaltedError):
+        return False
+    text = str(error)
+    exhausted = "RESOURCE_EXHAUSTED" in text and not any(words in text for words in _OF_FILES)
+    return exhausted or isinstance(error, MemoryError)
 
 
 def _whose() -> str:

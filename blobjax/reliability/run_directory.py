@@ -29,6 +29,7 @@ _FILES = (
     *("config.yaml", "metrics.jsonl", "events.jsonl", "undone_metrics.jsonl", "passed_over.json", "halt.json"),
     *("flow.json", "tokenizer.json", "log.txt", "report.html", "hang-*.txt", f"{_OURS}*"),
 )
+_ACCOUNTS = ("[0-9]*.json", f"{_OURS}*")
 _FOLDERS = ("checkpoints", "quarantine", "energy", "tensorboard", "profile", "wandb")
 # Longer than anybody looks whether a run is alive, also where the machine is busy.
 _LOOKING_SECONDS = 1.0
@@ -68,8 +69,13 @@ class RunDirectory:
         # The profiler writes into folders of folders, whatever they are.
         for folder, _, _ in os.walk(self.profile):
             refuse_links(Path(folder), "*", "a run")
-        for names, what, is_kind in ((_FILES, "file", Path.is_file), (_FOLDERS, "directory", Path.is_dir)):
-            for path in _entries(self.path, names):
+        refuse_links(self.energy, _ACCOUNTS, "a run")
+        for inside, names, what, is_kind in (
+            (self.path, _FILES, "file", Path.is_file),
+            (self.path, _FOLDERS, "directory", Path.is_dir),
+            (self.energy, _ACCOUNTS, "file", Path.is_file),
+        ):
+            for path in _entries(inside, names):
                 if not is_kind(path) and path.exists():  # in this order: another process's probe may vanish meanwhile
                     raise BadInputError(f"{path} is not a {what}; move it away, or choose another logging.run_dir")
 

@@ -31,13 +31,15 @@ _LIBC = ctypes.CDLL(None)
 
 
 def newest_save(directory: RunDirectory) -> int:
-    """The newest step that is known to be saved; -1 where there is none."""
-    kinds = ("save", "restore")
-    events = (e for e in read_jsonl(directory.events) if e.get("event") in kinds and e.get("finite") is not False)
-    told = [e.get("step") for e in events]
+    """The newest step that is saved and not known to hold numbers that are not finite; -1 where there is none."""
     # A process that dies right after a commit had no time to tell; Orbax gives a folder its number once it is whole.
-    there = [int(folder.name) for folder in directory.checkpoints.glob("*") if folder.name.isdecimal()]
-    return max([*(step for step in told if isinstance(step, int)), *there], default=-1)
+    usable = {int(folder.name): True for folder in directory.checkpoints.glob("*") if folder.name.isdecimal()}
+    for event in read_jsonl(directory.events):
+        step = event.get("step")
+        if event.get("event") in ("save", "restore") and isinstance(step, int):
+            # What was said last counts: a step may be saved again.
+            usable[step] = event.get("finite") is not False
+    return max((step for step, good in usable.items() if good), default=-1)
 
 
 def supervise_training(arguments: Sequence[str], restarts: int, run_dir: str) -> int:

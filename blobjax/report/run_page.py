@@ -290,6 +290,8 @@ def _judged(facts: Facts) -> dict[str, Any]:
     """flow.json, where it is about the newest probes: it is written when an attempt ends by itself."""
     if not facts.ledger.attempts or not facts.ledger.attempts[-1].stop:
         return {}
+    if not facts.directory.flow.is_file():
+        return {}
     try:
         found = json.loads(facts.directory.flow.read_text(encoding="utf-8"))
         return found if isinstance(found, dict) and isinstance(found.get("sentences"), list) else {}

@@ -88,13 +88,16 @@ class Progress:
 
 def _step(directory: Path) -> tuple[int, int]:
     """The newest step in a run's metrics, and the run's length; zeros where it is not known yet."""
+    metrics, events = directory / "metrics.jsonl", directory / "events.jsonl"
+    if not (metrics.is_file() and events.is_file()):  # not there yet, or a pipe
+        return 0, 0
     try:
-        with (directory / "metrics.jsonl").open("rb") as file:
+        with metrics.open("rb") as file:
             file.seek(max(file.seek(0, 2) - _TAIL_BYTES, 0))
             step = json.loads(file.read().rstrip(b"\n").rsplit(b"\n", 1)[-1])["step"]
-        events = (directory / "events.jsonl").read_text(encoding="utf-8").splitlines()
-        return step, next(json.loads(line)["length"] for line in reversed(events) if '"start"' in line)
-    except (OSError, ValueError, KeyError, StopIteration):  # not there yet, or half a line
+        lines = events.read_text(encoding="utf-8").splitlines()
+        return step, next(json.loads(line)["length"] for line in reversed(lines) if '"start"' in line)
+    except (OSError, ValueError, KeyError, StopIteration):  # removed meanwhile, or half a line
         return 0, 0
 
 

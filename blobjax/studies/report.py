@@ -50,13 +50,16 @@ def report(directory: Path, out: str, prices: Prices) -> Path:
 
 def _plan(directory: Path) -> tuple[Plan, dict[str, Any]]:
     """The study as it was run, and its summary.json; empty where there is none yet."""
+    summary = directory / "summary.json"
+    if summary.exists() and not summary.is_file():  # a pipe would keep us waiting for its other end
+        raise BadInputError(f"{summary}: is not a file; move it away")
     try:
-        recorded = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+        recorded = json.loads(summary.read_text(encoding="utf-8"))
     except FileNotFoundError:
         recorded = {}
     except (OSError, ValueError, RecursionError) as error:
-        raise BadInputError(f"{directory / 'summary.json'}: cannot be read: {error}") from None
+        raise BadInputError(f"{summary}: cannot be read: {error}") from None
     if not isinstance(recorded, dict):
-        raise BadInputError(f"{directory / 'summary.json'}: is none; move it away, and run the study again")
+        raise BadInputError(f"{summary}: is none; move it away, and run the study again")
     plan = load_study(str(directory / "study.yaml"), [], directory)
     return replace(plan, name=str(recorded.get("study", directory.resolve().name))), recorded

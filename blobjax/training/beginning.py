@@ -48,7 +48,9 @@ def begin(
     data: str | None,
     bad: Callable[[int, str, str], None],
 ) -> Begun:
-    """Compiles the step, and makes or restores the state meanwhile.
+    """Compiles the step, and makes or restores the state meanwhile, which saves the time of the shorter one.
+
+    Whether the compiled step fits into memory is known only after both (`memory.step_problem`).
 
     Args:
       data: fingerprint of the data training goes on with; None: any.

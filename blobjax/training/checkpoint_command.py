@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,24 +25,61 @@ def _open(run: str) -> tuple[RunDirectory, Config]:
 
 
 def _steps(directory: RunDirectory, wanted: int | None) -> list[int]:
-    steps = files.numbered(directory.checkpoints)
+    with _reading(directory.checkpoints):
+        steps = files.numbered(directory.checkpoints)
     if wanted is not None and wanted not in steps:
         known = ", ".join(map(str, steps)) or "none"
         raise BadInputError(f"{directory.path} has no checkpoint of step {wanted}; there are: {known}")
     return steps if wanted is None else [wanted]
 
 
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Says in one line what a folder cannot be read for."""
+    try:
+        yield
+    except OSError as error:
+        raise HaltedError(f"{folder} cannot be read at the moment ({files.first_line(error)})") from None
+
+
+def _wrong(directory: RunDirectory, folder: Path, error: Exception) -> str:
+    """What an error says of a checkpoint, in one line; empty where the checkpoint was removed meanwhile.
+
+    Raises:
+      HaltedError: the checkpoint cannot be read at the moment, which says nothing about it.
+    """
+    cause = files.unreadable(folder)
+    if isinstance(cause, FileNotFoundError) and directory.config.is_file():
+        return ""
+    if cause is not None or isinstance(error, MemoryError):
+        reason = files.first_line(cause or error)
+        raise HaltedError(f"checkpoint {folder} cannot be read at the moment ({reason})") from None
+    return files.first_line(error)
+
+
+def _record(directory: RunDirectory, step: int) -> Record | str:
+    """What a checkpoint says of itself, or what is wrong with it; raises, and is empty, as `_wrong`."""
+    folder = directory.checkpoints / str(step)
+    try:
+        return files.read_record(folder)
+    except BadCheckpointError as bad:
+        return str(bad)
+    except OSError as error:
+        return _wrong(directory, folder, error)
+
+
 def describe(run: str) -> list[dict[str, Any]]:
-    """One object for each checkpoint, the oldest first, then one for each that was put aside."""
+    """One object for each checkpoint, the oldest first, then one for each that was put aside.
+
+    Raises:
+      BadInputError: there is no run.
+      HaltedError: something cannot be read at the moment.
+    """
     directory, config = _open(run)
     records: dict[int, Record | str] = {}
-    for step in files.numbered(directory.checkpoints):
-        try:
-            records[step] = files.read_record(directory.checkpoints / str(step))
-        except BadCheckpointError as bad:
-            records[step] = str(bad)
-        except FileNotFoundError:
-            continue  # deleted since by a run that is going on
+    for step in _steps(directory, None):
+        if record := _record(directory, step):  # else deleted since by a run that is going on
+            records[step] = record
     whole = {step: record for step, record in records.items() if isinstance(record, Record)}
     reasons = files.kept_of(whole, config.checkpoint)
     found = []
@@ -58,7 +97,9 @@ def describe(run: str) -> list[dict[str, Any]]:
             }
         )
     if directory.quarantine.is_dir():
-        for folder in sorted(each for each in directory.quarantine.iterdir() if each.is_dir()):
+        with _reading(directory.quarantine):
+            folders = sorted(each for each in directory.quarantine.iterdir() if each.is_dir())
+        for folder in folders:
             found.append({"quarantine": folder.name, "bytes": files.size(folder)})
     return found
 
@@ -97,14 +138,8 @@ def verify(run: str, step: int | None = None) -> Iterator[dict[str, Any]]:
         try:
             verified = stored.verify(folder)
         except Exception as error:
-            cause = files.unreadable(folder)
-            if isinstance(cause, FileNotFoundError) and directory.config.is_file():
-                removed = True
-            elif cause is not None or isinstance(error, MemoryError):
-                reason = files.first_line(cause or error)
-                raise HaltedError(f"checkpoint {folder} cannot be read at the moment ({reason})") from None
-            else:
-                bad = files.first_line(error)
+            bad = _wrong(directory, folder, error)
+            removed = not bad
         yield {
             "step": each,
             "good": None if removed else not bad,
@@ -131,16 +166,18 @@ def show(run: str, step: int | None = None) -> dict[str, Any]:
 
     Raises:
       BadInputError: there is none, or it says nothing that can be read.
+      HaltedError: it cannot be read at the moment.
     """
     directory, _ = _open(run)
     steps = _steps(directory, step)
     if not steps:
         raise BadInputError(f"run {run} has no checkpoint yet; train it first")
     folder = directory.checkpoints / str(steps[-1])
-    try:
-        record = files.read_record(folder)
-    except BadCheckpointError as bad:
-        raise BadInputError(f"checkpoint {folder} is bad: {bad}; choose another with --step") from None
+    record = _record(directory, steps[-1])
+    if not record:
+        raise BadInputError(f"checkpoint {folder} was removed meanwhile; choose another with --step")
+    if isinstance(record, str):
+        raise BadInputError(f"checkpoint {folder} is bad: {record}; choose another with --step")
     if record.leaves is None:
         raise BadInputError(f"checkpoint {folder} is from before fingerprints, and does not say what it holds")
     leaves = {

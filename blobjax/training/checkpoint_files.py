@@ -173,11 +173,12 @@ def committed(checkpoints: Path) -> list[int]:
 
 
 def size(folder: Path) -> int:
-    """Bytes of all files in a folder, or of those that are left in one that is being deleted."""
+    """Bytes of all files in a folder, or of those that can be seen: it may be in the course of being deleted."""
     total = 0
-    for each in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            total += each.stat().st_size if each.is_file() else 0
+    with suppress(OSError):  # a folder that is deleted while it is walked through
+        for each in folder.rglob("*"):
+            with suppress(OSError):
+                total += each.stat().st_size if each.is_file() else 0
     return total
 
 

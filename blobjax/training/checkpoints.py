@@ -283,6 +283,8 @@ class Checkpointer:
         """The parameters alone, on the shardings of `like`. Raises as `restore`, but for other data."""
         record, loaded = self._load(step, {"params": flatten(like)}, None)
         self._refuse(step, self._differences(record, {f"params/{p}": leaf for p, leaf in loaded["params"].items()}))
+        if record.finite is None and not all_finite(loaded["params"]):
+            raise BadCheckpointError(NOT_FINITE)
         return as_like(unflatten(loaded["params"], like), like)
 
     def _load(self, step: int, trees: dict[str, dict[str, Any]], data: str | None) -> tuple[Record, dict[str, Any]]:

@@ -1,7 +1,9 @@
-"""Whether a run fits into the memory of its devices: one that does not is refused before anything is allocated.
+"""Whether a run fits into the memory of its devices; one that does not is refused in one line.
 
-The state's size is known before compiling. What the compiled step needs besides (activations, gradients, logits) is the
-compiler's own count, and exact. What else a run allocates, such as evaluation, is no larger than a step.
+The state's size is known before compiling, and checked before anything is allocated. What the compiled step needs
+besides (activations, gradients, logits) is the compiler's own count, and exact; it is checked before the step runs. By
+then the state has been made or restored, which happens while the step compiles, and a bad checkpoint that was met on
+the way has been quarantined. What else a run allocates, such as evaluation, is no larger than a step.
 """
 
 import math
@@ -11,6 +13,7 @@ import jax
 
 from blobjax.compute.memory import capacity
 from blobjax.config import Config
+from blobjax.reliability.leaving import is_out_of_memory
 from blobjax.training.program import Program
 
 
@@ -52,7 +55,7 @@ def step_problem(program: Program, batch_size: int, compiled: Any) -> str:
         return ""
     return (
         f"a step takes {gigabytes(sum(needed.values()))} of each device ({_parts(needed)}), and {device.device_kind} "
-        f"has {gigabytes(has)}; {knobs(program.config, batch_size, needed, has)}"
+        f"has {gigabytes(has)}; {knobs(program, batch_size, needed, has)}"
     )
 
 
@@ -71,25 +74,33 @@ def ran_out(program: Program, batch_size: int, needed: dict[str, int], error: Ba
         parts.append(f"a step takes {gigabytes(sum(needed.values()))} of each device ({_parts(needed)})")
     if has is not None:
         parts.append(f"{device.device_kind} has {gigabytes(has)}, which it may share with others")
-    return f"out of memory: {'; '.join([*parts, knobs(program.config, batch_size, needed, has)])}"
+    return f"out of memory: {'; '.join([*parts, knobs(program, batch_size, needed, has)])}"
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory could not be allocated."""
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+def knobs(program: Program, batch_size: int, needed: dict[str, int], has: int | None) -> str:
+    """The two or three settings that would make a step smaller, those that help most first.
 
+    The gradient accumulation among them is one that the run's batches and devices allow, and an estimate: temporaries
+    are taken to be proportional to the part of the batch that is computed at once.
 
-def knobs(config: Config, batch_size: int, needed: dict[str, int], has: int | None) -> str:
-    """The two or three settings that would make a step smaller, those that help most first."""
+    Args:
+      batch_size: sequences of the step.
+      needed: `memory_bytes` of the step.
+      has: bytes of a device; None where that is not known.
+    """
+    config = program.config
     temporaries, state = needed.get("temporaries", 0), needed.get("arguments", 0)
     if has is not None and state > has:
         return _smaller_state(config)
     parts = config.compute.gradient_accumulation
     if has is not None:
-        # Temporaries shrink with the part of the batch that is computed at once.
-        wanted = parts * temporaries / max(has - state, 1)
-        parts = next((n for n in range(parts, batch_size + 1) if batch_size % n == 0 and n >= wanted), 0)
-    found = [f"compute.gradient_accumulation={parts}"] if parts > config.compute.gradient_accumulation else []
+        wanted, ways = parts * temporaries / max(has - state, 1), program.layout.ways("batch")
+        # As `sharding.check_batch` asks of the batch, and of the smaller ones before it.
+        sizes = (config.duration.global_batch_size, *config.duration.smaller_batches)
+        allowed = (n for n in range(parts, batch_size + 1) if not any(size % (n * ways) for size in sizes))
+        parts = next((n for n in allowed if n >= wanted), 0)
+    more = parts > config.compute.gradient_accumulation
+    found = [f"compute.gradient_accumulation={parts} (estimated)"] if more else []
     if config.compute.remat in ("none", "attention", "dots"):
         found.append("compute.remat=full")
     tokens = batch_size * config.data.seq_len // config.compute.gradient_accumulation

@@ -27,6 +27,12 @@ class Stages:
         """One step, of the batch's size."""
         return self._step(len(batch["tokens"]))(state, batch)
 
+    @property
+    def newest(self) -> tuple[int, dict[str, int]]:
+        """Sequences in a batch of the step compiled last, and its `memory_bytes`."""
+        batch_size, compiled = next(reversed(self._compiled.items()))
+        return batch_size, memory_bytes(compiled)
+
     def due(self, step: int) -> bool:
         """Where the next step has another size than any so far."""
         clockwork = self._program.clockwork

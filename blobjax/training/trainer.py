@@ -33,7 +33,7 @@ from blobjax.training.inference import sample
 from blobjax.training.inputs import inputs, size
 from blobjax.training.landscape import LandscapeHook
 from blobjax.training.loop import Hook, StepReport
-from blobjax.training.memory import memory_bytes, ran_out, step_problem
+from blobjax.training.memory import ran_out, step_problem
 from blobjax.training.passages import write_passages
 from blobjax.training.preflight import Setting, preflight
 from blobjax.training.progress import PatientConsole
@@ -96,8 +96,8 @@ def train(
             return attempt.run(allow_config_change, stack)
         except BaseException as error:
             attempt.end(reason=f"{type(error).__name__}: {error}"[:500].removesuffix(": "))
-            batch_size = config.duration.global_batch_size
-            if problem := ran_out(setting.program, batch_size, attempt.memory_bytes, error):
+            batch_size, needed = attempt.stages.newest if attempt.stages else (config.duration.global_batch_size, {})
+            if problem := ran_out(setting.program, batch_size, needed, error):
                 raise HaltedError(problem) from None
             raise
 
@@ -137,7 +137,7 @@ class _Attempt:
         self.checkpointer = Checkpointer(setting.directory.checkpoints, setting.config.checkpoint)
         self.energy: EnergyLog | None = None
         self.sequences_before = 0
-        self.memory_bytes: dict[str, int] = {}
+        self.stages: Stages | None = None
         self.trunk: dict[str, Any] | None = None
         # The last step that a check for silent corruption has found good.
         self.good: int | None = setting.recorded.get("good_step")
@@ -228,7 +228,7 @@ class _Attempt:
         if self.unfinished:
             put_aside(setting.saved[-1], self.unfinished, self.checkpointer.put_aside(setting.saved[-1]))
         begun = begin(setting, self.checkpointer, self.clock, data, put_aside)
-        self.memory_bytes = memory_bytes(begun.train_step)
+        self.stages = Stages(setting.program, {begun.batch_size: begun.train_step}, self.events)
         refuse_together(step_problem(setting.program, begun.batch_size, begun.train_step))
         announce(setting, begun, self.events, self._say, bool(bad))
         return begun
@@ -264,7 +264,8 @@ class _Attempt:
         )
         stop = StopHook(self.stopping, config.duration.wall_clock_limit, setting.began, save, events)
         profile = stack.enter_context(ProfileHook(config.logging.profile_steps, start, setting.directory.profile))
-        stages = Stages(program, {begun.batch_size: begun.train_step}, events)
+        stages = self.stages
+        assert stages is not None
         watched: list[Hook] = [
             self._watched("evaluate", evaluation),
             self._watched("save", save),

@@ -5,6 +5,9 @@ import sys
 
 import pytest
 
+from blobjax.config import BadInputError, HaltedError
+from blobjax.reliability.leaving import is_out_of_memory, verdict
+
 # What Python would wait for: a thread, and an exit handler.
 IN_THE_WAY = """
 import atexit, os, sys, threading, time
@@ -51,6 +54,27 @@ def test_an_error_whose_way_out_is_blocked_is_said_in_time(error, code, line):
     )
     assert done.returncode == code
     assert done.stderr.strip().splitlines()[-1] == line
+
+
+@pytest.mark.parametrize(
+    ("error", "memory"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes."), True),
+        # What TensorStore says where files, not bytes of memory, are used up.
+        (ValueError('RESOURCE_EXHAUSTED: Failed to open "x" [OS error 24: EMFILE Too many open files]'), False),
+        (ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device"), False),
+        (ValueError("RESOURCE_EXHAUSTED: Error writing: Disk quota exceeded"), False),
+        (HaltedError("a checkpoint cannot be read (RESOURCE_EXHAUSTED: …)"), False),
+        (BadInputError("name: RESOURCE_EXHAUSTED is too long"), False),
+        (RuntimeError("another"), False),
+    ],
+    ids=str,
+)
+def test_only_memory_that_ran_out_is_said_to_have(error, memory):
+    assert is_out_of_memory(error) == memory
+    code, words = verdict(error)
+    assert ("out of memory" in words) == (memory and code == 1)
 
 
 def test_without_an_error_nothing_is_ended():

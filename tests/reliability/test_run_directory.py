@@ -218,6 +218,27 @@ def test_what_is_of_another_kind_is_one_line(tmp_path):
         directory.check(config(tmp_path), False)
 
 
+@pytest.mark.parametrize("name", ["0.json", "17.json", ".blobjax-0.json"])
+@pytest.mark.parametrize(("make", "why"), [(os.mkfifo, "is not a file"), (Path.mkdir, "is not a file")])
+def test_an_account_of_energy_is_a_file(tmp_path, name, make, why):
+    directory = RunDirectory(tmp_path / "run")
+    claim(directory, config(tmp_path))
+    make(directory.energy / name)
+    with pytest.raises(BadInputError, match=rf"energy/{name} {why}"):
+        directory.check(config(tmp_path), False)
+
+
+@pytest.mark.parametrize("dangling", [False, True])
+def test_an_account_of_energy_is_no_link(tmp_path, dangling):
+    directory = RunDirectory(tmp_path / "run")
+    claim(directory, config(tmp_path))
+    if not dangling:
+        (tmp_path / "victim").write_text("{}")
+    (directory.energy / "0.json").symlink_to(tmp_path / "victim")
+    with pytest.raises(BadInputError, match=r"energy/0.json is a symbolic link"):
+        directory.check(config(tmp_path), False)
+
+
 def test_a_pipe_in_place_of_the_lock_keeps_nobody_waiting(tmp_path):
     directory = RunDirectory(tmp_path / "run")
     claim(directory, config(tmp_path))

@@ -1,6 +1,7 @@
 """What `blobjax status` says of a run, whatever stands in its files, and that looking does no harm."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -168,3 +169,23 @@ def test_devices_are_those_of_the_attempt_virtual_ones_too(run):
     assert any("on 8 devices of 2 processes" in line for line in lines(several))
     unknown = lines(write(run, start(0, devices=None), stop(9)))
     assert not any(" on " in line for line in unknown if "attempt 1" in line)
+
+
+FILES = (
+    "energy/0.json",
+    "events.jsonl",
+    "metrics.jsonl",
+    "flow.json",
+    "passed_over.json",
+    "halt.json",
+    "tokenizer.json",
+)
+
+
+def test_pipes_in_place_of_files_keep_nobody_waiting(run):
+    (run / "energy").mkdir()
+    for name in FILES:
+        os.mkfifo(run / name)
+    command = [sys.executable, "-m", "blobjax.cli", "status", str(run)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

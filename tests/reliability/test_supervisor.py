@@ -107,6 +107,18 @@ def test_progress_is_what_is_saved_whether_or_not_it_was_told(tmp_path):
     assert newest_save(run) == 8
 
 
+def test_a_save_that_is_not_finite_is_no_progress_while_its_folder_is_there(tmp_path):
+    run = RunDirectory(tmp_path)
+    for step in (4, 8, 12):
+        (run.checkpoints / str(step)).mkdir(parents=True)
+    good, bad = '{"event": "save", "step": %d, "finite": true}\n', '{"event": "save", "step": %d, "finite": false}\n'
+    run.events.write_text(good % 4 + bad % 8 + bad % 12)
+    assert newest_save(run) == 4
+    # Saved again after a restart that went back.
+    run.events.write_text(good % 4 + bad % 8 + bad % 12 + good % 8)
+    assert newest_save(run) == 8
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
 def test_a_child_does_not_outlive_its_supervisor(tmp_path):
     ready, told = tmp_path / "ready", tmp_path / "told"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 
@@ -346,3 +347,15 @@ def test_one_held_out_number_is_weighted_as_the_mixture_everywhere(tmp_path):
     assert f"2.500 bits per byte held out, {HELD_OUT}" in text
     (row,) = (row for row in text.splitlines() if row.startswith(f"all: {HELD_OUT}"))
     assert row.count("2.5") == 2
+
+
+def test_a_pipe_in_place_of_an_account_of_energy_is_one_line(tmp_path):
+    write(tmp_path, [start(0), stop(9)], [])
+    (tmp_path / "energy").mkdir(exist_ok=True)
+    (tmp_path / "energy" / "0.json").unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "energy" / "0.json")
+    asked = [sys.executable, "-m", "blobjax.cli", "report", str(tmp_path)]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"blobjax: {tmp_path / 'energy' / '0.json'} is not a file")
+    assert done.stderr.count("\n") == 1

@@ -8,9 +8,11 @@ import pytest
 
 from blobjax import data
 from blobjax.compute.sharding import make_layout
-from blobjax.config import BadInputError, Config
+from blobjax.config import BadInputError, Config, HaltedError
 from blobjax.reliability.run_directory import read_jsonl
+from blobjax.training import memory, trainer
 from blobjax.training.batches import to_global
+from blobjax.training.hooks import EvaluateHook
 from blobjax.training.program import make_clockwork, make_program
 from blobjax.training.trainer import train
 from tests.tiny import tiny
@@ -56,6 +58,28 @@ def test_steps_are_those_of_the_sizes_said_on_the_sequences_that_follow(run_dir)
 def test_each_size_is_compiled_when_the_run_comes_to_it(run_dir):
     events = list(read_jsonl(run_dir / "events.jsonl"))
     assert [event["batch_size"] for event in events if event["event"] == "compile"] == [8, 16, 32]
+
+
+def test_memory_that_runs_out_is_told_of_the_newest_step(tmp_path, monkeypatch):
+    """Its batch size and its memory, not those of the first or of the last stage."""
+    asked = []
+
+    def out_of_memory(*_):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.")
+
+    def ran_out(program, batch_size, needed, error):
+        asked.append((batch_size, needed))
+        return memory.ran_out(program, batch_size, needed, error)
+
+    monkeypatch.setattr(trainer, "ran_out", ran_out)
+    # At step 4, the first of the second stage.
+    monkeypatch.setattr(EvaluateHook, "run", out_of_memory)
+    with pytest.raises(HaltedError, match="out of memory: a step takes"):
+        train(tiny(*WARMUP, "evaluation.every=4 steps", f"logging.run_dir={tmp_path / 'run'}"))
+    compiled = [event for event in read_jsonl(tmp_path / "run" / "events.jsonl") if event["event"] == "compile"]
+    assert [event["batch_size"] for event in compiled] == [8, 16]
+    assert compiled[0]["memory_bytes"] != compiled[1]["memory_bytes"]
+    assert asked == [(16, compiled[1]["memory_bytes"])]
 
 
 @pytest.mark.parametrize("saved", [2, 4])

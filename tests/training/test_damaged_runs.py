@@ -319,6 +319,32 @@ class TestCommand:
         assert len(list(command.show_lines(found))) == len(found["leaves"]) + 2
         json.dumps(found)
 
+    def test_a_link_in_a_circle_is_bad(self, stopped):
+        path = stopped / "checkpoints" / "8" / "_CHECKPOINT_METADATA"
+        path.unlink()
+        path.symlink_to(path.name)
+        four, eight = command.describe(str(stopped))
+        assert (four["bad"], eight["bad"][:9]) == ("", "OSError: ")
+        assert [bool(each["bad"]) for each in command.verify(str(stopped))] == [False, True]
+        with pytest.raises(BadInputError, match=r"8 is bad: OSError: .*; choose another with --step"):
+            command.show(str(stopped))
+
+    @pytest.mark.parametrize("name", ["checkpoints/8/_CHECKPOINT_METADATA", "checkpoints", "quarantine"])
+    def test_what_cannot_be_read_at_the_moment_is_one_line(self, stopped, nobody, name):
+        (stopped / "quarantine").mkdir()
+        asks = [command.describe] if name == "quarantine" else [command.describe, command.show]
+        (stopped / name).chmod(0)
+        for ask in asks:
+            with nobody(stopped / name), pytest.raises(HaltedError, match=r"cannot be read at the moment .*Permission"):
+                ask(str(stopped))
+
+    def test_what_was_removed_meanwhile_is_not_listed_and_not_shown(self, stopped, monkeypatch):
+        """A run that goes on deletes a checkpoint between the look at the folder and the look into it."""
+        monkeypatch.setattr(command.files, "numbered", lambda checkpoints: [4, 8, 12])
+        assert [each["step"] for each in command.describe(str(stopped))] == [4, 8]
+        with pytest.raises(BadInputError, match=r"12 was removed meanwhile; choose another with --step"):
+            command.show(str(stopped))
+
     def test_prune_deletes_what_no_rule_keeps(self, stopped):
         assert list(command.prune(str(stopped), 1, None, dry_run=True)) == [
             "would delete the checkpoint of step 4",

@@ -167,7 +167,10 @@ class TestCheckpoint:
         assert "NOT FINITE, nothing goes on from it" in list(command.list_lines([four]))[1]
         assert [each["bad"] for each in command.verify(str(run_dir))] == ["", NOT_FINITE]
 
-    def test_nor_is_it_sampled_from(self, run_dir):
+    @pytest.mark.parametrize("age", ["new", "from before it was recorded"])
+    def test_nor_is_it_sampled_from(self, run_dir, age):
+        if age != "new":
+            self.older(run_dir)
         shutil.rmtree(run_dir / "checkpoints" / "2")
         (run_dir / "config.yaml").unlink()
         RunDirectory(run_dir).path.mkdir(exist_ok=True)

@@ -16,9 +16,9 @@ from blobjax.training.trainer import train
 from tests.tiny import tiny
 
 
-def program_for(*overrides):
+def program_for(*overrides, devices=1):
     config = tiny(*overrides)
-    return make_program(config, make_layout(config, jax.devices()[:1]), tokens_per_epoch=10**6)
+    return make_program(config, make_layout(config, jax.devices()[:devices]), tokens_per_epoch=10**6)
 
 
 @pytest.fixture
@@ -55,11 +55,35 @@ def test_a_step_that_does_not_fit_names_the_knob_that_makes_it_fit(small_machine
     line = memory.step_problem(program, 256, compiled)
     assert re.fullmatch(
         r"a step takes 0\.\d\d GB of each device \(arguments 0\.\d\d GB, temporaries 0\.\d\d GB\), and cpu "
-        r"has 0\.\d\d GB; try compute\.gradient_accumulation=4, compute\.remat=full or compute\.loss_chunk_tokens=1024",
+        r"has 0\.\d\d GB; try compute\.gradient_accumulation=4 \(estimated\), compute\.remat=full or "
+        r"compute\.loss_chunk_tokens=1024",
         line,
     ), line
     smaller = program_for(*overrides, "compute.gradient_accumulation=4").lower_train_step().compile()
     assert sum(memory.memory_bytes(smaller).values()) <= has
+
+
+BATCH_WARMUP = "{length: 12 steps, global_batch_size: 32, batch_warmup: 5 steps, batch_start: 8, warmup: 2 steps}"
+
+
+@pytest.mark.parametrize(
+    ("duration", "batch_size", "share", "named"),
+    [
+        # 12 sequences over 4 devices are 3 on each, which 2 parts would not divide.
+        ("{length: 12 steps, global_batch_size: 12, warmup: 2 steps}", 12, 1.5, 3),
+        # 32 over 4 devices divide into 4 parts, but the 8 that the run starts with do not.
+        (BATCH_WARMUP, 32, 1.5, 2),
+        (BATCH_WARMUP, 32, 2.5, 0),
+    ],
+)
+def test_the_accumulation_that_is_named_divides_every_batch_over_the_devices(duration, batch_size, share, named):
+    program = program_for(f"duration={duration}", "compute.mesh={data: 4}", devices=4)
+    needed = {"arguments": 1000, "temporaries": 3000}
+    line = memory.knobs(program, batch_size, needed, has=1000 + int(3000 / share))
+    found = re.search(r"compute\.gradient_accumulation=(\d+) \(estimated\)", line)
+    assert (int(found[1]) if found else 0) == named, line
+    if named:
+        program_for(f"duration={duration}", "compute.mesh={data: 4}", line[4:].split()[0], devices=4)
 
 
 @pytest.mark.parametrize("part", ["state", "step"])

@@ -9,7 +9,7 @@ Dims: B batch, T time of queries, S time of keys, H query heads, G key/value hea
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -126,8 +126,9 @@ def parameter_statistics(
 
     Where a format is given `grad_flush_fraction`, the share of the gradients that are zero in it, and
     `grad_saturate_fraction`, the share that overflow. Both are of the gradients that are not zero; where products may
-    flush them, of all. `weight_sqnr_db` is the signal-to-quantisation-noise ratio of the matrices in decibels (infinite
-    where none is lost).
+    flush them, of all but those of rows and columns of a matrix that have none, as dead units have.
+    `weight_sqnr_db` is the signal-to-quantisation-noise ratio of the matrices in decibels (infinite where nothing is
+    lost).
 
     Args:
       params, grads, updates: trees of the same arrays, of one layer; computed in float32.
@@ -141,10 +142,21 @@ def parameter_statistics(
         sums = [jnp.sum(of(*(x.astype(jnp.float32) for x in same)), dtype=jnp.float32) for same in leaves]
         return sum(sums, jnp.float32(0))
 
+    def alive(g: jax.Array, dims: Sequence[int]) -> jax.Array:
+        """Which gradients share their place along each of these dims with one that is not zero; all where none is."""
+        found = jnp.ones(g.shape, bool)
+        for dim in dims if g.ndim > 1 else ():
+            some = jnp.any(g != 0, axis=tuple(d for d in range(g.ndim) if d != dim), keepdims=True)
+            found &= some | ~jnp.any(some)
+        return found
+
     def reached(g: jax.Array) -> jax.Array:
         """Which gradients could be other than zero."""
-        rows = jnp.any(g != 0, axis=tuple(range(1, g.ndim)), keepdims=True)
-        return jnp.broadcast_to(rows | ~jnp.any(rows) if by_row and g.ndim > 1 else True, g.shape)
+        return alive(g, [0] if by_row else [])
+
+    def flushable(g: jax.Array) -> jax.Array:
+        """Which gradients a product may have rounded to zero where they are."""
+        return alive(g, [0] if by_row else range(g.ndim))
 
     moved = jax.tree.map(_change, params, updates)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -159,7 +171,7 @@ def parameter_statistics(
         "update_lost_fraction": total(lambda u, m: (u != 0) & (m == 0), updates, moved) / updated,
     }
     if to is not None:
-        counted = reached if flushes else (lambda g: g != 0)
+        counted = flushable if flushes else (lambda g: g != 0)
         counts = jnp.maximum(total(counted, grads), 1)
         found["grad_flush_fraction"] = total(lambda g: counted(g) & (quantise(g, to, 0) == 0), grads) / counts
         found["grad_saturate_fraction"] = total(lambda g: saturated(g, to, 0), grads) / counts

@@ -95,10 +95,11 @@ def test_gradients_that_a_product_flushed_count_as_flushed():
     """A raw float16 run can have no gradient at all: that is everything lost, not nothing."""
     w, zeros = {"w": jnp.ones((4, 4))}, {"w": jnp.zeros((4, 4))}
     half = {"w": jnp.zeros((4, 4)).at[:2].set(1e-3)}
+    mixed = {"w": jnp.array([[1e-3, 0, 0, 1e-3]] * 2 + [[0, 1e-3, 1e-3, 0]] * 2)}
     found = lambda grads, **how: flow.parameter_statistics(w, grads, zeros, FORMATS["float16"], **how)  # noqa: E731
     assert found(zeros, flushes=True)["grad_flush_fraction"] == 1
     assert found(zeros, flushes=True)["grad_zero_fraction"] == 1
-    assert found(half, flushes=True)["grad_flush_fraction"] == 0.5
+    assert found(mixed, flushes=True)["grad_flush_fraction"] == 0.5
     # Where no product flushes, zeros are dead units: neither lost nor kept.
     assert found(half)["grad_flush_fraction"] == 0
     assert found(half)["grad_zero_fraction"] == 0.5
@@ -106,6 +107,20 @@ def test_gradients_that_a_product_flushed_count_as_flushed():
     assert found(half, flushes=True, by_row=True)["grad_flush_fraction"] == 0
     assert found(half, flushes=True, by_row=True)["grad_zero_fraction"] == 0
     assert found(zeros, flushes=True, by_row=True)["grad_flush_fraction"] == 1
+
+
+def test_dead_units_have_no_gradient_to_flush():
+    """Two of eight units: a column of what leads to them, a row of what leads from them, slices of heads likewise."""
+    rng = np.random.default_rng(6)
+    grads = {"up": rng.random((4, 8)), "down": rng.random((8, 4)), "heads": rng.random((4, 8, 3))}
+    grads["up"][:, 2:4] = grads["down"][2:4] = grads["heads"][:, 2:4] = 0
+    grads["up"][0, 0] = 0
+    grads = jax.tree.map(jnp.float32, grads)
+    found = flow.parameter_statistics(grads, grads, grads, FORMATS["float16"], flushes=True)
+    alive = 4 * 6 + 6 * 4 + 4 * 6 * 3
+    np.testing.assert_allclose(found["grad_flush_fraction"], 1 / alive, rtol=1e-6)
+    # Zero they are nevertheless.
+    np.testing.assert_allclose(found["grad_zero_fraction"], 1 - (alive - 1) / (alive * 8 / 6), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -57,20 +57,54 @@ def measure(probing: jax.Array | None, statistics: Callable[..., Any], *arrays: 
     return jax.lax.cond(probing, statistics, lambda *_: zeros, *arrays)
 
 
-def probe_format(conditioning: Conditioning) -> Format | None:
-    """The number format that probes ask about; None where everything is float32."""
-    if conditioning.probe_format == "compute":
-        if (matmul := policy(conditioning).matmul) is not None:
-            return operand_format(matmul.forward, conditioning)
-        return FORMATS.get(jnp.dtype(policy(conditioning).compute).name)  # type: ignore[call-overload]
-    return replace(FORMATS[conditioning.probe_format], scale_rounding=conditioning.scale_rounding)
+# Groups of parameters, by the model's names, and what the paths of their products with weights begin with; an
+# embedding is looked up, not multiplied.
+_GROUPS = {
+    "embedding": (("embedding", "embedding_norm"), None),
+    "blocks": (("blocks",), "blocks/"),
+    "output": (("final_norm", "unembedding"), "output"),
+}
 
 
-def flushes_gradients(conditioning: Conditioning) -> bool:
-    """Whether products of the backward pass may round to zero what is not zero: in formats narrower in range than
-    float32, which bfloat16 is not."""
-    precision = policy(conditioning)
-    return jnp.dtype(precision.compute) == jnp.float16 or precision.matmul is not None
+def products_of(group: str, products: Sequence[str]) -> list[str]:
+    """Paths of the products with weights of the `embedding`, the `blocks` or the `output`, of those of a model.
+
+    The embedding has none: its path is "", which stands for what `conditioning.precision` says.
+    """
+    start = _GROUPS[group][1]
+    return [""] if start is None else [path for path in products if path.startswith(start)]
+
+
+def probe_format(conditioning: Conditioning, paths: Sequence[str] = ("",)) -> Format | None:
+    """The number format that probes ask about; None where everything is float32.
+
+    Args:
+      paths: of the products that it is asked of (`products_of`). Where they differ it is the narrowest of theirs.
+    """
+    if conditioning.probe_format != "compute":
+        return replace(FORMATS[conditioning.probe_format], scale_rounding=conditioning.scale_rounding)
+    formats = [_computes_in(conditioning, path) for path in paths]
+    narrow = lambda to: (to.mantissa_bits, -to.min_exponent)  # noqa: E731
+    return min((to for to in formats if to is not None), key=narrow, default=None)
+
+
+def _computes_in(conditioning: Conditioning, path: str) -> Format | None:
+    precision = policy(conditioning, path)
+    if precision.matmul is not None:
+        return operand_format(precision.matmul.forward, conditioning)
+    return FORMATS.get(jnp.dtype(precision.compute).name)  # type: ignore[call-overload]
+
+
+def flushes_gradients(conditioning: Conditioning, paths: Sequence[str] = ("",)) -> bool:
+    """Whether the backward pass of these products may round to zero what is not zero: in formats narrower in range than
+    float32, which bfloat16 is not.
+
+    Args:
+      paths: of the products (`products_of`).
+    """
+    # Gradients between layers are of the model's own format, whatever the products are.
+    between = jnp.dtype(policy(conditioning).compute) == jnp.float16
+    return between or any(policy(conditioning, path).matmul is not None for path in paths)
 
 
 def over_parts(flow: Flow) -> Flow:
@@ -188,27 +222,31 @@ def _change(p: jax.Array, u: jax.Array) -> jax.Array:
 
 
 def of_update(
-    probing: jax.Array | None, params: Any, grads: Any, updates: Any, conditioning: Conditioning
+    probing: jax.Array | None,
+    params: Any,
+    grads: Any,
+    updates: Any,
+    conditioning: Conditioning,
+    products: Sequence[str],
 ) -> dict[str, Flow]:
     """`parameter_statistics` of the `embedding`, the `blocks` (arrays [L]) and the `output`, where it has parameters.
 
     Args:
       probing: as in `measure`.
       params, grads, updates: the model's, as nested dicts; params as they were before the update.
+      products: paths of the model's products with weights (`Model.products`), whose formats each group is asked about.
     """
     if probing is None:
         return {}
-    to, flushes = probe_format(conditioning), flushes_gradients(conditioning)
-    groups = {
-        "embedding": ("embedding", "embedding_norm"),
-        "blocks": ("blocks",),
-        "output": ("final_norm", "unembedding"),
-    }
 
     def statistics(*trees: Any) -> Any:
         found = {}
-        for group, names in groups.items():
+        for group, (names, _) in _GROUPS.items():
             parts = [{name: tree[name] for name in names if name in tree} for tree in trees]
+            paths = products_of(group, products)
+            if group == "embedding" and "unembedding" not in params:
+                paths += products_of("output", products)  # tied: it is the weights of the output too
+            to, flushes = probe_format(conditioning, paths), flushes_gradients(conditioning, paths)
             one = functools.partial(parameter_statistics, to=to, flushes=flushes, by_row=group == "embedding")
             if jax.tree.leaves(parts[0]):
                 found[group] = jax.vmap(one)(*parts) if group == "blocks" else one(*parts)

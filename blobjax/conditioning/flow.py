@@ -9,7 +9,7 @@ Dims: B batch, T time of queries, S time of keys, H query heads, G key/value hea
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -57,20 +57,54 @@ def measure(probing: jax.Array | None, statistics: Callable[..., Any], *arrays: 
     return jax.lax.cond(probing, statistics, lambda *_: zeros, *arrays)
 
 
-def probe_format(conditioning: Conditioning) -> Format | None:
-    """The number format that probes ask about; None where everything is float32."""
-    if conditioning.probe_format == "compute":
-        if (matmul := policy(conditioning).matmul) is not None:
-            return operand_format(matmul.forward, conditioning)
-        return FORMATS.get(jnp.dtype(policy(conditioning).compute).name)  # type: ignore[call-overload]
-    return replace(FORMATS[conditioning.probe_format], scale_rounding=conditioning.scale_rounding)
+# Groups of parameters, by the model's names, and what the paths of their products with weights begin with; an
+# embedding is looked up, not multiplied.
+_GROUPS = {
+    "embedding": (("embedding", "embedding_norm"), None),
+    "blocks": (("blocks",), "blocks/"),
+    "output": (("final_norm", "unembedding"), "output"),
+}
 
 
-def flushes_gradients(conditioning: Conditioning) -> bool:
-    """Whether products of the backward pass may round to zero what is not zero: in formats narrower in range than
-    float32, which bfloat16 is not."""
-    precision = policy(conditioning)
-    return jnp.dtype(precision.compute) == jnp.float16 or precision.matmul is not None
+def products_of(group: str, products: Sequence[str]) -> list[str]:
+    """Paths of the products with weights of the `embedding`, the `blocks` or the `output`, of those of a model.
+
+    The embedding has none: its path is "", which stands for what `conditioning.precision` says.
+    """
+    start = _GROUPS[group][1]
+    return [""] if start is None else [path for path in products if path.startswith(start)]
+
+
+def probe_format(conditioning: Conditioning, paths: Sequence[str] = ("",)) -> Format | None:
+    """The number format that probes ask about; None where everything is float32.
+
+    Args:
+      paths: of the products that it is asked of (`products_of`). Where they differ it is the narrowest of theirs.
+    """
+    if conditioning.probe_format != "compute":
+        return replace(FORMATS[conditioning.probe_format], scale_rounding=conditioning.scale_rounding)
+    formats = [_computes_in(conditioning, path) for path in paths]
+    narrow = lambda to: (to.mantissa_bits, -to.min_exponent)  # noqa: E731
+    return min((to for to in formats if to is not None), key=narrow, default=None)
+
+
+def _computes_in(conditioning: Conditioning, path: str) -> Format | None:
+    precision = policy(conditioning, path)
+    if precision.matmul is not None:
+        return operand_format(precision.matmul.forward, conditioning)
+    return FORMATS.get(jnp.dtype(precision.compute).name)  # type: ignore[call-overload]
+
+
+def flushes_gradients(conditioning: Conditioning, paths: Sequence[str] = ("",)) -> bool:
+    """Whether the backward pass of these products may round to zero what is not zero: in formats narrower in range than
+    float32, which bfloat16 is not.
+
+    Args:
+      paths: of the products (`products_of`).
+    """
+    # Gradients between layers are of the model's own format, whatever the products are.
+    between = jnp.dtype(policy(conditioning).compute) == jnp.float16
+    return between or any(policy(conditioning, path).matmul is not None for path in paths)
 
 
 def over_parts(flow: Flow) -> Flow:
@@ -126,8 +160,9 @@ def parameter_statistics(
 
     Where a format is given `grad_flush_fraction`, the share of the gradients that are zero in it, and
     `grad_saturate_fraction`, the share that overflow. Both are of the gradients that are not zero; where products may
-    flush them, of all. `weight_sqnr_db` is the signal-to-quantisation-noise ratio of the matrices in decibels (infinite
-    where none is lost).
+    flush them, of all but those of rows and columns of a matrix that have none, as dead units have.
+    `weight_sqnr_db` is the signal-to-quantisation-noise ratio of the matrices in decibels (infinite where nothing is
+    lost).
 
     Args:
       params, grads, updates: trees of the same arrays, of one layer; computed in float32.
@@ -141,10 +176,21 @@ def parameter_statistics(
         sums = [jnp.sum(of(*(x.astype(jnp.float32) for x in same)), dtype=jnp.float32) for same in leaves]
         return sum(sums, jnp.float32(0))
 
+    def alive(g: jax.Array, dims: Sequence[int]) -> jax.Array:
+        """Which gradients share their place along each of these dims with one that is not zero; all where none is."""
+        found = jnp.ones(g.shape, bool)
+        for dim in dims if g.ndim > 1 else ():
+            some = jnp.any(g != 0, axis=tuple(d for d in range(g.ndim) if d != dim), keepdims=True)
+            found &= some | ~jnp.any(some)
+        return found
+
     def reached(g: jax.Array) -> jax.Array:
         """Which gradients could be other than zero."""
-        rows = jnp.any(g != 0, axis=tuple(range(1, g.ndim)), keepdims=True)
-        return jnp.broadcast_to(rows | ~jnp.any(rows) if by_row and g.ndim > 1 else True, g.shape)
+        return alive(g, [0] if by_row else [])
+
+    def flushable(g: jax.Array) -> jax.Array:
+        """Which gradients a product may have rounded to zero where they are."""
+        return alive(g, [0] if by_row else range(g.ndim))
 
     moved = jax.tree.map(_change, params, updates)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -159,7 +205,7 @@ def parameter_statistics(
         "update_lost_fraction": total(lambda u, m: (u != 0) & (m == 0), updates, moved) / updated,
     }
     if to is not None:
-        counted = reached if flushes else (lambda g: g != 0)
+        counted = flushable if flushes else (lambda g: g != 0)
         counts = jnp.maximum(total(counted, grads), 1)
         found["grad_flush_fraction"] = total(lambda g: counted(g) & (quantise(g, to, 0) == 0), grads) / counts
         found["grad_saturate_fraction"] = total(lambda g: saturated(g, to, 0), grads) / counts
@@ -176,27 +222,31 @@ def _change(p: jax.Array, u: jax.Array) -> jax.Array:
 
 
 def of_update(
-    probing: jax.Array | None, params: Any, grads: Any, updates: Any, conditioning: Conditioning
+    probing: jax.Array | None,
+    params: Any,
+    grads: Any,
+    updates: Any,
+    conditioning: Conditioning,
+    products: Sequence[str],
 ) -> dict[str, Flow]:
     """`parameter_statistics` of the `embedding`, the `blocks` (arrays [L]) and the `output`, where it has parameters.
 
     Args:
       probing: as in `measure`.
       params, grads, updates: the model's, as nested dicts; params as they were before the update.
+      products: paths of the model's products with weights (`Model.products`), whose formats each group is asked about.
     """
     if probing is None:
         return {}
-    to, flushes = probe_format(conditioning), flushes_gradients(conditioning)
-    groups = {
-        "embedding": ("embedding", "embedding_norm"),
-        "blocks": ("blocks",),
-        "output": ("final_norm", "unembedding"),
-    }
 
     def statistics(*trees: Any) -> Any:
         found = {}
-        for group, names in groups.items():
+        for group, (names, _) in _GROUPS.items():
             parts = [{name: tree[name] for name in names if name in tree} for tree in trees]
+            paths = products_of(group, products)
+            if group == "embedding" and "unembedding" not in params:
+                paths += products_of("output", products)  # tied: it is the weights of the output too
+            to, flushes = probe_format(conditioning, paths), flushes_gradients(conditioning, paths)
             one = functools.partial(parameter_statistics, to=to, flushes=flushes, by_row=group == "embedding")
             if jax.tree.leaves(parts[0]):
                 found[group] = jax.vmap(one)(*parts) if group == "blocks" else one(*parts)

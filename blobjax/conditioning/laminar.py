@@ -11,11 +11,15 @@ Thresholds without a source are ours; they say where to look, not what must be w
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate, pairwise
 from statistics import fmean, median, pstdev
 from typing import Any, NamedTuple
 
 LAMINAR, WATCH, STAGNANT, TURBULENT = "laminar", "watch", "stagnant", "turbulent"
 _RANK = {LAMINAR: 0, WATCH: 1, STAGNANT: 2, TURBULENT: 3}
+
+# Fewer losses are too few to tell a collapse: an eighth of them would be a few batches.
+_FEW = 32
 
 History = Sequence[tuple[int, float]]
 """Steps, and what a probe showed there; in order of time."""
@@ -234,7 +238,7 @@ def _cross_entropy(values: list[float], known: Known, place: str) -> Finding:
     """What the loss itself says. All numbers are ours."""
     if len(values) < 8:
         return _FINE  # too few to tell a trend from a batch
-    eighth, quarter = len(values) // 8, len(values) // 4
+    quarter = len(values) // 4
     start = max(values[:3])
     before, end = values[-2 * quarter : -quarter], values[-quarter:]
     noise = pstdev(end)
@@ -249,22 +253,47 @@ def _cross_entropy(values: list[float], known: Known, place: str) -> Finding:
             TURBULENT,
             f"cross_entropy rose to {max(values):.3g} on the way, above the {start:.3g} it began at (ours)",
         )
-    lowest = min(fmean(values[i : i + eighth]) for i in range(0, len(values) - eighth + 1))
-    final = fmean(values[-eighth:])
-    if final > lowest + max(0.1 * lowest, 3 * noise):
-        return Finding(TURBULENT, f"cross_entropy ends at {final:.3g} and had been at {lowest:.3g} (ours)")
+    if len(values) >= _FEW and (collapse := _collapse(values)):
+        return Finding(TURBULENT, collapse)
     uniform = math.log(known.vocab_size)
     blind, what = min((known.unigram or math.inf, "the frequencies of the tokens"), (uniform, "a uniform guess"))
     error = math.hypot(pstdev(before), noise) / math.sqrt(quarter)
     fell = fmean(before) - fmean(end)
     # Flat only where batches differ so little that a slow fall would show.
-    if fmean(end) > 0.99 * blind and fell + 2 * error < 0.02 * fmean(before):
+    if min(fmean(before), fmean(end)) > 0.99 * blind and fell + 2 * error < 0.02 * fmean(before):
         return Finding(
             STAGNANT,
             f"cross_entropy stays at {fmean(end):.3g}, no better than the {blind:.3g} of {what} (ours): nothing is "
             "learnt from context",
         )
     return _FINE
+
+
+def _collapse(values: list[float]) -> str:
+    """Where an eighth of the losses lies above an eighth before it: at the end, or on the way. Empty where none does.
+
+    It lies above if it does by a tenth, or by three standard deviations of single losses where these are more.
+    """
+    eighth, half = len(values) // 8, values[len(values) // 2 :]
+    # From neighbours: a trend adds nothing, and one jump among many losses little.
+    noise = math.sqrt(fmean((b - a) ** 2 for a, b in pairwise(half)) / 2)
+    means = _means(values, eighth)
+    lowest = list(accumulate(means, min))
+    margin = lambda low: max(0.1 * low, 3 * noise)  # noqa: E731
+    if means[-1] > lowest[-1] + margin(lowest[-1]):
+        return f"cross_entropy ends at {means[-1]:.3g} and had been at {lowest[-1]:.3g} (ours)"
+    # Of three neighbours the smallest: one or two bad batches are no collapse.
+    later = _means([min(three) for three in zip(values, values[1:], values[2:], strict=False)], eighth)
+    for high, low in zip(later[eighth:], lowest, strict=False):
+        if high > low + margin(low):
+            return f"cross_entropy rose to {high:.3g} on the way and had been at {low:.3g} (ours)"
+    return ""
+
+
+def _means(values: list[float], n: int) -> list[float]:
+    """Means of every n neighbours."""
+    sums = [0.0, *accumulate(values)]
+    return [(b - a) / n for a, b in zip(sums, sums[n:], strict=False)]
 
 
 _FLUSHED = _above(

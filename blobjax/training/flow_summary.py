@@ -72,14 +72,28 @@ def _overflowed(line: dict[str, Any]) -> bool:
 def unigram_entropy(stream: Stream, config: Config, steps: int) -> float:
     """Entropy of the frequencies of the tokens to be predicted, nats: the least loss without any context.
 
-    Of the run's first sequences, up to a million tokens.
+    Of the run's first sequences, up to a million tokens; which do not show every word of a large vocabulary, so that
+    the entropy of their own frequencies is too low (`entropy`).
     """
     length = config.data.seq_len
     count = max(min(steps * config.duration.global_batch_size, _UNIGRAM_TOKENS // length), 1)
     batch = stream.sequences(list(range(count)))
-    seen = np.bincount(batch["targets"][batch["mask"] > 0])
-    p = seen[seen > 0] / seen.sum()
-    return float(-np.sum(p * np.log(p)))
+    return entropy(np.bincount(batch["targets"][batch["mask"] > 0]))
+
+
+def entropy(counts: np.ndarray) -> float:
+    """Entropy, nats, of the distribution that counts were drawn from, by the estimate of Miller (1955, Note on the bias
+    of information estimates).
+
+    The entropy of the frequencies in N draws is too low by about (K - 1) / (2 N), where K kinds occur (K here is of
+    those that were seen).
+
+    Args:
+      counts: of each kind, [kinds] int; some may be 0, not all.
+    """
+    seen, total = counts[counts > 0], counts.sum()
+    p = seen / total
+    return float(-np.sum(p * np.log(p)) + (len(seen) - 1) / (2 * total))
 
 
 def _plain(node: Any) -> Any:

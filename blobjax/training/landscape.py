@@ -145,7 +145,7 @@ def make_noise(program: Program, parts_P: int) -> Any:
     Rows p, p + P, p + 2P, … are part p, so that every device keeps the rows it has; the batch's rows must be in random
     order (`draw`).
     """
-    loss = _loss(program, architecture(_without_float16(program.config)))
+    loss = _loss(_without_float16(program.config))
 
     def noise(params: Any, batch: Batch) -> NoiseEstimate:
         def split(x_BT: jax.Array) -> jax.Array:
@@ -170,14 +170,14 @@ def make_noise(program: Program, parts_P: int) -> Any:
 def make_curvature(program: Program) -> Any:
     """A function of state and batch that returns eigenvalues by name, float32 scalars."""
     config = _without_float16(program.config)
-    # Flash attention and products in a number format of their own have a first derivative only.
-    compute = config.compute.model_copy(update={"attention": "xla"})
+    # Flash attention, the loss in chunks and products in a number format of their own have a first derivative only.
+    compute = config.compute.model_copy(update={"attention": "xla", "loss_chunk_tokens": 0})
     conditioning = config.conditioning
     if policy(conditioning).matmul or conditioning.precision_overrides:
         conditioning = conditioning.model_copy(
             update={"precision": "bfloat16", "precision_overrides": {}, "matmul_scaling": "current"}
         )
-    loss = _loss(program, architecture(config.model_copy(update={"compute": compute, "conditioning": conditioning})))
+    loss = _loss(config.model_copy(update={"compute": compute, "conditioning": conditioning}))
     optimizer, axes = config.optimizer, split_records(program.arch.axes)[0]
     rates, epsilons = parametrisation.learning_rates(config, axes), parametrisation.epsilons(config, axes)
     key = jax.random.key(config.seed)
@@ -201,15 +201,21 @@ def make_curvature(program: Program) -> Any:
 
 
 def _without_float16(config: Config) -> Config:
-    """The config, in float32 for float16, whose gradients go through zero without the loss scaling that a step has."""
+    """The config, in float32 for float16, whose gradients go through zero without the loss scaling that a step has.
+
+    The precision of the whole model decides: float16 is no precision that an override can name.
+    """
     if config.conditioning.precision != "float16":
         return config
     return config.model_copy(update={"conditioning": config.conditioning.model_copy(update={"precision": "float32"})})
 
 
-def _loss(program: Program, arch: Any) -> Any:
+def _loss(config: Config) -> Any:
+    """The loss of parameters and a batch, as a config has it: model and loss by the same one."""
+    arch = architecture(config)
+
     def loss(params: Any, batch: Batch) -> jax.Array:
-        return next_token.loss(arch.merge(params), batch, program.config, jnp.sum(batch["mask"]))[0]
+        return next_token.loss(arch.merge(params), batch, config, jnp.sum(batch["mask"]))[0]
 
     return loss
 

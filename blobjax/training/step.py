@@ -118,7 +118,7 @@ def make_train_step(
                 bad = skipped(opt_state)[1] > skipped(state.opt_state)[1]
                 records = jax.tree.map(lambda new, old: jnp.where(bad, old, new), records, known)
             params = join_records(optax.apply_updates(trained, updates), records)
-            of_update = flow_of_update(probing, trained, grads, updates, config.conditioning)
+            of_update = flow_of_update(probing, trained, grads, updates, config.conditioning, config.model.products)
         bytes_total = jnp.sum(batch["target_bytes"])
         by_scaling, by_guard = skipped(state.opt_state)
         refused = by_scaling + by_guard if scaled else by_guard

@@ -95,10 +95,11 @@ def test_gradients_that_a_product_flushed_count_as_flushed():
     """A raw float16 run can have no gradient at all: that is everything lost, not nothing."""
     w, zeros = {"w": jnp.ones((4, 4))}, {"w": jnp.zeros((4, 4))}
     half = {"w": jnp.zeros((4, 4)).at[:2].set(1e-3)}
+    mixed = {"w": jnp.array([[1e-3, 0, 0, 1e-3]] * 2 + [[0, 1e-3, 1e-3, 0]] * 2)}
     found = lambda grads, **how: flow.parameter_statistics(w, grads, zeros, FORMATS["float16"], **how)  # noqa: E731
     assert found(zeros, flushes=True)["grad_flush_fraction"] == 1
     assert found(zeros, flushes=True)["grad_zero_fraction"] == 1
-    assert found(half, flushes=True)["grad_flush_fraction"] == 0.5
+    assert found(mixed, flushes=True)["grad_flush_fraction"] == 0.5
     # Where no product flushes, zeros are dead units: neither lost nor kept.
     assert found(half)["grad_flush_fraction"] == 0
     assert found(half)["grad_zero_fraction"] == 0.5
@@ -106,6 +107,20 @@ def test_gradients_that_a_product_flushed_count_as_flushed():
     assert found(half, flushes=True, by_row=True)["grad_flush_fraction"] == 0
     assert found(half, flushes=True, by_row=True)["grad_zero_fraction"] == 0
     assert found(zeros, flushes=True, by_row=True)["grad_flush_fraction"] == 1
+
+
+def test_dead_units_have_no_gradient_to_flush():
+    """Two of eight units: a column of what leads to them, a row of what leads from them, slices of heads likewise."""
+    rng = np.random.default_rng(6)
+    grads = {"up": rng.random((4, 8)), "down": rng.random((8, 4)), "heads": rng.random((4, 8, 3))}
+    grads["up"][:, 2:4] = grads["down"][2:4] = grads["heads"][:, 2:4] = 0
+    grads["up"][0, 0] = 0
+    grads = jax.tree.map(jnp.float32, grads)
+    found = flow.parameter_statistics(grads, grads, grads, FORMATS["float16"], flushes=True)
+    alive = 4 * 6 + 6 * 4 + 4 * 6 * 3
+    np.testing.assert_allclose(found["grad_flush_fraction"], 1 / alive, rtol=1e-6)
+    # Zero they are nevertheless.
+    np.testing.assert_allclose(found["grad_zero_fraction"], 1 - (alive - 1) / (alive * 8 / 6), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -166,3 +181,50 @@ def test_parts_of_a_batch_become_the_whole():
 )
 def test_the_format_that_is_asked_about(precision, asked, wanted):
     assert flow.probe_format(Conditioning(precision=precision, probe_format=asked)) == wanted
+
+
+PRODUCTS = ("blocks/attention/query", "blocks/mlp/up", "blocks/mlp/down", "output")
+
+
+@pytest.mark.parametrize(
+    ("precision", "overrides", "formats", "flushing"),
+    [
+        ("bfloat16", {"blocks/mlp/*": "mxfp4"}, ("bfloat16", "mxfp4", "bfloat16"), {"blocks"}),
+        ("float32", {"blocks/mlp/down": "nvfp4"}, (None, "nvfp4", None), {"blocks"}),
+        ("mxfp8", {"output": "bfloat16"}, ("mxfp8", "mxfp8", "bfloat16"), {"embedding", "blocks"}),
+        ("mxfp4", {"blocks/*": "float32"}, ("mxfp4", None, "mxfp4"), {"embedding", "output"}),
+        ("bfloat16", {"blocks/mlp/*": "mxfp6", "blocks/attention/*": "mxfp8"}, None, {"blocks"}),
+        # Between layers gradients are float16's whatever their products are.
+        ("float16", {"*": "float32"}, ("float16", None, None), {"embedding", "blocks", "output"}),
+    ],
+)
+def test_each_group_is_asked_about_its_own_products(precision, overrides, formats, flushing):
+    conditioning = Conditioning(precision=precision, precision_overrides=overrides, simulate=True)
+    paths = {group: flow.products_of(group, PRODUCTS) for group in ("embedding", "blocks", "output")}
+    asked = [flow.probe_format(conditioning, of) for of in paths.values()]
+    wanted = formats or ("bfloat16", "mxfp6_e2m3", "bfloat16")
+    assert asked == [None if name is None else FORMATS[name] for name in wanted]
+    assert {group for group, of in paths.items() if flow.flushes_gradients(conditioning, of)} == flushing
+
+
+def test_an_update_is_asked_about_the_overridden_format():
+    """The same weights lose more to mxfp4 than to bfloat16, and a zero in the blocks counts as flushed there alone."""
+    rng = np.random.default_rng(7)
+    w = jnp.float32(rng.standard_normal((1, 32, 32)))
+    grads = w.at[0, 0, 0].set(0)
+    tree = lambda x: {"blocks": {"mlp": {"up": x}}, "unembedding": x[0]}  # noqa: E731
+    conditioning = Conditioning(precision="bfloat16", precision_overrides={"blocks/mlp/*": "mxfp4"}, simulate=True)
+    found = flow.of_update(jnp.bool(True), tree(w), tree(grads), tree(w), conditioning, PRODUCTS)
+    assert found["blocks"]["weight_sqnr_db"][0] < 25
+    assert found["output"]["weight_sqnr_db"] > 40
+    assert found["blocks"]["grad_flush_fraction"][0] >= 1 / 32**2
+    assert found["output"]["grad_flush_fraction"] == 0
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_tied_embedding_is_asked_about_the_output_too(tied):
+    w = jnp.float32(np.random.default_rng(8).standard_normal((32, 32)))
+    tree = {"embedding": w} if tied else {"embedding": w, "unembedding": w}
+    conditioning = Conditioning(precision="bfloat16", precision_overrides={"output": "mxfp4"}, simulate=True)
+    found = flow.of_update(jnp.bool(True), tree, tree, tree, conditioning, PRODUCTS)
+    assert (found["embedding"]["weight_sqnr_db"] < 25) == tied

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from blobjax.conditioning.laminar import LAMINAR, STAGNANT, TURBULENT, WATCH, Known, judge, survey, worst
@@ -137,3 +138,36 @@ def test_what_a_loss_says(values, verdict, says):
 def test_a_loss_that_nothing_is_known_of_is_held_against_a_uniform_guess():
     assert "5.55 of a uniform guess" in judge("cross_entropy", over(*[5.56, 5.55] * 8), BYTES).why
     assert judge("cross_entropy", over(*[3.3, 3.31] * 8), BYTES).verdict == LAMINAR
+
+
+def healthy(rng, n: int) -> list[float]:
+    """A power law from 5.5 nats to between 1.5 and 3.2, whose batches differ: by up to 0.25 nats, some by thrice that.
+
+    A short run logs every tenth of 100 steps, most of its losses near where it ends.
+    """
+    end, sigma = rng.uniform(1.5, 3.2), rng.uniform(0.02, 0.25)
+    fall = np.linspace(1, 20, n) ** -rng.uniform(0.5, 1.5)
+    noise = sigma * np.where(rng.random(n) < 0.05, 3, 1) * rng.standard_normal(n)
+    return list(end + (5.5 - end) * fall + noise)
+
+
+@pytest.mark.parametrize("n", [8, 10, 15, 40, 200])
+def test_batches_that_differ_are_no_turbulence(n):
+    rng = np.random.default_rng(n)
+    findings = [judge("cross_entropy", over(*healthy(rng, n)), BYTES) for _ in range(500)]
+    assert [finding.why for finding in findings if finding.verdict != LAMINAR] == []
+
+
+@pytest.mark.parametrize("unigram", [None, 3.2])
+def test_a_short_run_whose_last_batches_are_hard_is_healthy(unigram):
+    values = [5.5, 4.6, 3.9, 3.4, 2.9, 3.0, 3.1, 2.95, 3.22, 3.22]
+    assert judge("cross_entropy", over(*values), BYTES._replace(unigram=unigram)).verdict == LAMINAR
+
+
+@pytest.mark.parametrize("n", [40, 12])
+def test_a_collapse_on_the_way_is_turbulent_although_the_run_recovers(n):
+    falls = [list(np.linspace(5.5, 3.0, n)), [5.4] * n, list(np.linspace(5.4, 3.1, n))]
+    noise = 0.05 * np.random.default_rng(5).standard_normal(3 * n)
+    found = judge("cross_entropy", over(*(np.concatenate(falls) + noise)), BYTES)
+    assert found.verdict == TURBULENT
+    assert "on the way and had been at 3" in found.why

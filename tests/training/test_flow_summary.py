@@ -2,7 +2,9 @@
 
 import io
 import json
+import math
 
+import numpy as np
 from rich.console import Console
 
 from blobjax.reliability.run_directory import RunDirectory
@@ -65,3 +67,18 @@ def test_an_overflow_that_loss_scaling_refused_is_no_turbulence(tmp_path):
     # Without loss scaling it is what it looks like.
     directory.metrics.write_text(json.dumps({k: v for k, v in lines[0].items() if k != "loss_scale"}) + "\n")
     assert flow_summary.conclude(directory, tiny())["verdict"] == "turbulent"
+
+
+def test_entropy_is_that_of_what_was_drawn_from_not_of_the_sample():
+    """4,096 equally frequent words, two draws each on average: the frequencies alone say a quarter of a nat too little.
+
+    The correction leaves what the words that were never drawn, one in seven, would add: less than a third of it.
+    """
+    words, draws = 4096, 8192
+    counts = np.bincount(np.random.default_rng(9).integers(words, size=draws), minlength=words)
+    p = counts[counts > 0] / draws
+    plain = -float(np.sum(p * np.log(p)))
+    true = math.log(words)
+    assert plain < true - 0.2
+    assert abs(flow_summary.entropy(counts) - true) < (true - plain) / 3
+    assert flow_summary.entropy(np.array([0, 5])) == 0

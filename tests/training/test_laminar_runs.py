@@ -24,6 +24,19 @@ HEALTHY = {
     "float32": (ADAM,),
     "bfloat16": (ADAM, "conditioning.precision=bfloat16"),
     "muon": ("optimizer={name: muon, learning_rate: 8.0e-3}", "model.activation=relu2"),
+    # Squared ReLU leaves units without a gradient, and no product flushed it.
+    "mxfp8 with dead units": (
+        ADAM,
+        "model.activation=relu2",
+        "conditioning.precision=mxfp8",
+        "conditioning.simulate=true",
+    ),
+    "float16 with dead units": (
+        ADAM,
+        "model.activation=relu2",
+        "conditioning.precision=float16",
+        "conditioning.loss_multiplier=1000",
+    ),
     "scaled float16": (ADAM, *SMALL_GRADIENTS, "conditioning.loss_scaling.kind=dynamic"),
 }
 BROKEN = {

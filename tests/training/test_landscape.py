@@ -21,9 +21,9 @@ from blobjax.training.trainer import train as train_run
 from tests.tiny import tiny
 
 
-def measure(devices: int):
+def measure(devices: int, *overrides: str):
     mesh = "{data: 1, fsdp: 8}" if devices == 8 else "{data: 1}"
-    settings = tiny(f"compute.mesh={mesh}", "conditioning.curvature_iterations=4")
+    settings = tiny(f"compute.mesh={mesh}", "conditioning.curvature_iterations=4", *overrides)
     program = make_program(settings, make_layout(settings, jax.devices()[:devices]), 100_000)
     stream = data.open_stream(settings, data.prepare(settings))
     batch = next(global_batches(stream, 0, program.batch_sharding, program.shape_BT))
@@ -160,6 +160,14 @@ def test_the_same_on_a_mesh(alone):
     np.testing.assert_allclose(split_noise, noise, rtol=1e-3)
     # Four products amplify float32 noise in the start of the iteration.
     assert float(split_curvature["hessian_top"]) == pytest.approx(float(curvature["hessian_top"]), rel=1e-2)
+
+
+def test_a_loss_in_chunks_has_the_same_noise_and_curvature(alone):
+    *_, noise, curvature = alone
+    *_, chunked_noise, chunked_curvature = measure(1, "compute.loss_chunk_tokens=128")
+    # As on a mesh: sums in another order.
+    np.testing.assert_allclose(chunked_noise, noise, rtol=1e-3)
+    assert float(chunked_curvature["hessian_top"]) == pytest.approx(float(curvature["hessian_top"]), rel=1e-2)
 
 
 def test_parts_of_a_batch():

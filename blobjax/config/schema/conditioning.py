@@ -215,7 +215,8 @@ class Conditioning(Section):
     """Steps between flow probes, a few numbers of every block under `flow/`; 0: never."""
     probe_format: Literal["compute"] | NumberFormat = "compute"
     """The number format that probes ask about: what gradients would be lost in it, and how exactly it holds weights.
-    compute: that of conditioning.precision; float32 is not asked about."""
+    compute: that of the products with weights (conditioning.precision, precision_overrides), the narrowest of those of
+    all blocks or of the output; float32 is not asked about."""
     noise_scale_every: Count = 0
     """Steps between estimates of the gradient noise scale (McCandlish et al. 2018), each a gradient's work; 0: off."""
     curvature_every: Count = 0

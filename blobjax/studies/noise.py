@@ -24,7 +24,6 @@ Key = TypeVar("Key", bound=Hashable)
 LEVEL = 0.9
 AXIS = "seed"
 """The grid's axis that sets the key `seed`."""
-CANNOT_TELL = "Cannot tell"
 INTERVAL = f"the mean over the seeds, with Student's t interval ({LEVEL:.0%}) of that mean"
 """What stands beside a number, in the words of a page."""
 
@@ -190,7 +189,7 @@ def claim(holds: bool | None, yes: str, no: str, asked: str, doubt: str) -> str:
 
 def cannot_tell(what: str, why: str) -> str:
     """The sentence about what these cells do not answer."""
-    return f"{CANNOT_TELL} {what}: {why}."
+    return f"Cannot tell {what}: {why}."
 
 
 def mean_line(lines: Sequence[plots.Line]) -> plots.Line:

@@ -117,6 +117,11 @@ def test_fp16_loss_scaling():
     assert finding.reproduced is True
     assert finding.numbers["skipped_steps"]["dynamic"].mean == 2
     assert fp16_loss_scaling.analyse(cells).reproduced is None
+    assert not any("flushed gradients" in words for words in finding.words)
+    for cell in cells:
+        cell.metrics[-1]["flow/block_00/grad_flush_fraction"] = 0.5
+    probed = fp16_loss_scaling.analyse(seeded(cells))
+    assert any("of all gradients in narrower formats" in words for words in probed.words)
     cells[3] = made_up({"precision": "dynamic"}, [6.0, math.nan], status="diverged")
     assert fp16_loss_scaling.analyse(seeded(cells)).reproduced == "partly"
     assert drawn(finding)
@@ -141,6 +146,7 @@ def test_precision_ladder():
     assert finding.reproduced is True
     assert precision_ladder.analyse(cells).reproduced is None
     assert "float32 has neither, and no line." in finding.pictures[1].caption
+    assert "of all gradients in narrower formats" in finding.pictures[1].caption
     assert finding.numbers["gap"]["mxfp4"].mean == pytest.approx(0.4)
     assert finding.numbers["weight_sqnr_db"]["mxfp6"].mean == 24.0
     assert drawn(finding)

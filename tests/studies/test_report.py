@@ -29,8 +29,8 @@ def test_what_could_not_be_told_is_not_what_nobody_claimed(tmp_path, analysis, v
     plan = load_study(write(tmp_path), [], tmp_path / "study")
     mixtures = {"bible": {"bible": 1.0}, "broad": {"bible": 1.0, "shakespeare": 1.0}}
     cells = [
-        made_up({"training": name, "rate": "1", "width": "w"}, [6.0, 3.0], config={"data": {"mixture": mixture}}, tokens=tokens,
-                **{f"eval/{domain}/cross_entropy": 3.0 for domain in mixture})
+        made_up({"training": name, "rate": "1", "width": "w"}, [6.0, 3.0], config={"data": {"mixture": mixture}},
+                tokens=tokens, **{f"eval/{domain}/cross_entropy": 3.0 for domain in mixture})
         for (name, mixture), tokens in zip(mixtures.items(), (100.0, 200.0), strict=True)
     ]  # fmt: skip
     finding = analyses.found(analysis, cells)

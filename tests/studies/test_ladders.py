@@ -263,7 +263,8 @@ def batches():
     return [
         batch(size, rate, 1.0 if rate == best else 1.5, noise=2.0 if (size, rate) == (64, best) else 0)
         for size, best in rates.items()
-        for rate in (5e-4, *rates.values(), 8e-3)
+        # A factor of the square root of two apart: half a step leaves the slope between 0.375 and 0.625.
+        for rate in (5e-4, 7e-4, 1e-3, 1.4e-3, 2e-3, 2.8e-3, 4e-3, 5.7e-3, 8e-3)
     ]
 
 
@@ -302,10 +303,22 @@ def test_without_resamples_the_worth_of_a_batch_has_no_interval(batches, monkeyp
 
 
 def test_a_best_rate_at_the_edge_of_those_tried_says_nothing_of_how_it_grows(batches):
-    finding = batch_size.analyse([cell for cell in batches if cell.label("learning_rate") != "0.0005"])
+    finding = batch_size.analyse([cell for cell in batches if cell.cell.config.optimizer.learning_rate >= 1e-3])
     assert finding.reproduced == "partly"
     assert any("0.001 at batch 4 (the edge of what was tried)" in words for words in finding.words)
     assert "how it grows with the batch is not known" in finding.words[-1]
+
+
+def test_rates_a_factor_of_two_apart_do_not_tell_that_the_best_grows_as_the_square_root(batches):
+    """All seeds find the same rate of a coarse grid, so the interval of the slope over them has no width."""
+    coarse = [cell for cell in batches if cell.cell.config.optimizer.learning_rate in (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)]
+    finding = batch_size.analyse(seeded(coarse, (0, 1), APART))
+    assert finding.reproduced == "partly"
+    # Half a factor of two, either way at batches 4 and 64: ln 2 / ln 16 = 1/4.
+    (words,) = (words for words in finding.words if "the best learning rate grows about" in words)
+    assert words.startswith("Cannot tell")
+    assert "0.50 (0.25 to 0.75)" in words
+    assert "half a step between the rates" in words
 
 
 def test_a_batch_without_a_loss_is_named_and_one_that_is_there_at_once_tells_no_steps(batches):

@@ -26,7 +26,7 @@ TARGETS = 5
 NEAR, FAR = 1.01, 1.2
 # By so much the two ways may differ and agree; McCandlish et al. found up to about three (section 4).
 FACTOR = 3.0
-# Exponents of the learning rate that count as the square root; rates are tried a factor of two apart.
+# Exponents of the learning rate that count as the square root.
 ABOUT_HALF = (0.3, 0.7)
 NOISE = "flow/run/noise_scale"
 
@@ -115,7 +115,7 @@ def analyse(results: list[Result]) -> Finding:
         under = [batch for batch in rates if last in critical and batch <= critical[last]["value"]]
         ruled = [batch for batch in list(rates)[: len(under) + 1] if batch not in edge]
         if len(ruled) > 2:
-            slope = slopes(ruled, rates)
+            slope = slopes(ruled, rates, batches)
             low, high = ABOUT_HALF
             holds = (
                 True
@@ -129,8 +129,9 @@ def analyse(results: list[Result]) -> Finding:
             asked = (
                 f"the best learning rate grows about as the square root of the batch, as its power {slope.shown('.2f')}"
             )
+            doubt = slope.doubt + (", with half a step between the rates that were tried" if slope.known else "")
             words.append(claim(holds, f"{grows}, about the square root.", f"{grows}, not its square root.", asked,
-                               slope.doubt))  # fmt: skip
+                               doubt))  # fmt: skip
         else:
             claims.append(None)
             words.append("Fewer than three batches up to the critical one have their best rate within what was tried: "
@@ -202,10 +203,26 @@ def at_the_edge(batches: dict[int, list[Result]], rates: dict[int, list[float]])
     return {batch for batch, those in rates.items() if ends[batch] & set(those)}
 
 
-def slopes(ruled: list[int], rates: dict[int, list[float]]) -> Mean:
-    """The power of the batch as which the best learning rate grows, over the seeds."""
-    seeds = zip(*(rates[batch] for batch in ruled), strict=True)
-    return mean_of([float(np.polyfit(np.log(ruled), np.log(each), 1)[0]) for each in seeds])
+def slopes(ruled: list[int], rates: dict[int, list[float]], batches: dict[int, list[Result]]) -> Mean:
+    """The power of the batch as which the best learning rate grows, over the seeds.
+
+    The best rate lies somewhere around the best of those tried, and all seeds may find the same one of a coarse grid:
+    the interval is wider by what half a step of the grid, either way at each batch, does to the slope at most.
+    """
+    seeds = list(zip(*(rates[batch] for batch in ruled), strict=True))
+    x = np.log(ruled) - np.mean(np.log(ruled))
+    weights = x / np.sum(np.square(x))
+    found = mean_of([float(np.dot(weights, np.log(each))) for each in seeds])
+    steps = [[half_step(batches[batch], rate) for batch, rate in zip(ruled, each, strict=True)] for each in seeds]
+    reach = max((float(np.dot(np.abs(weights), each)) for each in steps), default=0.0)
+    return Mean(found.mean, found.low - reach, found.high + reach, found.seeds)
+
+
+def half_step(group: list[Result], rate: float) -> float:
+    """Half of the larger distance of a rate to those tried beside it, of their logarithms; it is not at the edge."""
+    tried = np.log(sorted({run.cell.config.optimizer.learning_rate for run in group}))
+    at = int(np.argmin(np.abs(tried - math.log(rate))))
+    return float(max(tried[at] - tried[at - 1], tried[at + 1] - tried[at])) / 2
 
 
 def apart(larger: dict[str, Any], smaller: dict[str, Any]) -> bool | None:

@@ -50,13 +50,14 @@ class Finding:
     """The answer to a study's question.
 
     Attributes:
-      reproduced: the verdict.
+      reproduced: the verdict; None where nothing that was claimed could be told, or where nothing is claimed.
       words: paragraphs; also what did not come out.
       numbers: name to a number, a text, or a dict of them.
       pictures: plots, the most telling first.
       laws: name to the content of a fit file; each is written into the study's directory as fit-NAME.json.
       worth: what was varied to what it was worth in compute.
       prediction: of the next run, where laws were fitted that tell it.
+      claims: whether anything is claimed. Where it is, no verdict means that these cells cannot tell.
     """
 
     reproduced: Verdict
@@ -66,6 +67,7 @@ class Finding:
     laws: dict[str, dict[str, Any]] = field(default_factory=dict)
     worth: "dict[str, Worth]" = field(default_factory=dict)
     prediction: Prediction | None = None
+    claims: bool = True
 
 
 def verdict(*claims: bool | None) -> Verdict:

@@ -24,7 +24,6 @@ Key = TypeVar("Key", bound=Hashable)
 LEVEL = 0.9
 AXIS = "seed"
 """The grid's axis that sets the key `seed`."""
-CANNOT_TELL = "Cannot tell"
 INTERVAL = f"the mean over the seeds, with Student's t interval ({LEVEL:.0%}) of that mean"
 """What stands beside a number, in the words of a page."""
 
@@ -158,6 +157,24 @@ def edge(best: float, tried: Sequence[float], what: str) -> str:
     return ""
 
 
+def edge_in_a_seed(results: list[Result], value: Callable[[Result], float], what: str) -> str:
+    """Why the best value of some seed may not be the best there is; empty where each seed's lies between others.
+
+    A claim compares the best of each seed, and the mean over the seeds can have its best elsewhere.
+
+    Args:
+      results: of cells that differ in the value and the seed.
+      value: that was tried.
+      what: it is: `learning rate`.
+    """
+    seeds = by_seed(results)
+    for seed, cells in seeds.items():
+        best = min(cells, key=lambda result: result.capped_loss)
+        if why := edge(value(best), [value(result) for result in cells], what):
+            return why + (f" with seed {seed}" if len(seeds) > 1 else "")
+    return ""
+
+
 def claim(holds: bool | None, yes: str, no: str, asked: str, doubt: str) -> str:
     """The sentence about a claim.
 
@@ -172,7 +189,7 @@ def claim(holds: bool | None, yes: str, no: str, asked: str, doubt: str) -> str:
 
 def cannot_tell(what: str, why: str) -> str:
     """The sentence about what these cells do not answer."""
-    return f"{CANNOT_TELL} {what}: {why}."
+    return f"Cannot tell {what}: {why}."
 
 
 def mean_line(lines: Sequence[plots.Line]) -> plots.Line:

@@ -9,12 +9,12 @@ from blobjax.reliability.outcome import DONE
 from blobjax.report.html import document, figure, number, paragraph, section, table
 from blobjax.report.prices import Prices
 from blobjax.report.redaction import HIDDEN, changes, redacted
-from blobjax.studies import confirmation, law_sections, noise, runs_table
+from blobjax.studies import confirmation, law_sections, runs_table
 from blobjax.studies.finding import Finding
 from blobjax.studies.results import Result
 from blobjax.studies.study import Plan
 
-_VERDICTS = {True: "reproduced", "partly": "partly reproduced", False: "did not reproduce", None: "no verdict"}
+_VERDICTS = {True: "reproduced", "partly": "partly reproduced", False: "did not reproduce", None: "cannot tell"}
 
 
 def page(
@@ -37,8 +37,8 @@ def page(
     study = plan.study
     kind = {True: "true", False: "false", None: "null"}.get(summary["reproduced"], "partly")
     verdict = _VERDICTS[summary["reproduced"]]
-    if summary["reproduced"] is None and any(words.startswith(noise.CANNOT_TELL) for words in summary["found"]):
-        verdict = "cannot tell"
+    if not finding.claims:
+        verdict = "no verdict"
     if any(result.status not in (*DONE, "failed") for result in results):
         kind, verdict = "partly", "not finished"
     again = f"<pre>{escape(summary['command'])}</pre>" if summary["command"] else ""

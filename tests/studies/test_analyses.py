@@ -74,6 +74,16 @@ def test_lr_sensitivity_cannot_tell_from_one_seed_or_a_best_rate_at_the_edge():
     edge = lr_sensitivity.analyse(seeded(cells))
     assert any("Cannot tell whether QK-norm lowers it" in words and "qk_norm, the best learning rate, 0.001, is at the "
                "edge" in words for words in edge.words)  # fmt: skip
+    # In the mean over the seeds the best is inside: one seed whose best is not is enough for doubt.
+    inside = [
+        rated(cell.cell.labels, cell.cell.config.optimizer.learning_rate, [6.0] + [final] * 9,
+              **{"flow/block_00/attention_logit_max": 20.0})
+        for cell, final in zip(cells, (3, 2, 8, 3, 2, 3), strict=True)
+    ]  # fmt: skip
+    mixed = lr_sensitivity.analyse([*seeded(inside, (0, 1)), *seeded(cells, (2,))])
+    assert mixed.numbers["best_learning_rate"]["qk_norm"] == 0.01
+    assert any("Cannot tell whether QK-norm lowers it" in words and "edge of what was tried with seed 2" in words
+               for words in mixed.words)  # fmt: skip
     single = lr_sensitivity.analyse(seeded([cells[0], cells[3]]))
     assert any("1 learning rate cannot have" in words for words in single.words)
 
@@ -107,6 +117,11 @@ def test_fp16_loss_scaling():
     assert finding.reproduced is True
     assert finding.numbers["skipped_steps"]["dynamic"].mean == 2
     assert fp16_loss_scaling.analyse(cells).reproduced is None
+    assert not any("flushed gradients" in words for words in finding.words)
+    for cell in cells:
+        cell.metrics[-1]["flow/block_00/grad_flush_fraction"] = 0.5
+    probed = fp16_loss_scaling.analyse(seeded(cells))
+    assert any("of all gradients in narrower formats" in words for words in probed.words)
     cells[3] = made_up({"precision": "dynamic"}, [6.0, math.nan], status="diverged")
     assert fp16_loss_scaling.analyse(seeded(cells)).reproduced == "partly"
     assert drawn(finding)
@@ -131,6 +146,7 @@ def test_precision_ladder():
     assert finding.reproduced is True
     assert precision_ladder.analyse(cells).reproduced is None
     assert "float32 has neither, and no line." in finding.pictures[1].caption
+    assert "of all gradients in narrower formats" in finding.pictures[1].caption
     assert finding.numbers["gap"]["mxfp4"].mean == pytest.approx(0.4)
     assert finding.numbers["weight_sqnr_db"]["mxfp6"].mean == 24.0
     assert drawn(finding)
@@ -188,6 +204,19 @@ def test_mup_transfer():
     few = mup_transfer.analyse(seeded([cell for cell in cells if cell.label("learning_rate") != "0.001"]))
     assert few.reproduced == "partly"
     assert any("Cannot tell whether µP's learning rate transfers" in words for words in few.words)
+    # The wide model's best is the lowest rate of one seed: a lower one might cost more than was seen.
+    finals = {"0.001": 2.29, "0.01": 2.3, "0.1": 3.5}
+    steep = [
+        made_up(cell.cell.labels, [6.0] + [finals[cell.label("learning_rate")]] * 9,
+                config=cell.cell.config.model_dump(mode="json"), **{"flow/block_00/residual_rms": 7.5})
+        if (cell.label("parametrisation"), cell.label("width")) == ("mup", "256") else cell
+        for cell in cells
+    ]  # fmt: skip
+    edge = mup_transfer.analyse([*seeded(cells, (0, 1)), *seeded(steep, (2,))])
+    assert edge.numbers["best_learning_rate_mup"]["256"] == 0.01
+    assert edge.reproduced == "partly"
+    assert any("learning rate of the widest model, 0.001, is at the edge of what was tried with seed 2" in words
+               for words in edge.words)  # fmt: skip
     narrow = mup_transfer.analyse(seeded([cell for cell in cells if cell.label("width") == "64"]))
     assert narrow.reproduced is None
     assert sum("there is one width" in words for words in narrow.words) == 3

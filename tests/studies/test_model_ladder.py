@@ -9,6 +9,7 @@ from blobjax.compute.flops import flops_per_token, param_count
 from blobjax.config import load
 from blobjax.report.plots import to_png
 from blobjax.scaling.laws import LAWS
+from blobjax.studies import noise
 from blobjax.studies.analyses import fits, found, model_ladder
 from blobjax.studies.study import load_study, one_more
 from tests.studies.small import made_up, seeded, write
@@ -65,6 +66,30 @@ def test_a_largest_rung_that_is_not_as_predicted_counts_against():
     few = model_ladder.analyse([rung(size) for size in SIZES[:3]])
     assert (few.reproduced, few.laws) == (None, {})
     assert "could not be fitted" in few.words[-1]
+
+
+def test_whether_the_loss_falls_is_compared_within_each_seed():
+    """Seeds differ by more than rungs do. The largest is lower with one seed and higher with the other."""
+    cells = [
+        replace(cell, metrics=[line | {"eval/bible/cross_entropy": losses[seed]} for line in cell.metrics])
+        for size, losses in (("14k", (2.0, 3.0)), ("25k", (1.9, 2.9)), ("50k", (1.8, 2.85)), ("100k", (1.7, 2.86)))
+        for seed in (0, 1)
+        for cell in seeded([rung(size)], [seed])
+    ]
+    three = model_ladder.analyse([cell for cell in cells if cell.label("size") != "100k"])
+    assert "Cannot tell whether each rung has a lower loss" in three.words[0]
+    two = model_ladder.analyse(cells[:4])
+    assert two.words[0] == "Each rung has a lower loss than the one below it."
+    four = model_ladder.analyse(cells)
+    assert "Cannot tell whether each rung has a lower loss than the one below it: of " in four.words[0]
+    assert four.numbers["held_out_loss"]["14k"] == noise.mean_of([2.0, 3.0])
+    assert list(four.numbers["flops"]) == ["14k", "25k", "50k", "100k"]
+    one = model_ladder.analyse([rung(size) for size in SIZES])
+    assert "Cannot tell whether each rung has a lower loss" in one.words[0]
+    assert "there is one seed" in one.words[0]
+    risen = model_ladder.analyse(seeded([rung("14k"), rung("25k", 1.0)]))
+    assert risen.words[0].startswith("Not each rung has a lower loss than the one below it (25k)")
+    assert risen.reproduced is False
 
 
 def test_a_rung_that_came_to_no_end_is_named_and_the_rest_is_no_reproduction():

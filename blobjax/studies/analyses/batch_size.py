@@ -26,7 +26,7 @@ TARGETS = 5
 NEAR, FAR = 1.01, 1.2
 # By so much the two ways may differ and agree; McCandlish et al. found up to about three (section 4).
 FACTOR = 3.0
-# Exponents of the learning rate that count as the square root; rates are tried a factor of two apart.
+# Exponents of the learning rate that count as the square root.
 ABOUT_HALF = (0.3, 0.7)
 NOISE = "flow/run/noise_scale"
 
@@ -60,7 +60,7 @@ def analyse(results: list[Result]) -> Finding:
     noise = {loss: noise_at(results, loss) for loss in targets}
     words = [
         f"To {loss:.2f} nats: critical batch {value(entry)} sequences from steps"
-        + (f", noise scale {noise[loss]:.3g}." if math.isfinite(noise[loss]) else ".")
+        + (f", noise scale {noise[loss].shown('.3g')}." if math.isfinite(noise[loss].mean) else ".")
         for loss, entry in critical.items()
     ] + refused
     claims: list[bool | None] = []
@@ -80,11 +80,14 @@ def analyse(results: list[Result]) -> Finding:
         )
     else:
         claims.append(None)
-    both = {loss: noise[loss] / entry["value"] for loss, entry in critical.items() if math.isfinite(noise[loss])}
+    both = {loss: noise[loss].mean / entry["value"]
+            for loss, entry in critical.items() if math.isfinite(noise[loss].mean)}  # fmt: skip
     if both:
-        agree = [inside(critical[loss], noise[loss] / FACTOR, noise[loss] * FACTOR) for loss in both]
-        claims.append(every(agree))
-        doubt = next((of_fit(critical[loss]) for loss, each in zip(both, agree, strict=True) if each is None), "")
+        agree = {loss: close(critical[loss], noise[loss]) for loss in both}
+        claims.append(every(agree.values()))
+        doubt = next((f"of a critical batch, {of_fit(critical[loss])}" if noise[loss].known
+                      else f"of the noise scale, {noise[loss].doubt}"
+                      for loss, each in agree.items() if each is None), "")  # fmt: skip
         times = f"{min(both.values()):.2f} to {max(both.values()):.2f} times the critical batch of steps"
         words.append(
             claim(
@@ -92,7 +95,7 @@ def analyse(results: list[Result]) -> Finding:
                 f"The noise scale is {times}.",
                 f"The noise scale is {times}, more than a factor of {FACTOR:g} apart: not as expected.",
                 f"the noise scale, {times}, is within a factor of {FACTOR:g} of it",
-                f"of a critical batch, {doubt}",
+                doubt,
             )
         )
     else:
@@ -112,7 +115,7 @@ def analyse(results: list[Result]) -> Finding:
         under = [batch for batch in rates if last in critical and batch <= critical[last]["value"]]
         ruled = [batch for batch in list(rates)[: len(under) + 1] if batch not in edge]
         if len(ruled) > 2:
-            slope = slopes(ruled, rates)
+            slope = slopes(ruled, rates, batches)
             low, high = ABOUT_HALF
             holds = (
                 True
@@ -126,8 +129,9 @@ def analyse(results: list[Result]) -> Finding:
             asked = (
                 f"the best learning rate grows about as the square root of the batch, as its power {slope.shown('.2f')}"
             )
+            doubt = slope.doubt + (", with half a step between the rates that were tried" if slope.known else "")
             words.append(claim(holds, f"{grows}, about the square root.", f"{grows}, not its square root.", asked,
-                               slope.doubt))  # fmt: skip
+                               doubt))  # fmt: skip
         else:
             claims.append(None)
             words.append("Fewer than three batches up to the critical one have their best rate within what was tried: "
@@ -199,10 +203,26 @@ def at_the_edge(batches: dict[int, list[Result]], rates: dict[int, list[float]])
     return {batch for batch, those in rates.items() if ends[batch] & set(those)}
 
 
-def slopes(ruled: list[int], rates: dict[int, list[float]]) -> Mean:
-    """The power of the batch as which the best learning rate grows, over the seeds."""
-    seeds = zip(*(rates[batch] for batch in ruled), strict=True)
-    return mean_of([float(np.polyfit(np.log(ruled), np.log(each), 1)[0]) for each in seeds])
+def slopes(ruled: list[int], rates: dict[int, list[float]], batches: dict[int, list[Result]]) -> Mean:
+    """The power of the batch as which the best learning rate grows, over the seeds.
+
+    The best rate lies somewhere around the best of those tried, and all seeds may find the same one of a coarse grid:
+    the interval is wider by what half a step of the grid, either way at each batch, does to the slope at most.
+    """
+    seeds = list(zip(*(rates[batch] for batch in ruled), strict=True))
+    x = np.log(ruled) - np.mean(np.log(ruled))
+    weights = x / np.sum(np.square(x))
+    found = mean_of([float(np.dot(weights, np.log(each))) for each in seeds])
+    steps = [[half_step(batches[batch], rate) for batch, rate in zip(ruled, each, strict=True)] for each in seeds]
+    reach = max((float(np.dot(np.abs(weights), each)) for each in steps), default=0.0)
+    return Mean(found.mean, found.low - reach, found.high + reach, found.seeds)
+
+
+def half_step(group: list[Result], rate: float) -> float:
+    """Half of the larger distance of a rate to those tried beside it, of their logarithms; it is not at the edge."""
+    tried = np.log(sorted({run.cell.config.optimizer.learning_rate for run in group}))
+    at = int(np.argmin(np.abs(tried - math.log(rate))))
+    return float(max(tried[at] - tried[at - 1], tried[at + 1] - tried[at])) / 2
 
 
 def apart(larger: dict[str, Any], smaller: dict[str, Any]) -> bool | None:
@@ -221,15 +241,31 @@ def common_targets(batches: dict[int, list[Result]]) -> list[float]:
     return [float(f"{lowest * factor:.3g}") for factor in np.linspace(FAR, NEAR, TARGETS)]
 
 
-def noise_at(results: list[Result], loss: float) -> float:
-    """The noise scale at a loss, in sequences: the geometric mean over the runs that measured it on their way there."""
+def close(entry: dict[str, Any], noise: Mean) -> bool | None:
+    """Whether a fitted critical batch is within FACTOR of the noise scale; None where their intervals allow both."""
+    certain = inside(entry, noise.high / FACTOR, noise.low * FACTOR)
+    # Apart only where no two values of the intervals are as near as that.
+    return certain or (False if inside(entry, noise.low / FACTOR, noise.high * FACTOR) is False else None)
+
+
+def noise_at(results: list[Result], loss: float) -> Mean:
+    """The noise scale at a loss, in sequences, over the seeds that measured it on their way there.
+
+    Within each seed the geometric mean over its runs, and over the seeds again: it spans orders of magnitude.
+    """
     found = []
-    for result in results:
-        steps, values = result.series(NOISE)
-        at = steps_to(result, loss)
-        if len(steps) > 1 and steps[0] <= at <= steps[-1] and all(v > 0 for v in values):
-            found.append(float(np.interp(at, steps, np.log(values))))
-    return float(np.exp(np.mean(found))) if found else math.nan
+    for cells in by_seed(results).values():
+        logs = []
+        for result in cells:
+            steps, values = result.series(NOISE)
+            at = steps_to(result, loss)
+            if len(steps) > 1 and steps[0] <= at <= steps[-1] and all(v > 0 for v in values):
+                logs.append(float(np.interp(at, steps, np.log(values))))
+        if logs:
+            found.append(float(np.mean(logs)))
+    over = mean_of(found)
+    # Above zero, whatever the interval: one seed leaves all of that open.
+    return Mean(float(np.exp(over.mean)), float(np.exp(over.low)), float(np.exp(over.high)), over.seeds)
 
 
 def _worth(law: dict, run: Result, loss: float, best: Fastest) -> dict[str, Worth]:
@@ -280,11 +316,11 @@ def _trade(best: dict[float, Fastest], laws: dict) -> Picture:
     return Picture("steps_and_examples", caption, figure)
 
 
-def _critical(critical: dict, noise: dict[float, float]) -> Picture:
+def _critical(critical: dict, noise: dict[float, Mean]) -> Picture:
     figure, (axes,) = plots.charts()
     lines = {"from steps to the loss": (list(critical), [entry["value"] for entry in critical.values()])}
-    if any(math.isfinite(each) for each in noise.values()):
-        lines["gradient noise scale"] = (list(noise), list(noise.values()))
+    if any(math.isfinite(each.mean) for each in noise.values()):
+        lines["gradient noise scale"] = (list(noise), [each.mean for each in noise.values()])
     plots.draw(axes, lines, "loss, nats per token", "critical batch, sequences", log_y=True)
     caption = f"The critical batch as the loss falls, {' and '.join(lines)}."
     if critical and all(entry["low"] is not None for entry in critical.values()):

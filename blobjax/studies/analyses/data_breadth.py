@@ -5,6 +5,7 @@ had not been trained for. Here the loss of held-out text is measured, by domain.
 """
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -94,18 +95,24 @@ def analyse(results: list[Result]) -> Finding:
             if found.multiplier is None:
                 continue
             low, high = found.low, found.high
-            if low is None or high is None:
-                span, helped = "", None
-            else:
-                span = f" ({low:.0%} to {high:.0%})"
-                helped = True if low > shares[own] else False if high <= shares[own] else None
+            helped = (
+                True
+                if low is not None and low > shares[own]
+                else False
+                if high is not None and high <= shares[own]
+                else None
+            )
             gained.append(helped)
+            span = "" if low is None or high is None else f" ({low:.0%} to {high:.0%})"
             words.append(
                 f"In {own} the broad run did as well as one trained on it alone for {found.multiplier:.0%} of the "
-                f"compute{span}, while {shares[own]:.0%} of its tokens were of it: "
-                + {True: "the others helped too.", False: "the others brought nothing: not as expected.",
-                   None: "whether the others helped cannot be told."}[helped]
+                f"compute{span}, while {shares[own]:.0%} of its tokens were of it"
+                + {True: ": the others helped too.", False: ": the others brought nothing: not as expected.",
+                   None: "."}[helped]
             )  # fmt: skip
+            if helped is None:
+                count = len(ends[max(lengths)][broad])
+                words.append(noise.cannot_tell(f"whether the others helped in {own}", _doubt(found, count)))
         claims += gained
     return Finding(
         reproduced=verdict(*claims),
@@ -177,9 +184,33 @@ def _ahead(lead: Mean) -> str:
 
 
 def _worth(laws: Laws, baseline: str, group: list[Point], domain: str) -> Worth:
-    """What runs that differ in the seed were worth in a domain, in the compute of runs of other data."""
+    """What runs that differ in the seed were worth in a domain, in the compute of runs of other data.
+
+    Multipliers have a geometric mean. The interval is that of the mean over the seeds, and on either side as much wider
+    as the law leaves the seed it knows least about; of one seed there is none.
+    """
     mean = sum(loss(point, domain) for point in group) / len(group)
-    return held_against(laws.get((baseline, domain)), group[0].flops, mean)
+    each = [held_against(laws.get((baseline, domain)), point.flops, loss(point, domain)) for point in group]
+    found = [worth for worth in each if worth.multiplier is not None]
+    if len(found) < len(each):
+        return replace(next(worth for worth in each if worth.multiplier is None), loss=mean)
+    over = noise.mean_of([math.log(worth.multiplier or math.nan) for worth in found])
+    multiplier, flops = math.exp(over.mean), group[0].flops
+    low = high = None
+    if over.known and all(worth.low is not None for worth in found):
+        low = math.exp(over.low) * min((worth.low or 0) / (worth.multiplier or math.nan) for worth in found)
+    if over.known and all(worth.high is not None for worth in found):
+        high = math.exp(over.high) * max((worth.high or 0) / (worth.multiplier or math.nan) for worth in found)
+    return Worth(flops, mean, multiplier * flops, multiplier, low, high)
+
+
+def _doubt(worth: Worth, seeds: int) -> str:
+    """Why what a run was worth does not decide."""
+    if seeds < 2:
+        return noise.mean_of([worth.multiplier or math.nan]).doubt
+    if worth.low is None or worth.high is None:
+        return "the fit leaves it without an interval"
+    return f"the interval over {seeds} seeds and of the law, {worth.low:.0%} to {worth.high:.0%}, allows both"
 
 
 def _curves(runs: dict[str, list[Point]], domain: str, laws: Laws) -> Picture:

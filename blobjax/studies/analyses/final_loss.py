@@ -43,4 +43,5 @@ def analyse(results: list[Result]) -> Finding:
         words=tuple(words),
         numbers={"final_loss": {named[key]: mean for key, mean in losses.items()}},
         pictures=(Picture("final_loss", caption + noise.caption([*losses.values()]), figure),),
+        claims=False,
     )

@@ -5,7 +5,7 @@ import math
 
 from blobjax.report import plots
 from blobjax.studies import noise
-from blobjax.studies.analyses.reference import SAME, gaps, listed, loss_curves
+from blobjax.studies.analyses.reference import FLUSHED, SAME, gaps, listed, loss_curves
 from blobjax.studies.finding import Finding, Picture, verdict
 from blobjax.studies.results import Result, grouped
 
@@ -37,6 +37,8 @@ def analyse(results: list[Result]) -> Finding:
         words.append(
             f"Of the gradients that are not zero in float32, up to {share:.0%} of a block's would be zero in float16."
         )
+    if any(math.isfinite(each.mean) for each in flushed.values()):
+        words.append(FLUSHED)
     pictures = [loss_curves(results, KIND, "loss_curves", "Training loss.")]
     # Of one seed: a dynamic scale moves by steps, and a mean of several would show values that no run had.
     first = next(iter(noise.by_seed(results).values()))

@@ -48,8 +48,7 @@ def analyse(results: list[Result]) -> Finding:
     losses = {name: noise.each(group, RATE, lambda result: result.capped_loss) for name, group in groups.items()}
     rates = {name: {result.label(RATE): _rate(result) for result in group} for name, group in groups.items()}
     best = {name: min(each, key=lambda rate: each[rate].mean) for name, each in losses.items()}
-    edges = {name: noise.edge(rates[name][rate], [*rates[name].values()], "learning rate")
-             for name, rate in best.items()}  # fmt: skip
+    edges = {name: noise.edge_in_a_seed(group, _rate, "learning rate") for name, group in groups.items()}
     logits = _by_kind(results, largest_logit)
     words = [f"Sensitivity: {listed(found)} nats."]
     claims: list[bool | None] = [] if {PLAIN, QK_NORM, Z_LOSS} <= found.keys() else [None]

@@ -15,6 +15,7 @@ from blobjax.scaling import prediction
 from blobjax.studies import noise
 from blobjax.studies.analyses import fits, law_plots
 from blobjax.studies.finding import Finding, Picture, Prediction, verdict
+from blobjax.studies.noise import Mean
 from blobjax.studies.results import Result
 from blobjax.studies.study import SIZE
 
@@ -28,27 +29,41 @@ FALLS = 0.01
 def analyse(results: list[Result]) -> Finding:
     """The loss of each rung, a law through them, how it would have predicted the largest, and the next rung."""
     rows = sorted(fits.ends(results), key=lambda each: each[1]["flops"])
-    columns = ("non_embedding_params", "tokens", "flops", fits.LOSS)
-    numbers: dict[str, Any] = {name: {each.cell.name: row[name] for each, row in rows} for name in columns}
-    means = [sum(row[fits.LOSS] for _, row in rung) / len(rung) for rung in rungs(rows)]
+    # What a rung costs does not depend on the seed.
+    columns = ("non_embedding_params", "tokens", "flops")
+    numbers: dict[str, Any] = {name: {noise.name(each): row[name] for each, row in rows} for name in columns}
+    numbers[fits.LOSS] = noise.across([each for each, _ in rows], _losses)
     words = []
-    if len(means) > 1:
-        falls = all(after < before for before, after in itertools.pairwise(means))
-        words.append("Each rung has a lower loss than the one below it." if falls else
-                     "The loss does not fall at every rung.")  # fmt: skip
+    claims: list[bool | None] = []
+    if drops := _drops(rows):
+        falls = [drop.above(0) for drop in drops.values()]
+        claims.append(noise.every(falls))
+        doubt = next((f"of {rung}, {drop.doubt}" for rung, drop in drops.items() if drop.above(0) is None), "")
+        no = ", ".join(rung for rung, each in zip(drops, falls, strict=True) if each is False)
+        words.append(
+            noise.claim(
+                claims[0],
+                "Each rung has a lower loss than the one below it.",
+                f"Not each rung has a lower loss than the one below it ({no}): not as expected.",
+                "each rung has a lower loss than the one below it",
+                doubt,
+            )
+        )
     try:
         content = fits.fit(LAW, rows)
     except BadInputError as error:
-        return Finding(None, (*words, f"{LAW} could not be fitted: {'; '.join(error.problems)}."), numbers, ())
+        words.append(f"{LAW} could not be fitted: {'; '.join(error.problems)}.")
+        return Finding(verdict(*claims, None), tuple(words), numbers, ())
     floor, exponent = content["parameters"]["E"], content["parameters"]["alpha"]
     alpha = fits.with_interval(exponent)
     # An exponent whose whole interval is above zero is a loss that falls with the compute.
-    claims: list[bool | None] = [fits.inside(exponent, FALLS, math.inf)]
+    as_power = fits.inside(exponent, FALLS, math.inf)
+    claims.append(as_power)
     stays = f"Above what stays, {fits.with_interval(floor, '.3f')} nats, the"
     if floor["value"] < 1e-3:
         stays = "These rungs show no loss that stays (E is fitted as zero, so the curve is a straight line here). The"
     words.append(f"{stays} loss falls as the compute to the power of minus {alpha}.")
-    if claims[0] is None:
+    if as_power is None:
         words.append(noise.cannot_tell("whether the loss falls as a power of the compute", fits.doubt(exponent)))
     if not content["future"]:
         claims.append(None)
@@ -74,6 +89,24 @@ def analyse(results: list[Result]) -> Finding:
         worth={each.cell.name: fits.held_against(content, row["flops"], row[fits.LOSS]) for each, row in rows},
         prediction=_next(content, rows),
     )
+
+
+def _losses(cells: list[Result]) -> dict[str, float]:
+    """Rung to its held-out loss, of one seed."""
+    return {noise.name(each): float(row[fits.LOSS]) for each, row in fits.ends(cells)}
+
+
+def _drops(rows: fits.Ends) -> dict[str, Mean]:
+    """Each rung but the smallest to how far its loss is below that of the one before it, compared within each seed."""
+    names = [noise.name(rung[0][0]) for rung in rungs(rows)]
+
+    def measure(cells: list[Result]) -> dict[str, float]:
+        losses = _losses(cells)
+        return {after: losses[before] - losses[after] for before, after in itertools.pairwise(names)
+                if {before, after} <= losses.keys()}  # fmt: skip
+
+    found = noise.across([each for each, _ in rows], measure)
+    return {name: found.get(name, noise.mean_of([])) for name in names[1:]}
 
 
 def rungs(rows: fits.Ends) -> list[fits.Ends]:

@@ -51,7 +51,6 @@ def analyse(results: list[Result]) -> Finding:
     words = []
     claims: list[bool | None] = [] if {STANDARD, MUP} <= kinds.keys() else [None]
     few = {kind: "there is one width" for kind in kinds if len(coordinates[kind]) < 2}
-    tried = {kind: sorted({_rate(result) for result in group}) for kind, group in kinds.items()}
 
     def claimed(holds: bool | None, what: str, asked: str, doubt: str, kind: str) -> str:
         claims.append(None if kind in few else holds)
@@ -76,8 +75,12 @@ def analyse(results: list[Result]) -> Finding:
         words.append(f"{kind}: the best learning rate is {where}; the narrowest model's costs {cost.shown()} nats on "
                      "the widest.")  # fmt: skip
         if kind == MUP:
-            narrow = next(iter(widths.values()))
-            doubt = noise.edge(narrow, tried[kind], "learning rate of the narrowest model")
+            # At either end: a lower loss beyond the grid on the widest model would make the cost larger.
+            of_widths = [*grouped(kinds[kind], WIDTH).values()]
+            ends = {"narrowest": of_widths[0], "widest": of_widths[-1]}
+            doubts = [noise.edge_in_a_seed(cells, _rate, f"learning rate of the {which} model")
+                      for which, cells in ends.items()]  # fmt: skip
+            doubt = next(filter(None, doubts), "")
             transfers = f"µP's learning rate transfers to within {TRANSFERRED} nats"
             no = f"µP's learning rate costs more than {TRANSFERRED} nats: not as expected"
             claims.append(None if doubt or kind in few else cost.below(TRANSFERRED))

@@ -2,7 +2,7 @@
 
 from blobjax.report import plots
 from blobjax.studies import noise
-from blobjax.studies.analyses.reference import SAME, gap, gaps, listed, loss_curves
+from blobjax.studies.analyses.reference import FLUSHED, SAME, gap, gaps, listed, loss_curves
 from blobjax.studies.finding import Finding, Picture, verdict
 from blobjax.studies.noise import Mean
 from blobjax.studies.results import Result, grouped
@@ -100,7 +100,7 @@ def _blocks(groups: dict[str, list[Result]]) -> Picture:
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=11)
     caption = (
         "By block at the last probed step. Left: the weights against themselves rounded to the cell's format. Right: "
-        "gradients that are not zero and would be in that format."
+        f"gradients that are zero in that format. {FLUSHED}"
     )
     if none := [name for name, (xs, _) in ratios.items() if not xs]:
         caption += f" {', '.join(none)} has neither, and no line."

@@ -12,6 +12,11 @@ from blobjax.studies.results import Result, grouped
 # Nats by which a final loss may differ from the reference's, which had the same weights and batches, and count as the
 # same. Another seed changes more: four of them ended between 2.494 and 2.592 (precision-ladder's base).
 SAME = 0.03
+FLUSHED = (
+    "The share of flushed gradients is of the gradients that are not zero where training is in float32 or bfloat16, "
+    "and of all gradients in narrower formats: a product may have been rounded to zero there, so zeros count."
+)
+"""What the probe `grad_flush_fraction` counts, for a page that has several formats side by side."""
 
 
 def gap(result: Result, reference: Result) -> float:

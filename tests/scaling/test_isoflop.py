@@ -11,7 +11,7 @@ from blobjax.scaling.fit_schema import damage
 from blobjax.scaling.laws import LAWS, Settings
 from blobjax.scaling.laws.envelope import envelope
 from blobjax.scaling.laws.isoflop import best_of_budgets
-from blobjax.scaling.laws.law import budgets
+from blobjax.scaling.laws.law import CHAIN, budgets
 from blobjax.scaling.prediction import predict
 from tests.scaling.synthetic import BESIROGLU, cross, isoflops, made, scattered, with_noise
 
@@ -182,6 +182,24 @@ def test_groups_that_could_be_otherwise_are_said(spread, tolerance, count, said)
     best = best_of_budgets(x, Settings(budget_tolerance=tolerance))
     assert best.notes[0].startswith(f"{count} budgets")
     assert any(said in note for note in best.notes) == (said != "chain"), best.notes
+
+
+def test_the_tolerance_that_is_advised_can_be_given():
+    """Budgets that would be one only with more than --budget-tolerance takes are not called close."""
+    chain, next_budget = np.geomspace(1, 1.31, 16), 1.31 * 1.3005
+    flops = np.concatenate([1e18 * chain, np.repeat(1e18 * next_budget, 8), *(np.repeat(10.0**n, 8) for n in (19, 20))])
+    params = np.sqrt(flops / 120) * np.resize(np.geomspace(0.5, 2, 8), len(flops))
+    x = exact({"params": params, "tokens": flops / 6 / params, "flops": flops})
+    assert not any("lie only" in note for note in best_of_budgets(x, Settings()).notes)
+    # 24% and 25.5% apart as a whole: one could be a budget, the other would be refused.
+    for top, said in ((1.24, 1), (1.255, 0)):
+        spread = np.array([1, 1.1, 1.1 + (top - 1.1) / 2, top]).repeat(2)
+        x = isoflops()
+        x = exact({**x, "flops": x["flops"] * np.tile(spread, 5)})
+        advised = [note.rpartition(" ")[2] for note in best_of_budgets(x, Settings(budget_tolerance=0.08)).notes
+                   if "lie only" in note]  # fmt: skip
+        assert (len(advised) > 0) == said
+        assert all(0.08 < float(tolerance) <= CHAIN for tolerance in advised)
 
 
 def test_points_without_budgets_are_no_isoflops():

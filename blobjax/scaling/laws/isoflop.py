@@ -128,7 +128,7 @@ def _grouped(x: Columns, found: list[Valley], settings: Settings) -> str:
 
 
 def _ambiguous(x: Columns, found: list[Valley], settings: Settings) -> list[str]:
-    """A sentence for each chain, and for each two budgets that lie nearly as close as the points of one may."""
+    """A sentence for each chain, and for each two budgets that could be one and lie nearly as close as its points."""
     tolerance, ranges = settings.budget_tolerance, [(x["flops"][each.group].min(), x["flops"][each.group].max())
                                                     for each in found]  # fmt: skip
     notes = [
@@ -140,7 +140,8 @@ def _ambiguous(x: Columns, found: list[Valley], settings: Settings) -> list[str]
     close = []
     for (low, high), (next_low, next_high) in pairwise(ranges):
         gap, widest_range = next_low / high - 1, max(high / low, next_high / next_low) - 1
-        if gap <= max(2 * tolerance, widest_range):
+        # Together over more than CHAIN they would be refused, and no tolerance above it is accepted.
+        if gap <= max(2 * tolerance, widest_range) and next_high / low - 1 <= CHAIN:
             close.append(
                 f"budgets up to {high:.4g} and from {next_low:.4g} FLOPs lie only {gap:.2g} apart; if they are one, "
                 f"give --budget-tolerance {_rounded_up(gap)}"

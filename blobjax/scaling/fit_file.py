@@ -49,9 +49,9 @@ def make(law: Law, points: Points, settings: Settings) -> dict[str, Any]:
     if not (np.all(np.isfinite(found.values)) and np.all(np.isfinite([found.objective, *found.residuals]))):
         raise BadInputError(_ran_off(law, settings, found))
     draws = fitting.bootstrap(law, x, settings, found)
-    failed = settings.bootstrap - len(draws)
+    failed = settings.bootstrap - len(draws) if found.noise_known else 0
     notes = [*points.notes, *found.notes, *_diverged(law, points, settings, found)]
-    notes += _resampled(settings, len(draws))
+    notes += _resampled(settings, len(draws)) if found.noise_known else []
     if len(draws) < max(certainty.FEWEST, settings.bootstrap / 2):
         draws = draws[:0]
     within = certainty.share(settings.level, law.independent(x, found), len(law.names) - len(settings.fixed))

@@ -203,8 +203,10 @@ def bootstrap(law: Law, x: Columns, settings: Settings, found: Estimate) -> np.n
     of Karush, Kuhn and Tucker). Those that would are fitted from the best of the law's own starts too.
 
     Returns:
-      [at most settings.bootstrap, parameters].
+      [at most settings.bootstrap, parameters]; none where no noise is known that resamples could differ by.
     """
+    if not found.noise_known:
+        return np.zeros((0, len(law.names)))
     rng = np.random.default_rng(settings.seed)
     draws = []
     count = len(found.residuals)

@@ -154,10 +154,13 @@ def prediction(result: dict[str, Any], target: str, level: float) -> str:
     """What `predict` found."""
     lines = [f"{result['law']} at " + ", ".join(f"{name} {number(value)}" for name, value in result["at"].items())]
     found = result[target]
-    spread = f"{level:.0%} of the law {number(found['low'])} to {number(found['high'])}"
+    spread = "no interval"
+    if found["low"] is not None:
+        spread = f"{level:.0%} of the law {number(found['low'])} to {number(found['high'])}"
     if found["run_low"] is not None:
         spread += f", of a single run {number(found['run_low'])} to {number(found['run_high'])}"
     lines.append(f"{target}: {found['value']:.5g} ({spread})")
     for name, entry in result.get("optimum", {}).items():
-        lines.append(f"best {name}: {number(entry['value'])} ({number(entry['low'])} to {number(entry['high'])})")
+        span = f"{number(entry['low'])} to {number(entry['high'])}" if entry["low"] is not None else "no interval"
+        lines.append(f"best {name}: {number(entry['value'])} ({span})")
     return "\n".join([*lines, *(f"note: {note}" for note in result["notes"])])

@@ -1,15 +1,19 @@
 """Chinchilla's approaches 1 and 2: what they find, and what they refuse."""
 
+import json
+
 import numpy as np
 import pytest
 
 from blobjax.config import BadInputError
-from blobjax.scaling import certainty, fitting
+from blobjax.scaling import certainty, fit_file, fitting, text
+from blobjax.scaling.fit_schema import damage
 from blobjax.scaling.laws import LAWS, Settings
 from blobjax.scaling.laws.envelope import envelope
 from blobjax.scaling.laws.isoflop import best_of_budgets
-from blobjax.scaling.laws.law import budgets
-from tests.scaling.synthetic import BESIROGLU, cross, isoflops, scattered, with_noise
+from blobjax.scaling.laws.law import CHAIN, budgets
+from blobjax.scaling.prediction import predict
+from tests.scaling.synthetic import BESIROGLU, cross, isoflops, made, scattered, with_noise
 
 LAW = LAWS["chinchilla-2"]
 ALL_SIZES = Settings(window=1e50)
@@ -75,6 +79,35 @@ def test_a_budget_of_three_sizes_is_taken_and_said_and_one_of_two_refused():
     assert "budget 1e+20: 2 sizes; a lowest point takes 3" in found.notes
     assert found.details["budgets"]["flops"] == pytest.approx([1e18, 3e18, 1e19, 3e19])
     assert found.details["budgets"]["params"][2] == pytest.approx(true_best(1e19)[0], rel=0.05)
+
+
+@pytest.mark.parametrize("vertex", ["parabola", "akima"])
+def test_three_sizes_tell_no_noise_and_so_no_interval(vertex):
+    """A curve through three points leaves no errors: resamples of it would all be the same, of no width."""
+    x = exact(isoflops(sizes=3, spread=2.0), 0.01)
+    content = made("chinchilla-2", x, bootstrap=20, vertex=vertex)
+    assert all((entry["low"], entry["high"]) == (None, None) for entry in content["parameters"].values())
+    said = "no budget with a lowest point has more than three sizes: no noise is known, so no intervals"
+    assert content["notes"].count(said) == 1
+    assert not any("resamples" in note for note in content["notes"])
+    assert (content["bootstrap"]["draws"], content["bootstrap"]["failed"]) == ([], 0)
+    assert damage(json.loads(json.dumps(fit_file.jsonable(content)))) == ""
+    assert text.number(content["parameters"]["a"]["value"]) in text.fit(content)
+    found = predict(content, {"flops": 1e21})
+    assert found["loss"].items() >= dict.fromkeys(("low", "high", "run_low", "run_high")).items()
+    assert f"best params: {text.number(found['optimum']['params']['value'])} (no interval)" in text.prediction(
+        found, "loss", 0.9
+    )
+
+
+@pytest.mark.parametrize("vertex", ["parabola", "akima"])
+def test_one_budget_of_four_sizes_tells_the_noise_of_all(vertex):
+    x = exact(isoflops(sizes=4, spread=2.0), 0.003)
+    keep = (x["flops"] == 1e19) | (np.arange(20) % 4 != 3)
+    content = made("chinchilla-2", {name: each[keep] for name, each in x.items()}, bootstrap=20, vertex=vertex)
+    a = content["parameters"]["a"]
+    assert a["low"] < a["high"]
+    assert not any("no noise is known" in note for note in content["notes"])
 
 
 def test_no_law_without_three_budgets():
@@ -149,6 +182,24 @@ def test_groups_that_could_be_otherwise_are_said(spread, tolerance, count, said)
     best = best_of_budgets(x, Settings(budget_tolerance=tolerance))
     assert best.notes[0].startswith(f"{count} budgets")
     assert any(said in note for note in best.notes) == (said != "chain"), best.notes
+
+
+def test_the_tolerance_that_is_advised_can_be_given():
+    """Budgets that would be one only with more than --budget-tolerance takes are not called close."""
+    chain, next_budget = np.geomspace(1, 1.31, 16), 1.31 * 1.3005
+    flops = np.concatenate([1e18 * chain, np.repeat(1e18 * next_budget, 8), *(np.repeat(10.0**n, 8) for n in (19, 20))])
+    params = np.sqrt(flops / 120) * np.resize(np.geomspace(0.5, 2, 8), len(flops))
+    x = exact({"params": params, "tokens": flops / 6 / params, "flops": flops})
+    assert not any("lie only" in note for note in best_of_budgets(x, Settings()).notes)
+    # 24% and 25.5% apart as a whole: one could be a budget, the other would be refused.
+    for top, said in ((1.24, 1), (1.255, 0)):
+        spread = np.array([1, 1.1, 1.1 + (top - 1.1) / 2, top]).repeat(2)
+        x = isoflops()
+        x = exact({**x, "flops": x["flops"] * np.tile(spread, 5)})
+        advised = [note.rpartition(" ")[2] for note in best_of_budgets(x, Settings(budget_tolerance=0.08)).notes
+                   if "lie only" in note]  # fmt: skip
+        assert (len(advised) > 0) == said
+        assert all(0.08 < float(tolerance) <= CHAIN for tolerance in advised)
 
 
 def test_points_without_budgets_are_no_isoflops():

@@ -136,6 +136,21 @@ def test_an_exponent_whose_interval_is_too_wide_is_not_told():
         assert any("Cannot tell" in words for words in found.words)
 
 
+def test_three_sizes_cannot_tell():
+    """Their parabolas go through all points, so nothing is known of the noise."""
+    found = isoflop.analyse([cell(budget, width) for budget in BUDGETS for width in (32, 64, 128)])
+    assert found.reproduced is None
+    doubts = [words for words in found.words if words.startswith("Cannot tell ")]
+    assert len(doubts) == 2
+    assert all("no budget has more than three sizes, so no noise is known" in words for words in doubts)
+    expected = found.prediction.expected["chinchilla-2"]
+    assert expected["value"] > 0
+    assert expected["low"] is expected["run_low"] is None
+    growth = found.pictures[1]
+    assert "there are no intervals" in growth.caption
+    assert to_png(growth.figure).startswith(b"\x89PNG")
+
+
 def test_too_few_cells_give_words_and_no_law():
     found = isoflop.analyse([cell(1e12, width) for width in WIDTHS])
     assert (found.reproduced, found.laws, found.prediction) == (None, {}, None)

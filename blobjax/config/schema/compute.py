@@ -55,7 +55,8 @@ class Compute(Section):
     gradient_reduction: Literal["float32", "compute"] = "float32"
     """Format in which the gradients of weights leave their products, and so are summed over devices. compute: that of
     conditioning.precision's activations, which in 16 bits is half the bytes, each partial sum rounded to it. What is
-    added up afterwards is float32 either way, and so are the gradients of embeddings and norms."""
+    added up afterwards is float32 either way, and so are the gradients of embeddings and norms, and of weights whose
+    products are of a narrower format (int8 to nvfp4)."""
     virtual_cpu_devices: Count = 0
     """Run on the CPU and make it appear as this many devices; 0: not. JAX_NUM_CPU_DEVICES in the environment wins."""
     cpu_threads: Count = 0

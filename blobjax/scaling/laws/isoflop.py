@@ -95,7 +95,10 @@ def best_of_budgets(x: Columns, settings: Settings) -> Best:
     kept = [each for each in found if not each.refused]
     notes = [_grouped(x, found, settings), *_ambiguous(x, found, settings), _way(x, found, settings, chosen)]
     notes += [*_of_three(x, kept, chosen), *_misfits(x, kept, chosen)]
-    return Best(columns(rows), _refused(x, found), tuple(notes), np.concatenate(scatter) if scatter else np.zeros(0))
+    errors = np.concatenate([*scatter, np.zeros(0)])
+    if kept and not len(errors):
+        notes.append("no budget with a lowest point has more than three sizes: no noise is known, so no intervals")
+    return Best(columns(rows), _refused(x, found), tuple(notes), errors)
 
 
 def _sizes(x: Columns, valley: Valley) -> int:
@@ -125,7 +128,7 @@ def _grouped(x: Columns, found: list[Valley], settings: Settings) -> str:
 
 
 def _ambiguous(x: Columns, found: list[Valley], settings: Settings) -> list[str]:
-    """A sentence for each chain, and for each two budgets that lie nearly as close as the points of one may."""
+    """A sentence for each chain, and for each two budgets that could be one and lie nearly as close as its points."""
     tolerance, ranges = settings.budget_tolerance, [(x["flops"][each.group].min(), x["flops"][each.group].max())
                                                     for each in found]  # fmt: skip
     notes = [
@@ -137,7 +140,8 @@ def _ambiguous(x: Columns, found: list[Valley], settings: Settings) -> list[str]
     close = []
     for (low, high), (next_low, next_high) in pairwise(ranges):
         gap, widest_range = next_low / high - 1, max(high / low, next_high / next_low) - 1
-        if gap <= max(2 * tolerance, widest_range):
+        # Together over more than CHAIN they would be refused, and no tolerance above it is accepted.
+        if gap <= max(2 * tolerance, widest_range) and next_high / low - 1 <= CHAIN:
             close.append(
                 f"budgets up to {high:.4g} and from {next_low:.4g} FLOPs lie only {gap:.2g} apart; if they are one, "
                 f"give --budget-tolerance {_rounded_up(gap)}"
@@ -204,7 +208,7 @@ def _misfits(x: Columns, kept: list[Valley], chosen: Settings) -> list[str]:
 def _another_sample(x: Columns, settings: Settings) -> Callable[[np.random.Generator], dict[str, np.ndarray]]:
     """The losses of the curves, with errors drawn from all that there were: a budget has too few points to draw.
 
-    Points that no curve was fitted to are taken as they were measured.
+    Points that no curve was fitted to are taken as they were measured. Some curve must have errors.
     """
     found = valleys(x, settings)
     centre = x["loss"].copy()
@@ -213,21 +217,22 @@ def _another_sample(x: Columns, settings: Settings) -> Callable[[np.random.Gener
             used = each.group[each.params.used]
             centre[used] = each.params.curve(np.log(x["params"][used]))
     errors = [each.params.errors for each in found if not each.refused and isinstance(each.params, Lowest)]
-    scatter = np.concatenate([*errors, np.zeros(0)])
+    scatter = np.concatenate(errors)
     scale = np.sqrt(x["weight"].mean() / x["weight"]) if "weight" in x else np.ones_like(centre)
 
     def draw(rng: np.random.Generator) -> dict[str, np.ndarray]:
-        off = rng.choice(scatter, len(centre)) * scale if len(scatter) else np.zeros(len(centre))
-        return {**x, "loss": centre * (1 + off)}
+        return {**x, "loss": centre * (1 + rng.choice(scatter, len(centre)) * scale)}
 
     return draw
 
 
 def _estimate(x: Columns, settings: Settings) -> Estimate:
-    found = grow(best_of_budgets(x, settings))
+    best = best_of_budgets(x, settings)
+    found = grow(best)
     chosen = settled(x, settings)
     bounded = chosen.window is not None and chosen.window < RANGE[1]
-    return replace(found, details=found.details | {"window": chosen.window if bounded else None})
+    details = found.details | {"window": chosen.window if bounded else None}
+    return replace(found, details=details, noise_known=len(best.scatter) > 0)
 
 
 CHINCHILLA_2 = law(

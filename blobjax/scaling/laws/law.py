@@ -94,6 +94,7 @@ class Estimate:
       converged: no step from here would lower the objective noticeably.
       notes: what a reader must know, a sentence each.
       details: more numbers, by name, for the fit file.
+      noise_known: False where the points tell nothing of their noise: resamples would all be alike.
     """
 
     values: np.ndarray
@@ -102,6 +103,7 @@ class Estimate:
     converged: bool = True
     notes: tuple[str, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
+    noise_known: bool = True
 
 
 @dataclass(frozen=True)

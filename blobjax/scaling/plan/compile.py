@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from blobjax.compute.flops import flops_per_token, param_count
 from blobjax.compute.sharding import make_layout
@@ -143,8 +144,7 @@ def compile_step(config: Config, machine: Machine) -> Step:
     )
     mesh, clockwork = program.layout.mesh, program.clockwork
     batch, length = program.shape_BT
-    found, precision = collectives(module, mesh), policy(config.conditioning)
-    reduction = precision.gradient if config.compute.gradient_reduction == "float32" else precision.compute
+    found = collectives(module, mesh)
     return Step(
         mesh=mesh,
         attention=attention,
@@ -157,10 +157,18 @@ def compile_step(config: Config, machine: Machine) -> Step:
         model_flops=flops_per_token(config.model, length) * batch * length,
         hardware_flops=hardware_flops(traced.jaxpr.jaxpr, config),
         traffic=traffic(module),
-        gradient_reduction=jnp.dtype(reduction).name,
+        gradient_reduction=jnp.dtype(_reduction(config)).name,
         gradient_sent=sent_for_gradients(found),
         notes=_notes(module, config, machine, attention, sent_for_gradients(found)),
     )
+
+
+def _reduction(config: Config) -> DTypeLike:
+    """The format that gradients of weights are summed over devices in."""
+    precision = policy(config.conditioning)
+    # Products in a matmul format give float32 whatever is asked for.
+    asked = config.compute.gradient_reduction == "compute" and precision.matmul is None
+    return precision.compute if asked else precision.gradient
 
 
 @contextlib.contextmanager
@@ -212,10 +220,12 @@ def _notes(module: hlo.Module, config: Config, machine: Machine, attention: str,
         notes.append("products of float32 are slower than the bfloat16 peak that times are reckoned with")
     if machine.torus and machine.slices > 1 and machine.chip is not None and machine.chip.network_bandwidth is None:
         notes.append("the network between slices is not published for this chip; no time is reckoned for it")
-    if config.compute.gradient_reduction == "float32" and policy(config.conditioning).compute != jnp.float32 and sent:
+    precision = policy(config.conditioning)
+    narrower = precision.compute != jnp.float32 and precision.matmul is None
+    if config.compute.gradient_reduction == "float32" and narrower and sent:
         notes.append(
             "compute.gradient_reduction=compute would send about half for the sums of gradients, each part rounded to "
-            f"{jnp.dtype(policy(config.conditioning).compute).name}"
+            f"{jnp.dtype(precision.compute).name}"
         )
     if config.compute.remat == "offload":
         notes.append("activations go to the host's memory and back; no time is reckoned for it")

@@ -24,6 +24,7 @@ from blobjax.studies.results import Result
 PARABOLAS, PARAMETRIC = "chinchilla-2", "chinchilla-3"
 # Exponents of the best size, the published three within it (0.46 to 0.50), that count as about one half.
 ABOUT_HALF = (0.4, 0.6)
+_UNCHECKED = "no budget has more than three sizes, so no noise is known"
 
 
 def analyse(results: list[Result]) -> Finding:
@@ -49,6 +50,8 @@ def analyse(results: list[Result]) -> Finding:
     }
     exponents = {name: content["parameters"][name] for name in ("a", "b", "gamma")}
     half = fits.inside(exponents["a"], *ABOUT_HALF)
+    # Where no budget has more than three sizes, nothing tells the lowest points from noise.
+    checked = len(best_of_budgets(columns, Settings()).scatter) > 0
     words = [
         f"The best size grows as the budget to the {fits.with_interval(exponents['a'])}, the best number of tokens as "
         f"the budget to the {fits.with_interval(exponents['b'])}.",
@@ -59,14 +62,15 @@ def analyse(results: list[Result]) -> Finding:
             "The exponent of the size is about one half.",
             "The exponent of the size is not about one half: not as expected.",
             f"the exponent of the size is about one half, {ABOUT_HALF[0]} to {ABOUT_HALF[1]}",
-            fits.doubt(exponents["a"]),
+            fits.doubt(exponents["a"]) if checked else _UNCHECKED,
         ),
+        *([] if checked else [noise.cannot_tell("the best size of every budget", _UNCHECKED)]),
         *(noise.cannot_tell("the best size of every budget", each) for each in refused),
         *words,
     ]
     largest = [rows[i] for each in valleys(columns, Settings()) if each.flops == best["flops"][-1] for i in each.group]
     return Finding(
-        reproduced=verdict(None if refused else True, half),
+        reproduced=verdict(True if checked and not refused else None, half),
         words=tuple(words),
         numbers=numbers,
         pictures=(*pictures, _growth(content, columns)),
@@ -148,7 +152,7 @@ def _growth(content: dict[str, Any], x: dict[str, np.ndarray]) -> Picture:
     law = LAWS[PARABOLAS]
     best = content["details"]["budgets"]
     values, draws = fit_file.values(content), fit_file.draws(content)
-    spread = _spread(x, content["bootstrap"]["share"])
+    spread = _spread(x, content["bootstrap"]["share"]) if len(draws) else {}
     last = best["flops"][-1]
     C = np.geomspace(best["flops"][0] / 1.3, last**2 / best["flops"][-2] * 1.3, 60)
     figure, charts = plots.charts(3)
@@ -160,16 +164,20 @@ def _growth(content: dict[str, Any], x: dict[str, np.ndarray]) -> Picture:
             plots.band(axes, C.tolist(), *certainty.band(curves, content["bootstrap"]["share"]), n)
         axes.plot(C, _curve(law, values, C, name), color=plots.colour(n))
         measured = np.array(best[name])
-        ends = np.array([spread[name].get(round(float(np.log(at)), 6), (m, m)) for at, m in
-                         zip(best["flops"], measured, strict=True)])  # fmt: skip
-        errors = np.abs(ends.T - measured)
+        errors = None
+        if spread:
+            ends = np.array([spread[name].get(round(float(np.log(at)), 6), (m, m)) for at, m in
+                             zip(best["flops"], measured, strict=True)])  # fmt: skip
+            errors = np.abs(ends.T - measured)
         axes.errorbar(best["flops"], measured, yerr=errors, fmt="o", color=plots.colour(n), capsize=3)
         ticks = [float(f"{at:.2g}") for at in (*best["flops"], last**2 / best["flops"][-2])]
         plots.draw(axes, {}, "FLOPs", title, log_x=True, log_y=True, ticks=ticks)
     level = f"{content['settings']['level']:.0%}"
+    of_each, of_laws = (f", with {level} intervals from resampled parabolas,", "; bands: their intervals")
+    if not spread:
+        of_each, of_laws = "", "; there are no intervals"
     caption = (
-        f"What is best at each budget, with {level} intervals from resampled parabolas, and the power laws through "
-        "them, drawn to the next budget; bands: their intervals."
+        f"What is best at each budget{of_each} and the power laws through them, drawn to the next budget{of_laws}."
     )
     return Picture("growth", caption, figure)
 

@@ -1,14 +1,18 @@
 """Names of machines; and real compilations for TPUs and GPUs that are not here, where their compilers are installed."""
 
+import re
 from importlib.util import find_spec
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from blobjax.compute.accelerators import find
+from blobjax.conditioning.precision import POLICIES
+from blobjax.conditioning.products import Product
 from blobjax.config import BadInputError
 from blobjax.scaling.plan import hardware
-from blobjax.scaling.plan.compile import TooLargeError, _needed, _notes, compile_step, program_for
+from blobjax.scaling.plan.compile import TooLargeError, _needed, _notes, _reduction, compile_step, program_for
 from blobjax.scaling.plan.hardware import find_machine
 from blobjax.scaling.plan.hlo import Module
 from blobjax.training.memory import memory_bytes
@@ -116,6 +120,27 @@ def test_what_is_not_reckoned_is_noted():
     assert _notes(nothing, tiny("compute.remat=full"), machine, "xla", 0) == ()
     (note,) = _notes(nothing, tiny("compute.remat=offload"), machine, "xla", 0)
     assert "no time is reckoned" in note
+
+
+@pytest.mark.parametrize("precision", POLICIES)
+@pytest.mark.parametrize("reduction", ["float32", "compute"])
+def test_the_format_of_the_sums_of_gradients_is_that_of_the_products(precision, reduction):
+    overrides = [f"conditioning.precision={precision}", f"compute.gradient_reduction={reduction}"]
+    if POLICIES[precision].matmul and precision != "int8":
+        overrides.append("conditioning.simulate=true")
+    config = tiny(*overrides)
+    product = Product(config, "blocks/attention/out")
+    x, w, g = jnp.ones((2, 8), product.policy.compute), jnp.ones((8, 4)), jnp.ones((2, 4), product.policy.compute)
+    # The format in which w's gradient leaves its product, before it is cast to that of w.
+    traced = str(jax.make_jaxpr(lambda x, w, g: jax.vjp(lambda x, w: product(x, w), x, w)[1](g)[1])(x, w, g))
+    halved = re.search(r":b?f16\[(8,4|4,8)\] = dot_general", traced) is not None
+    found = jnp.dtype(_reduction(config))
+    assert (found.itemsize == 2) == halved, traced
+    notes = _notes(Module({}, ""), config, find_machine("cpu:8"), "xla", 1e6)
+    said = any("gradient_reduction=compute would send about half" in note for note in notes)
+    # Said where asking for it would change something.
+    asked = jnp.dtype(_reduction(tiny(*overrides, "compute.gradient_reduction=compute")))
+    assert said == (asked.itemsize < found.itemsize)
 
 
 @pytest.mark.parametrize(

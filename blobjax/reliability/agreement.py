@@ -100,12 +100,10 @@ def check_shared(directory: Path) -> None:
     """
     if not jax.distributed.is_initialized():
         return
-    from jax._src.distributed import global_state
-
-    client: Any = global_state.client
+    client, rank, _ = _store()
     call = f"blobjax/directory/{next(_calls)}"
     with ExitStack() as stack:
-        if global_state.process_id == 0:
+        if rank == 0:
             file = stack.enter_context(tempfile.NamedTemporaryFile(dir=_existing(directory), prefix=".blobjax-"))
             client.key_value_set(f"{call}/name", Path(file.name).name)
         seen = sees(directory, _read(client, call, None, "name"))
@@ -226,16 +224,12 @@ def _together(mine: Any, judge: Callable[[list[Any]], list[Any]], patience_secon
       judge: what everyone has said, by process, to what is wrong with it; empty if nothing is.
       patience_seconds: how long each is waited for; None: without a limit.
     """
-    # jax has no public way to the store.
-    from jax._src.distributed import global_state
-
-    client: Any = global_state.client
-    rank = global_state.process_id
+    client, rank, processes = _store()
     call = f"blobjax/agreement/{next(_calls)}"
     read = partial(_read, client, call, patience_seconds)
     client.key_value_set(f"{call}/{rank}", json.dumps(mine))
     if rank == 0:
-        wrong = judge([json.loads(read(str(process))) for process in range(global_state.num_processes)])
+        wrong = judge([json.loads(read(str(process))) for process in range(processes)])
         client.key_value_set(f"{call}/wrong", json.dumps(wrong))
     found: list[Any] = json.loads(read("wrong"))
     if found:
@@ -292,3 +286,13 @@ def _numbers(processes: list[int]) -> str:
         else:
             runs.append([process, process])
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def _store() -> tuple[Any, int, int]:
+    """The key-value store of jax's coordinator, to which jax has no public way; this process's number, and of how many.
+
+    jax's own `process_count` would start a backend.
+    """
+    from jax._src.distributed import global_state
+
+    return global_state.client, global_state.process_id, global_state.num_processes

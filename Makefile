@@ -20,7 +20,7 @@ test: $(VENV)/.installed-test
 test-engines: $(VENV)/.installed-test $(VENV)-plan/.installed
 	tests/engines/install.sh $(BIN)/python
 	$(BIN)/python -m pytest tests/engines tests/report
-	$(VENV)-plan/bin/python -m pytest tests/scaling/plan
+	$(VENV)-plan/bin/python -m pytest tests/plan
 
 # Real faults done to real runs, all of them: 14 minutes on 2 cores. Some need root (a tmpfs), gcc or Linux, and say so.
 drills: $(VENV)/.installed-test

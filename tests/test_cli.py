@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 import pytest
 
-from blobjax.reliability.run_directory import read_jsonl
+from blobjax.runs.directory import read_jsonl
 from tests.tiny import TINY
 
 

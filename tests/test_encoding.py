@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from blobjax.reliability.run_directory import read_jsonl
+from blobjax.runs.directory import read_jsonl
 from tests.tiny import TINY
 
 LOCAL = Path(__file__).parent.parent / "launch" / "local.py"
@@ -100,7 +100,7 @@ def test_the_launcher_loses_no_line(name):
 
 
 def test_the_last_words_are_said_whatever_letters_they_have():
-    code = "from blobjax.reliability.leaving import leave; leave(7, 'no \\udcff, no 雲')"
+    code = "from blobjax.processes.leaving import leave; leave(7, 'no \\udcff, no 雲')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment("ascii"), timeout=60)
     assert (done.returncode, done.stderr) == (7, b"no \\udcff, no \\u96f2\n")
 

@@ -7,18 +7,26 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "blobjax"
 # Each room may import itself and these.
+TRAINER = {"config", "compute", "runs", "conditioning", "data", "model", "objectives", "program", "checkpointing"} | {
+    "processes",
+    "training",
+}
 MAY_IMPORT = {
     "config": set(),
     "compute": {"config"},
-    "reliability": {"config", "compute"},
-    "conditioning": {"config", "compute"},
+    "runs": {"config", "compute"},
     "data": {"config"},
+    "conditioning": {"config", "compute"},
     "model": {"config", "compute", "conditioning"},
     "objectives": {"config", "compute", "conditioning", "data", "model"},
-    "training": {"config", "compute", "reliability", "conditioning", "data", "model", "objectives"},
-    "scaling": {"config", "compute", "reliability", "conditioning", "model", "training"},
-    "report": {"config", "compute", "reliability"},
-    "studies": {"config", "compute", "reliability", "training", "scaling", "report"},
+    "program": {"config", "compute", "conditioning", "data", "model", "objectives"},
+    "processes": {"config", "compute", "runs"},
+    "checkpointing": {"config", "compute", "runs", "processes", "program"},
+    "training": TRAINER - {"training"},
+    "plan": {"config", "compute", "conditioning", "data", "model", "objectives", "program", "runs"},
+    "report": {"config", "compute", "runs"},
+    "laws": {"config", "compute", "runs", "report"},
+    "studies": TRAINER | {"plan", "laws", "report"},
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if len(path.relative_to(PACKAGE).parts) > 1)
 FILES = [path for path in FILES if path.parent.name != "cli"]  # which may import all, and which nothing imports

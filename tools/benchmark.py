@@ -21,7 +21,7 @@ import tempfile  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from blobjax.config import BadInputError, load  # noqa: E402
-from blobjax.reliability import streams  # noqa: E402
+from blobjax.processes import streams  # noqa: E402
 
 
 def main() -> int:
@@ -65,12 +65,12 @@ def measure(name: str, overrides: list[str], steps: int, warmup: int) -> dict:
     import jax
     import numpy as np
 
+    from blobjax.checkpointing.checkpointer import Checkpointer
     from blobjax.compute.flops import param_count
     from blobjax.compute.sharding import make_layout
-    from blobjax.training.batches import local_rows, to_global
-    from blobjax.training.checkpoints import Checkpointer
+    from blobjax.program.batches import local_rows, to_global
+    from blobjax.program.program import make_program
     from blobjax.training.loop import StepReport, run
-    from blobjax.training.program import make_program
 
     imported = time.perf_counter()
     # An epoch has no meaning here; durations in epochs come out as if the data were one batch.

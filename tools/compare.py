@@ -14,7 +14,7 @@ import sys
 import time
 
 from blobjax.config import BadInputError, load
-from blobjax.reliability import streams
+from blobjax.processes import streams
 
 
 def main() -> int:
@@ -47,7 +47,7 @@ def compare(configs: list, steps: int, rounds: int) -> tuple[list[float], list[f
     import numpy as np
 
     from blobjax.compute.sharding import make_layout
-    from blobjax.training.program import make_program
+    from blobjax.program.program import make_program
 
     programs = []
     for config in configs:

@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from blobjax.reliability import streams  # noqa: E402
+from blobjax.processes import streams  # noqa: E402
 from tools.drills import checkpoints, data, processes, resume, storage  # noqa: E402, F401
 from tools.drills.registry import DRILLS, Drill  # noqa: E402
 from tools.drills.run import CannotRunError, DrillFailedError, Drills  # noqa: E402

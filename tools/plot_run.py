@@ -8,8 +8,8 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from blobjax.reliability import streams
-from blobjax.reliability.run_directory import RunDirectory, read_jsonl
+from blobjax.processes import streams
+from blobjax.runs.directory import RunDirectory, read_jsonl
 
 
 def main() -> int:

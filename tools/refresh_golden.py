@@ -34,8 +34,8 @@ def first_losses(name: str, steps: int, *overrides: str) -> list[float]:
     from blobjax import data
     from blobjax.compute.sharding import make_layout
     from blobjax.config import load
-    from blobjax.training.batches import global_batches
-    from blobjax.training.program import make_program
+    from blobjax.program.batches import global_batches
+    from blobjax.program.program import make_program
 
     config = load(name, overrides)
     stream = data.open_stream(config, data.prepare(config))

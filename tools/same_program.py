@@ -47,7 +47,9 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     "fp8-delayed": ("conditioning={precision: fp8, simulate: true, matmul_scaling: delayed}",),
     "fp8-delayed-guard": ("conditioning={precision: fp8, simulate: true, matmul_scaling: delayed}", GUARD),
     "mxfp8": ("conditioning={precision: mxfp8, simulate: true}",),
-    "nvfp4-overrides": ("conditioning={precision: nvfp4, simulate: true, precision_overrides: {blocks/mlp/down: bfloat16}}",),
+    "nvfp4-overrides": (
+        "conditioning={precision: nvfp4, simulate: true, precision_overrides: {blocks/mlp/down: bfloat16}}",
+    ),
     "mup": ("conditioning.parametrisation={kind: mup, base_width: 32}", "optimizer.name=adamw"),
     "completep": (
         "conditioning.parametrisation={kind: completep, base_width: 32, base_depth: 1}",
@@ -95,8 +97,8 @@ def record(out: Path) -> int:
     jax.config.update("jax_num_cpu_devices", DEVICES)
     from blobjax.compute.sharding import make_layout
     from blobjax.config import dump, load
-    from blobjax.training.program import make_program
-    from blobjax.training.state import flatten
+    from blobjax.program.program import make_program
+    from blobjax.program.state import flatten
 
     out.mkdir(parents=True, exist_ok=True)
     for case, (name, overrides, devices) in cases().items():

@@ -45,11 +45,11 @@ def main() -> None:
     parser.add_argument("--trace", action="store_true", help="slower: also name the lines that hold new memory")
     arguments = parser.parse_args()
 
+    from blobjax.checkpointing.checkpointer import Checkpointer
     from blobjax.compute import runtime
     from blobjax.compute.sharding import make_layout
     from blobjax.config import load
-    from blobjax.training.checkpoints import Checkpointer
-    from blobjax.training.program import make_program
+    from blobjax.program.program import make_program
 
     small = "model={vocab_size: 256, n_layers: 2, d_model: 64, n_heads: 4, d_ff: 128, activation: swiglu}"
     config = load("laptop", [small, "data.seq_len=64", "checkpoint.keep=2"])

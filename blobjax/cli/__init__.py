@@ -15,12 +15,12 @@ from blobjax.cli import early
 def main() -> None:
     """Entry point. Exit codes: 0 done, 2 bad input (clear lines, no traceback), 75 resumable, 1 anything else."""
     early.listen(sys.argv[1:])
-    from blobjax.reliability import streams
+    from blobjax.processes import streams
 
     streams.open_standard()
     code, last_words = _run()
     if "jax" in sys.modules:
-        from blobjax.reliability.leaving import TOGETHER_SECONDS, leave
+        from blobjax.processes.leaving import TOGETHER_SECONDS, leave
 
         # Processes come to 0 and 75 together, and to 2 often; one that fails must not wait for those who wait for it.
         together = {0: TOGETHER_SECONDS, 75: TOGETHER_SECONDS, 2: 1}
@@ -57,6 +57,6 @@ def _run() -> tuple[int, str]:
             if "\n" in message:  # the help of a group that was given no command
                 return error.exit_code, message
             return error.exit_code, f"blobjax: {message} (see {context.command_path if context else 'blobjax'} --help)"
-        from blobjax.reliability.leaving import verdict
+        from blobjax.processes.leaving import verdict
 
         return verdict(error)

@@ -13,7 +13,7 @@ app = typer.Typer(help="Look at a run's checkpoints; no model, no accelerator.",
 @app.command("list")
 def checkpoint_list(run: RunPath, as_json: AsJson = False) -> None:
     """Which there are: step, size, time, fingerprints, and which rule keeps it."""
-    from blobjax.training import checkpoint_command as command
+    from blobjax.checkpointing import inspection as command
 
     found = command.describe(run)
     for line in [json.dumps(found)] if as_json else command.list_lines(found):
@@ -27,7 +27,7 @@ def checkpoint_verify(
     as_json: AsJson = False,
 ) -> None:
     """Read every array and compare its fingerprint; exit code 1 when one is bad."""
-    from blobjax.training import checkpoint_command as command
+    from blobjax.checkpointing import inspection as command
 
     bad = False
     for found in command.verify(run, step):
@@ -43,7 +43,7 @@ def checkpoint_show(
     as_json: AsJson = False,
 ) -> None:
     """What one holds: every array with shape, dtype, size and fingerprint."""
-    from blobjax.training import checkpoint_command as command
+    from blobjax.checkpointing import inspection as command
 
     found = command.show(run, step)
     for line in [json.dumps(found)] if as_json else command.show_lines(found):
@@ -60,7 +60,7 @@ def checkpoint_prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which would go.")] = False,
 ) -> None:
     """Delete what no rule keeps; refused while the run trains."""
-    from blobjax.training import checkpoint_command as command
+    from blobjax.checkpointing import inspection as command
 
     for line in command.prune(run, keep, keep_every, dry_run):
         typer.echo(line)

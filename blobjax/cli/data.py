@@ -50,7 +50,7 @@ def data_describe(config: ConfigName, overrides: Overrides = None) -> None:
     settings = load(config, overrides or [])
     with data.show_progress() as progress:
         prepared = data.prepare(settings, progress)
-    from blobjax.training.program import make_clockwork
+    from blobjax.program.program import make_clockwork
 
     clockwork = make_clockwork(settings, data.open_stream(settings, prepared).tokens_per_epoch)
     sequences = clockwork.batches.sequences(clockwork.length)

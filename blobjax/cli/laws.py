@@ -57,8 +57,8 @@ def laws_fit(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Fit a scaling law to points, with intervals and a table of how it would have predicted the future."""
-    from blobjax.reliability import output
-    from blobjax.scaling import command, fit_file, text
+    from blobjax.laws import command, fit_file, text
+    from blobjax.runs import output
 
     # A fit file that is fitted again may be replaced: by the same.
     path = output.check(out, ".json", [each for each in points if not each.endswith(".json")])
@@ -96,7 +96,7 @@ def laws_predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Predict from a fit: the value with its interval, and the best size for a budget."""
-    from blobjax.scaling import command
+    from blobjax.laws import command
 
     result, words = command.predict(fit, {"flops": flops, "params": params, "tokens": tokens}, at or [])
     typer.echo(command.as_json(result) if as_json else words)

@@ -36,11 +36,11 @@ def train(
 
     settings = load(config, overrides or [], size)
     if restarts:
-        from blobjax.reliability import supervisor
+        from blobjax.processes import supervisor
 
         raise typer.Exit(supervisor.supervise_training(sys.argv[1:], restarts, settings.logging.run_dir))
-    from blobjax.reliability.clock import Clock
-    from blobjax.reliability.stopping import Stopping
+    from blobjax.processes.clock import Clock
+    from blobjax.processes.stopping import Stopping
 
     clock = Clock(BEGAN)
 
@@ -69,7 +69,7 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """How a run stands, how much of its time counted, and what the rest went to."""
-    from blobjax.reliability import status as found
+    from blobjax.runs import status as found
 
     what = found.status(run)
     for line in [json.dumps(what)] if as_json else found.lines(what):

@@ -99,8 +99,8 @@ def plan(
     out: Annotated[str | None, typer.Option(help="Where --search also writes the YAML.")] = None,
 ) -> None:
     """Compile the train step for hardware that is not here: memory, collectives, time, energy, cost."""
-    from blobjax.scaling.plan import command
-    from blobjax.scaling.plan.estimate import Assumptions
+    from blobjax.plan import command
+    from blobjax.plan.estimate import Assumptions
 
     assumed = Assumptions(watts=watts, host_overhead=host_overhead, pue=pue, price=price, grid=grid)
     if not search and (out is not None or compiles is not None):

@@ -132,7 +132,7 @@ def _spectral(fan_in: float, fan_out: float) -> float:
     """The learning rate at which Muon moves the features of a layer by their own size.
 
     A step must have a spectral norm of sqrt(fan_out / fan_in), and Muon's, all of whose singular values are one, comes
-    with a factor of sqrt(max(fan_in, fan_out)) (training/optimizer.py). With all widths at m times the base's, that is
+    with a factor of sqrt(max(fan_in, fan_out)) (program/optimizer.py). With all widths at m times the base's, that is
     1 / sqrt(m): where Adam's step is nearly of rank one, Muon's is of full rank, and so smaller at the same entry size.
     """
     return math.sqrt(fan_out / fan_in / max(fan_in, fan_out))

@@ -6,12 +6,12 @@ from html import escape
 from typing import NamedTuple
 
 from blobjax.config import Config
-from blobjax.reliability.energy_log import measured, shown
-from blobjax.reliability.mixture import HELD_OUT, held_out_loss
 from blobjax.report.facts import Facts
 from blobjax.report.html import human
 from blobjax.report.prices import Prices
 from blobjax.report.redaction import redacted
+from blobjax.runs.energy import measured, shown
+from blobjax.runs.mixture import HELD_OUT, held_out_loss
 
 
 class Ingredient(NamedTuple):

@@ -4,9 +4,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from blobjax.config import BadInputError
-from blobjax.reliability import output
-from blobjax.reliability.run_directory import refuse_links
 from blobjax.report.prices import Prices
+from blobjax.runs import output
+from blobjax.runs.directory import refuse_links
 
 NAME = "report.html"
 

@@ -11,12 +11,12 @@ from typing import Any
 from blobjax.compute.accelerators import find
 from blobjax.compute.flops import flops_per_token, param_count
 from blobjax.config import BadInputError, Config
-from blobjax.reliability import mixture, outcome
-from blobjax.reliability import status as run_status
-from blobjax.reliability.energy_log import read_accounts, tokens_per_joule
-from blobjax.reliability.ledger import Attempt, Ledger, number, read_ledger
-from blobjax.reliability.outcome import Outcome, as_float
-from blobjax.reliability.run_directory import RunDirectory, read_jsonl
+from blobjax.runs import mixture, outcome
+from blobjax.runs import status as run_status
+from blobjax.runs.directory import RunDirectory, read_jsonl
+from blobjax.runs.energy import read_accounts, tokens_per_joule
+from blobjax.runs.ledger import Attempt, Ledger, number, read_ledger
+from blobjax.runs.outcome import Outcome, as_float
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,16 @@ from html import escape
 from typing import Any
 
 from blobjax.config import Config
-from blobjax.reliability.energy_log import measured
-from blobjax.reliability.ledger import number as of_event
-from blobjax.reliability.mixture import HELD_OUT, held_out_loss
-from blobjax.reliability.status import CATEGORY_WORDS, span, when
 from blobjax.report import card, charts, plots
 from blobjax.report.charts import Chart
 from blobjax.report.facts import Facts
 from blobjax.report.html import document, figure, human, number, paragraph, section, table
 from blobjax.report.prices import JOULES_PER_KWH, Prices
 from blobjax.report.redaction import changes, redacted
+from blobjax.runs.energy import measured
+from blobjax.runs.ledger import number as of_event
+from blobjax.runs.mixture import HELD_OUT, held_out_loss
+from blobjax.runs.status import CATEGORY_WORDS, span, when
 
 _KINDS = {"finished": "true", "running": "partly", "stopped": "partly", "not begun": "null"}
 # The flow table's columns, as at the end of a run; flow.json has all of them.

@@ -20,10 +20,10 @@ from rich.console import Console
 
 from blobjax.config import BadInputError
 from blobjax.config.load import configs_dir
-from blobjax.reliability.outcome import DONE
-from blobjax.reliability.run_directory import write_atomically
-from blobjax.reliability.stopping import SIGNALS
+from blobjax.processes.stopping import SIGNALS
 from blobjax.report import redaction
+from blobjax.runs.directory import write_atomically
+from blobjax.runs.outcome import DONE
 from blobjax.studies import confirmation, here, noise, runner
 from blobjax.studies.analyses import ANALYSES, found, lacking
 from blobjax.studies.finding import Finding, Prediction
@@ -165,8 +165,8 @@ def conclude(plan: Plan, console: Console, confirm: Run | None = None) -> int:
     Args:
       confirm: runs cells, where the run that tests the prediction is to be made before.
     """
+    from blobjax.laws import fit_file
     from blobjax.report import plots
-    from blobjax.scaling import fit_file
     from blobjax.studies.page import page
 
     folder = plan.directory

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
-from blobjax.reliability import mixture
+from blobjax.laws import text
 from blobjax.report.html import paragraph, section, table
 from blobjax.report.redaction import redacted
-from blobjax.scaling import text
+from blobjax.runs import mixture
 from blobjax.studies.finding import Finding, Prediction, Verdict
 from blobjax.studies.results import Result, read
 from blobjax.studies.study import Cell, Plan, one_more

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from blobjax.scaling.multiplier import Worth
+    from blobjax.laws.multiplier import Worth
 
 Verdict = bool | Literal["partly"] | None
 """Whether what was expected came out; None where nothing definite was expected."""

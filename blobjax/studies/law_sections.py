@@ -4,10 +4,10 @@ import shlex
 from html import escape
 from typing import Any
 
+from blobjax.laws import text
+from blobjax.laws.formulas import LAWS
+from blobjax.laws.multiplier import Worth
 from blobjax.report.html import paragraph, section, table
-from blobjax.scaling import text
-from blobjax.scaling.laws import LAWS
-from blobjax.scaling.multiplier import Worth
 
 
 def laws(found: dict[str, dict[str, Any]]) -> list[str]:

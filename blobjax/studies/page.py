@@ -4,11 +4,11 @@ import math
 from html import escape
 from typing import Any
 
-from blobjax.reliability.mixture import HELD_OUT, held_out_loss
-from blobjax.reliability.outcome import DONE
 from blobjax.report.html import document, figure, number, paragraph, section, table
 from blobjax.report.prices import Prices
 from blobjax.report.redaction import HIDDEN, changes, redacted
+from blobjax.runs.mixture import HELD_OUT, held_out_loss
+from blobjax.runs.outcome import DONE
 from blobjax.studies import confirmation, law_sections, runs_table
 from blobjax.studies.finding import Finding
 from blobjax.studies.results import Result

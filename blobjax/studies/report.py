@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from blobjax.config import BadInputError
-from blobjax.reliability.outcome import DONE
 from blobjax.report import command, plots, redaction
 from blobjax.report.prices import Prices
+from blobjax.runs.outcome import DONE
 from blobjax.studies import confirmation
 from blobjax.studies.analyses import found
 from blobjax.studies.command import summarise

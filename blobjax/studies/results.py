@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blobjax.reliability import outcome
-from blobjax.reliability.outcome import DONE, Outcome
-from blobjax.reliability.run_directory import RunDirectory, write_atomically
+from blobjax.runs import outcome
+from blobjax.runs.directory import RunDirectory, write_atomically
+from blobjax.runs.outcome import DONE, Outcome
 from blobjax.studies.study import Cell
 
 

@@ -15,8 +15,8 @@ from typing import IO, Any
 
 from blobjax.config import BadInputError, Config, dump
 from blobjax.config.diff import config_diff
-from blobjax.reliability.outcome import DONE
-from blobjax.reliability.run_directory import EventLog, RunDirectory, refuse_links, write_atomically
+from blobjax.runs.directory import EventLog, RunDirectory, refuse_links, write_atomically
+from blobjax.runs.outcome import DONE
 from blobjax.studies.order import Order
 from blobjax.studies.progress import Progress
 from blobjax.studies.results import read

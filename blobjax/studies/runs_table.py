@@ -2,12 +2,12 @@
 
 from html import escape
 
-from blobjax.reliability.energy_log import measured, shown
-from blobjax.reliability.run_directory import RunDirectory
 from blobjax.report import facts
 from blobjax.report.facts import Facts
 from blobjax.report.html import human, paragraph, table
 from blobjax.report.prices import Prices
+from blobjax.runs.directory import RunDirectory
+from blobjax.runs.energy import measured, shown
 from blobjax.studies.results import Result
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from blobjax.config import BadInputError
 from blobjax.config.document import parse_yaml
-from blobjax.reliability.run_directory import write_atomically
+from blobjax.runs.directory import write_atomically
 from blobjax.studies import runner, worker
 from blobjax.studies.order import Order
 from blobjax.studies.progress import Progress

@@ -18,8 +18,8 @@ from typing import Any
 
 from blobjax.compute import runtime
 from blobjax.config import BadInputError, Config, HaltedError, load
-from blobjax.reliability import streams
-from blobjax.reliability.stopping import Stopping
+from blobjax.processes import streams
+from blobjax.processes.stopping import Stopping
 from blobjax.studies import runner
 
 

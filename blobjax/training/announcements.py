@@ -7,9 +7,9 @@ import jax
 import blobjax
 from blobjax.compute.flops import param_count
 from blobjax.compute.sharding import unsharded
-from blobjax.reliability.timers import Every
-from blobjax.training.program import Program
-from blobjax.training.state import flatten
+from blobjax.processes.timers import Every
+from blobjax.program.program import Program
+from blobjax.program.state import flatten
 
 
 def facts(program: Program) -> dict[str, Any]:

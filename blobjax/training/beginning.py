@@ -9,14 +9,14 @@ from typing import Any
 
 import jax
 
+from blobjax.checkpointing.checkpointer import Checkpointer, Restored
 from blobjax.compute.runtime import HEARTBEAT_SECONDS
-from blobjax.reliability.clock import Clock
-from blobjax.reliability.leaving import failing_in_time
-from blobjax.reliability.run_directory import EventLog
-from blobjax.training.checkpoints import Checkpointer, Restored
+from blobjax.processes.clock import Clock
+from blobjax.processes.leaving import failing_in_time
+from blobjax.program.state import TrainState
+from blobjax.runs.directory import EventLog
 from blobjax.training.memory import memory_bytes
 from blobjax.training.preflight import Setting
-from blobjax.training.state import TrainState
 
 
 @dataclass(frozen=True)

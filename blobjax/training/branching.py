@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from blobjax.checkpointing import files
+from blobjax.checkpointing.checkpointer import Checkpointer
+from blobjax.checkpointing.files import BadCheckpointError, Record
 from blobjax.config import BadInputError, Clockwork, Config
 from blobjax.config.diff import changed_maths
-from blobjax.reliability.run_directory import RunDirectory, read_jsonl
-from blobjax.training import checkpoint_files as files
-from blobjax.training.checkpoint_files import BadCheckpointError, Record
-from blobjax.training.checkpoints import Checkpointer
-from blobjax.training.passages import Passage, passages_of, windows
-from blobjax.training.state import TrainState
+from blobjax.program.state import TrainState
+from blobjax.runs.directory import RunDirectory, read_jsonl
+from blobjax.runs.passages import Passage, passages_of
+from blobjax.training.inputs import windows
 
 
 @dataclass(frozen=True)

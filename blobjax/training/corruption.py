@@ -21,9 +21,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 
-from blobjax.reliability.fingerprint import fingerprint, fingerprint_parts
-from blobjax.training.state import TrainState, flatten
-from blobjax.training.step import Batch, Metrics
+from blobjax.checkpointing.fingerprint import fingerprint, fingerprint_parts
+from blobjax.program.state import TrainState, flatten
+from blobjax.program.step import Batch, Metrics
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 

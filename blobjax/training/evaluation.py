@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from blobjax.training.batches import local_rows, to_global
-from blobjax.training.step import Batch, Metrics
+from blobjax.program.batches import local_rows, to_global
+from blobjax.program.step import Batch, Metrics
 
 
 def _batches(

@@ -6,11 +6,11 @@ it had ended.
 
 import time
 
+from blobjax.checkpointing.checkpointer import Checkpointer
 from blobjax.config import HaltedError
-from blobjax.reliability.clock import Clock
-from blobjax.reliability.run_directory import EventLog
-from blobjax.reliability.watchdog import Watchdog
-from blobjax.training.checkpoints import Checkpointer
+from blobjax.processes.clock import Clock
+from blobjax.processes.watchdog import Watchdog
+from blobjax.runs.directory import EventLog
 from blobjax.training.preflight import Setting
 from blobjax.training.recovery import quarantined
 

@@ -6,23 +6,10 @@ halts, and goes on, if it does, from a checkpoint that is finite.
 """
 
 import math
-from collections.abc import Mapping
-
-import jax
-import jax.numpy as jnp
 
 from blobjax.config import Config
 from blobjax.training.guard_watch import Trouble
 from blobjax.training.loop import StepReport
-
-
-@jax.jit
-def all_finite(arrays: Mapping[str, jax.Array]) -> jax.Array:
-    """Whether every number of these arrays is finite; bool scalar, the same on every device and process.
-
-    Arrays may be sharded over any mesh. Integers are finite.
-    """
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in arrays.values()]))
 
 
 class NotFinite(Trouble):

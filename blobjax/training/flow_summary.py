@@ -12,7 +12,7 @@ from rich.table import Table
 from blobjax.conditioning.laminar import LAMINAR, STAGNANT, TURBULENT, WATCH, Known, survey
 from blobjax.config import Config
 from blobjax.data import Stream
-from blobjax.reliability.run_directory import RunDirectory, read_jsonl, write_atomically
+from blobjax.runs.directory import RunDirectory, read_jsonl, write_atomically
 
 # The table's columns: what a person looks for first. flow.json has all of them.
 _COLUMNS = {

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from blobjax.config.schema import Guard
-from blobjax.reliability.run_directory import EventLog
+from blobjax.runs.directory import EventLog
 from blobjax.training.loop import StepReport
 
 

@@ -9,17 +9,17 @@ import numpy as np
 
 from blobjax.config import Duration
 from blobjax.data import Stream
-from blobjax.reliability.clock import Clock
-from blobjax.reliability.run_directory import EventLog
-from blobjax.reliability.stopping import LIMIT, Stopping
-from blobjax.reliability.timers import Every, everyone
-from blobjax.reliability.watchdog import Watchdog
+from blobjax.processes.clock import Clock
+from blobjax.processes.stopping import LIMIT, Stopping
+from blobjax.processes.timers import Every, everyone
+from blobjax.processes.watchdog import Watchdog
+from blobjax.program.program import Program
+from blobjax.program.state import TrainState
+from blobjax.runs.directory import EventLog
 from blobjax.training.evaluation import by_position, evaluate, summing
 from blobjax.training.loop import Hook
-from blobjax.training.program import Program
 from blobjax.training.recorder import Recorder
 from blobjax.training.saving import SaveHook
-from blobjax.training.state import TrainState
 
 
 class EvaluateHook:

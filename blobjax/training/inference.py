@@ -5,15 +5,15 @@ from typing import Any
 import jax
 
 from blobjax import data
+from blobjax.checkpointing.checkpointer import Checkpointer
+from blobjax.checkpointing.files import BadCheckpointError, read_record
 from blobjax.compute.sharding import make_layout
 from blobjax.config import BadInputError
 from blobjax.config.schema import Mesh
 from blobjax.data.tokenizer import load as load_tokenizer
 from blobjax.model import sampling
-from blobjax.reliability.run_directory import RunDirectory
-from blobjax.training.checkpoint_files import BadCheckpointError, read_record
-from blobjax.training.checkpoints import Checkpointer
-from blobjax.training.state import Architecture, abstract_params, architecture
+from blobjax.program.state import Architecture, abstract_params, architecture
+from blobjax.runs.directory import RunDirectory
 
 
 def sample(

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from blobjax.checkpointing import files
+from blobjax.checkpointing.files import BadCheckpointError, Record
 from blobjax.config import BadInputError, Config
 from blobjax.config.diff import changed_since, maths
-from blobjax.training import checkpoint_files as files
-from blobjax.training.checkpoint_files import BadCheckpointError, Record
-from blobjax.training.passages import Passage, agree
+from blobjax.data.passed_over import PassedOver
+from blobjax.runs.passages import Passage, pairs
 
 Inputs = Mapping[str, Any]
 """`maths`: each config key that decides what is computed, to its value · `passed_over`: windows of rollbacks · `trunk`:
@@ -67,6 +68,22 @@ def newest_record(checkpoints: Path) -> Record | None:
         if record.inputs is not None:
             return record
     return None
+
+
+def windows(passages: list[Passage]) -> PassedOver:
+    """What a stream leaves out after these passages."""
+    return PassedOver.of(pairs(passages))
+
+
+def agree(passages: list[Passage], recorded: list[Passage], sequences: int) -> bool:
+    """Whether a run may go on with these windows from a checkpoint that was saved with the recorded ones.
+
+    Args:
+      sequences: the checkpoint's position in the stream; what it has seen cannot be left out any more.
+    """
+    known, here = pairs(recorded), windows(recorded).number(sequences)
+    found = pairs(passages)
+    return found[: len(known)] == known and all(first >= here for first, _ in found[len(known) :])
 
 
 def check_config(record: Record, config: Config) -> None:

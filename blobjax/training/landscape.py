@@ -27,12 +27,12 @@ from blobjax.config import Config
 from blobjax.data import Stream
 from blobjax.data.shuffle import shuffled
 from blobjax.objectives import next_token
-from blobjax.reliability.run_directory import EventLog, RunDirectory, read_jsonl
-from blobjax.training.batches import Position, local_rows, to_global
-from blobjax.training.program import Program
+from blobjax.program.batches import Position, local_rows, to_global
+from blobjax.program.program import Program
+from blobjax.program.state import TrainState, architecture
+from blobjax.program.step import Batch
+from blobjax.runs.directory import EventLog, RunDirectory, read_jsonl
 from blobjax.training.recorder import Recorder
-from blobjax.training.state import TrainState, architecture
-from blobjax.training.step import Batch
 
 # Weight of what is known against the newest estimate.
 _DECAY = 0.9

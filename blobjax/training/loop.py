@@ -7,8 +7,8 @@ from typing import Protocol
 
 import jax
 
-from blobjax.training.state import TrainState
-from blobjax.training.step import Batch, Metrics
+from blobjax.program.state import TrainState
+from blobjax.program.step import Batch, Metrics
 
 
 @dataclass(frozen=True)

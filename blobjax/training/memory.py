@@ -6,21 +6,15 @@ then the state has been made or restored, which happens while the step compiles,
 the way has been quarantined. What else a run allocates, such as evaluation, is no larger than a step.
 """
 
-import math
 from typing import Any
 
 import jax
 
 from blobjax.compute.memory import capacity
 from blobjax.config import Config
-from blobjax.reliability.leaving import is_out_of_memory
-from blobjax.training.program import Program
-
-
-def bytes_on_device(abstract: Any) -> int:
-    """Bytes of a tree of ShapeDtypeStructs on one device, from their shardings."""
-    leaves = jax.tree.leaves(abstract)
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+from blobjax.processes.leaving import is_out_of_memory
+from blobjax.program.program import Program
+from blobjax.program.state import bytes_on_device
 
 
 def memory_bytes(compiled: Any) -> dict[str, int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from blobjax.config import Config, dump
-from blobjax.reliability.run_directory import Lines, RunDirectory, read_jsonl, write_atomically
+from blobjax.runs.directory import Lines, RunDirectory, read_jsonl, write_atomically
 
 
 class Writer(Protocol):

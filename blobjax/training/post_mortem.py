@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from blobjax.reliability.run_directory import EventLog
-from blobjax.training.program import Program
+from blobjax.program.program import Program
+from blobjax.program.state import TrainState
+from blobjax.program.step import Batch
+from blobjax.runs.directory import EventLog
 from blobjax.training.stages import Stages
-from blobjax.training.state import TrainState
-from blobjax.training.step import Batch
 
 Probes = dict[str, dict[str, float]]
 """Place (`embedding`, `block_00`, …, `output`), in forward order, to its probes by name."""

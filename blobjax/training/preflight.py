@@ -9,19 +9,21 @@ from importlib.util import find_spec
 import jax
 
 from blobjax import data
+from blobjax.checkpointing import files as checkpoint_files
+from blobjax.checkpointing import stored
+from blobjax.checkpointing.files import Record
 from blobjax.compute.sharding import make_layout
 from blobjax.config import BadInputError, Config
 from blobjax.data import Stream, Tokenizer
-from blobjax.reliability.agreement import check_agreement, check_programs, check_shared, failing_together
-from blobjax.reliability.run_directory import RunDirectory, read_jsonl
-from blobjax.reliability.timers import refuse_together
-from blobjax.training import branching, checkpoint_files, stored
+from blobjax.processes.agreement import check_agreement, check_programs, check_shared, failing_together
+from blobjax.processes.timers import refuse_together
+from blobjax.program.program import Program, make_program
+from blobjax.runs.directory import RunDirectory, read_jsonl
+from blobjax.runs.passages import Passage, passages_of, read_passages
+from blobjax.training import branching
 from blobjax.training.branching import Trunk
-from blobjax.training.checkpoint_files import Record
-from blobjax.training.inputs import Inputs, check_config, check_passages, newest_record
+from blobjax.training.inputs import Inputs, check_config, check_passages, newest_record, windows
 from blobjax.training.memory import state_problem
-from blobjax.training.passages import Passage, passages_of, read_passages, windows
-from blobjax.training.program import Program, make_program
 
 
 @dataclass(frozen=True)

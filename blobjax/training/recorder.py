@@ -12,13 +12,13 @@ from rich.console import Console
 
 from blobjax.compute import accelerators
 from blobjax.data import Stream
-from blobjax.reliability.energy_log import EnergyLog
-from blobjax.reliability.run_directory import RunDirectory
-from blobjax.reliability.timers import Every
-from blobjax.training.batches import Position
+from blobjax.processes.energy_log import EnergyLog
+from blobjax.processes.timers import Every
+from blobjax.program.batches import Position
+from blobjax.program.program import Program
+from blobjax.runs.directory import RunDirectory
 from blobjax.training.loop import StepReport
 from blobjax.training.metrics import Writer, make_writers
-from blobjax.training.program import Program
 from blobjax.training.progress import ProgressLine
 
 

@@ -12,26 +12,27 @@ from typing import Any, NoReturn
 
 import jax
 
+from blobjax.checkpointing.checkpointer import Checkpointer
+from blobjax.checkpointing.files import newest_finite
 from blobjax.config import DivergedError, HaltedError
 from blobjax.data import Stream
-from blobjax.reliability.agreement import check_agreement
-from blobjax.reliability.clock import Clock
-from blobjax.reliability.run_directory import EventLog, RunDirectory, write_atomically
-from blobjax.reliability.watchdog import Watchdog
-from blobjax.training.batches import Position
-from blobjax.training.checkpoint_files import newest_finite
-from blobjax.training.checkpoints import Checkpointer
+from blobjax.processes.agreement import check_agreement
+from blobjax.processes.clock import Clock
+from blobjax.processes.watchdog import Watchdog
+from blobjax.program.batches import Position
+from blobjax.program.program import Program
+from blobjax.program.state import TrainState
+from blobjax.program.step import Batch, Metrics
+from blobjax.runs.directory import EventLog, RunDirectory, write_atomically
+from blobjax.runs.passages import Passage, write_passages
 from blobjax.training.finite import NotFinite, remedy
 from blobjax.training.guard_watch import Trouble
+from blobjax.training.inputs import windows
 from blobjax.training.loop import Hook, StepReport, run
-from blobjax.training.passages import Passage, windows, write_passages
 from blobjax.training.post_mortem import Examiner, as_json, first_bad
-from blobjax.training.program import Program
 from blobjax.training.recorder import Recorder
 from blobjax.training.saving import SaveHook
 from blobjax.training.snapshots import SnapshotRing
-from blobjax.training.state import TrainState
-from blobjax.training.step import Batch, Metrics
 
 
 def quarantined(events: EventLog, step: int, reason: str, moved_to: str) -> str:

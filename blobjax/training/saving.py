@@ -8,16 +8,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from blobjax.checkpointing.checkpointer import Checkpointer
+from blobjax.checkpointing.files import first_line
 from blobjax.config import HaltedError
 from blobjax.config.schema import Checkpoint
-from blobjax.reliability.run_directory import EventLog
-from blobjax.reliability.timers import Earliest, everyone
-from blobjax.training.batches import Position
-from blobjax.training.checkpoint_files import first_line
-from blobjax.training.checkpoints import Checkpointer
+from blobjax.processes.timers import Earliest, everyone
+from blobjax.program.batches import Position
+from blobjax.program.state import TrainState
+from blobjax.runs.directory import EventLog
 from blobjax.training.finite import NotFinite
 from blobjax.training.inputs import Inputs
-from blobjax.training.state import TrainState
 
 # So many saves may fail one after the other before the run ends: what it computes is lost if it ends otherwise.
 _FAILURES_IN_A_ROW = 3

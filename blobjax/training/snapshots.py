@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from blobjax.program.state import TrainState
 from blobjax.training.guard_watch import GuardWatch
-from blobjax.training.state import TrainState
 
 # Which part of an array a shard is: start and stop along each dim.
 _Part = tuple[tuple[int | None, int | None], ...]

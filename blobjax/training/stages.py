@@ -4,11 +4,11 @@ import time
 from typing import Any
 
 from blobjax.config import HaltedError
-from blobjax.reliability.run_directory import EventLog
+from blobjax.program.program import Program
+from blobjax.program.state import TrainState
+from blobjax.program.step import Batch, Metrics
+from blobjax.runs.directory import EventLog
 from blobjax.training.memory import memory_bytes, step_problem
-from blobjax.training.program import Program
-from blobjax.training.state import TrainState
-from blobjax.training.step import Batch, Metrics
 
 
 class Stages:

@@ -7,23 +7,27 @@ from typing import Any
 import jax
 from rich.console import Console
 
+from blobjax.checkpointing.checkpointer import Checkpointer
 from blobjax.config import Config, HaltedError
-from blobjax.reliability import lost_lines
-from blobjax.reliability.agreement import failing_together
-from blobjax.reliability.clock import Clock
-from blobjax.reliability.energy_log import EnergyLog, energy_line, meter_of_this_process
-from blobjax.reliability.outcome import sequences_before
-from blobjax.reliability.run_directory import EventLog, read_jsonl
-from blobjax.reliability.stopping import RESUMABLE, Stopping
-from blobjax.reliability.stragglers import Stragglers
-from blobjax.reliability.supervisor import restarted
-from blobjax.reliability.timers import Earliest, Every, refuse_together
-from blobjax.reliability.watchdog import Watchdog
+from blobjax.processes.agreement import failing_together
+from blobjax.processes.clock import Clock
+from blobjax.processes.energy_log import EnergyLog, meter_of_this_process
+from blobjax.processes.stopping import RESUMABLE, Stopping
+from blobjax.processes.stragglers import Stragglers
+from blobjax.processes.supervisor import restarted
+from blobjax.processes.timers import Earliest, Every, refuse_together
+from blobjax.processes.watchdog import Watchdog
+from blobjax.program.batches import Position, training_batches
+from blobjax.program.state import TrainState
+from blobjax.program.step import Batch
+from blobjax.runs import lost_lines
+from blobjax.runs.directory import EventLog, read_jsonl
+from blobjax.runs.energy import energy_line
+from blobjax.runs.outcome import sequences_before
+from blobjax.runs.passages import write_passages
 from blobjax.training import flow_summary
 from blobjax.training.announcements import facts, headline, warnings
-from blobjax.training.batches import Position, training_batches
 from blobjax.training.beginning import Begun, alone_or_in_time, announce, begin, first_state
-from blobjax.training.checkpoints import Checkpointer
 from blobjax.training.corruption import CorruptionCheck, CorruptionError
 from blobjax.training.finishing import looks_finished, verify_the_last, wrong_with_the_last
 from blobjax.training.finite import FiniteWatch
@@ -34,7 +38,6 @@ from blobjax.training.inputs import inputs, size
 from blobjax.training.landscape import LandscapeHook
 from blobjax.training.loop import Hook, StepReport
 from blobjax.training.memory import ran_out, step_problem
-from blobjax.training.passages import write_passages
 from blobjax.training.preflight import Setting, preflight
 from blobjax.training.progress import PatientConsole
 from blobjax.training.recorder import Recorder
@@ -42,8 +45,6 @@ from blobjax.training.recovery import Recovery, quarantined
 from blobjax.training.saving import SaveHook
 from blobjax.training.snapshots import SnapshotRing
 from blobjax.training.stages import Stages
-from blobjax.training.state import TrainState
-from blobjax.training.step import Batch
 
 FINISHED = 0
 

@@ -11,11 +11,11 @@ from blobjax import data
 from blobjax.compute.sharding import make_layout
 from blobjax.conditioning import parametrisation
 from blobjax.config import BadInputError
+from blobjax.program.batches import global_batches
+from blobjax.program.optimizer import make_optimizer
+from blobjax.program.program import make_program
+from blobjax.program.state import architecture
 from blobjax.training.announcements import warnings
-from blobjax.training.batches import global_batches
-from blobjax.training.optimizer import make_optimizer
-from blobjax.training.program import make_program
-from blobjax.training.state import architecture
 from tests.tiny import tiny
 
 # Four times as wide and as deep as the base of 32 features and 2 layers.

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from blobjax.reliability.run_directory import read_jsonl
+from blobjax.runs.directory import read_jsonl
 from tests.engines.manifests import faults, missing, read
 from tests.tiny import TINY
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from blobjax.reliability.run_directory import read_jsonl
+from blobjax.runs.directory import read_jsonl
 from tests.tiny import TINY
 
 pytestmark = pytest.mark.skipif(shutil.which("mpirun") is None, reason="Open MPI is not installed (make test-engines)")

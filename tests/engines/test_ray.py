@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from blobjax.reliability.run_directory import read_jsonl
+from blobjax.runs.directory import read_jsonl
 from tests.tiny import TINY
 from tests.training.test_resume import assert_same_bits
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from blobjax.reliability.run_directory import read_jsonl
+from blobjax.runs.directory import read_jsonl
 from tests.tiny import TINY
 
 ROOT = Path(__file__).parents[2]

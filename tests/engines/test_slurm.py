@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from blobjax.reliability.run_directory import RunDirectory, read_jsonl
+from blobjax.runs.directory import RunDirectory, read_jsonl
 from tests.engines.slurm import missing, slurm
 from tests.tiny import TINY
 from tests.training.test_resume import assert_same_bits

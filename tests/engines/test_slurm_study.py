@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from blobjax.reliability.run_directory import read_jsonl
+from blobjax.runs.directory import read_jsonl
 from tests.engines.slurm import missing, slurm
 from tests.studies.small import BASE, write
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from blobjax.reliability.run_directory import read_jsonl
+from blobjax.laws import fit_file
+from blobjax.laws.formulas import LAWS, Settings
+from blobjax.laws.multiplier import Worth
+from blobjax.laws.points import Row, Table, choose
 from blobjax.report import command, plots
 from blobjax.report.prices import Prices
-from blobjax.scaling import fit_file
-from blobjax.scaling.laws import LAWS, Settings
-from blobjax.scaling.multiplier import Worth
-from blobjax.scaling.points import Row, Table, choose
+from blobjax.runs.directory import read_jsonl
 from blobjax.studies import command as studies
 from blobjax.studies import confirmation, runner
 from blobjax.studies import report as study_report

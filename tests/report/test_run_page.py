@@ -11,11 +11,11 @@ import pytest
 from blobjax.cli import commands
 from blobjax.compute.flops import param_count
 from blobjax.config import BadInputError
-from blobjax.reliability.mixture import HELD_OUT
-from blobjax.reliability.status import lines as status_lines
 from blobjax.report import command, facts, run_page
 from blobjax.report.html import human
 from blobjax.report.prices import Prices
+from blobjax.runs.mixture import HELD_OUT
+from blobjax.runs.status import lines as status_lines
 from tests.report.made_up import TOKENS_PER_STEP, evaluation, line, start, stop, write
 from tests.report.page import Page, check
 

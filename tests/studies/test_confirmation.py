@@ -6,8 +6,8 @@ import math
 import pytest
 
 from blobjax.config import BadInputError, load
-from blobjax.reliability.run_directory import read_jsonl
-from blobjax.scaling.multiplier import Worth
+from blobjax.laws.multiplier import Worth
+from blobjax.runs.directory import read_jsonl
 from blobjax.studies import command
 from blobjax.studies.analyses import ANALYSES, Analysis
 from blobjax.studies.finding import Finding, Prediction

@@ -10,9 +10,9 @@ import pytest
 
 from blobjax.compute.flops import flops_per_token, param_count
 from blobjax.config import Config
+from blobjax.laws import fit_file
+from blobjax.laws.formulas import LAWS
 from blobjax.report.plots import to_png
-from blobjax.scaling import fit_file
-from blobjax.scaling.laws import LAWS
 from blobjax.studies import confirmation, law_sections
 from blobjax.studies.analyses import fits, isoflop
 from tests.report.page import Page

@@ -10,8 +10,8 @@ import pytest
 from blobjax.compute.flops import param_count
 from blobjax.config import Config
 from blobjax.config.origin import Origin
+from blobjax.laws.formulas import LAWS, Settings
 from blobjax.report.plots import to_png
-from blobjax.scaling.laws import LAWS, Settings
 from blobjax.studies.analyses import batch_size, data_breadth, data_quantity, fits, training_length
 from tests.studies.small import made_up, means, seeded
 

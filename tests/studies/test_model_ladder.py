@@ -7,8 +7,8 @@ import pytest
 
 from blobjax.compute.flops import flops_per_token, param_count
 from blobjax.config import load
+from blobjax.laws.formulas import LAWS
 from blobjax.report.plots import to_png
-from blobjax.scaling.laws import LAWS
 from blobjax.studies import noise
 from blobjax.studies.analyses import fits, found, model_ladder
 from blobjax.studies.study import load_study, one_more

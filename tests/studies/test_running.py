@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from blobjax.config import BadInputError
-from blobjax.reliability.run_directory import read_jsonl
+from blobjax.runs.directory import read_jsonl
 from blobjax.studies import here, worker
 from blobjax.studies.command import status
 from blobjax.studies.progress import Progress

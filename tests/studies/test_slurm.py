@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from blobjax.config import BadInputError
-from blobjax.reliability.run_directory import EventLog, RunDirectory
+from blobjax.runs.directory import EventLog, RunDirectory
 from blobjax.studies import runner, slurm
 from blobjax.studies.results import read
 from blobjax.studies.study import load_study

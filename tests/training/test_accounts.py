@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from blobjax.checkpointing.files import committed
 from blobjax.config import BadInputError
-from blobjax.reliability.ledger import read_ledger
-from blobjax.reliability.run_directory import RunDirectory, read_jsonl
-from blobjax.reliability.status import lines, status
+from blobjax.runs.directory import RunDirectory, read_jsonl
+from blobjax.runs.ledger import read_ledger
+from blobjax.runs.status import lines, status
 from blobjax.training import trainer
-from blobjax.training.checkpoint_files import committed
 from tests.tiny import TINY, tiny
 from tests.training.test_processes import train as train_processes
 

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import blobjax
-from blobjax.reliability.agreement import source_digest
-from blobjax.reliability.run_directory import RunDirectory, read_jsonl
+from blobjax.processes.agreement import source_digest
+from blobjax.runs.directory import RunDirectory, read_jsonl
 from blobjax.training.branching import Trunk
 from blobjax.training.trainer import train
 from tests.tiny import TINY, tiny

@@ -9,11 +9,11 @@ import pytest
 from blobjax import data
 from blobjax.compute.sharding import make_layout
 from blobjax.config import BadInputError, Config, HaltedError
-from blobjax.reliability.run_directory import read_jsonl
+from blobjax.program.batches import to_global
+from blobjax.program.program import make_clockwork, make_program
+from blobjax.runs.directory import read_jsonl
 from blobjax.training import memory, trainer
-from blobjax.training.batches import to_global
 from blobjax.training.hooks import EvaluateHook
-from blobjax.training.program import make_clockwork, make_program
 from blobjax.training.trainer import train
 from tests.tiny import tiny
 from tests.training.test_resume import assert_same_bits, trajectory

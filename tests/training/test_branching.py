@@ -6,17 +6,17 @@ import shutil
 
 import numpy as np
 import pytest
+from tests.training.test_checkpoints import data_file, flip
 
+from blobjax.checkpointing.checkpointer import Checkpointer
 from blobjax.config import BadInputError, Clockwork, dump
-from blobjax.reliability.ledger import read_ledger
-from blobjax.reliability.run_directory import read_jsonl
-from blobjax.reliability.status import status
+from blobjax.runs.directory import read_jsonl
+from blobjax.runs.ledger import read_ledger
+from blobjax.runs.passages import read_passages
+from blobjax.runs.status import status
 from blobjax.training import branching
-from blobjax.training.checkpoints import Checkpointer
-from blobjax.training.passages import read_passages
 from blobjax.training.trainer import train
 from tests.tiny import tiny
-from tests.training.test_checkpoints import data_file, flip
 from tests.training.test_resume import assert_same_bits, trajectory
 
 SMALL = ("model.n_layers=1", "optimizer.decay=20%")

@@ -10,11 +10,11 @@ import pytest
 
 from blobjax import data
 from blobjax.compute.sharding import make_layout
-from blobjax.reliability.run_directory import RunDirectory, read_jsonl
+from blobjax.program.batches import Position, training_batches
+from blobjax.program.program import make_program
+from blobjax.runs.directory import RunDirectory, read_jsonl
 from blobjax.training import trainer
-from blobjax.training.batches import Position, training_batches
 from blobjax.training.corruption import CorruptionCheck, CorruptionError, compare_copies, self_test
-from blobjax.training.program import make_program
 from blobjax.training.stages import Stages
 from tests.tiny import tiny
 from tests.training.test_resume import assert_same_bits

@@ -8,17 +8,17 @@ from contextlib import contextmanager
 import jax
 import numpy as np
 import pytest
+from tests.training.test_checkpoints import data_file, flip, make_pipe, truncate
 
+from blobjax.checkpointing import inspection as command
+from blobjax.checkpointing.checkpointer import Checkpointer
 from blobjax.compute.sharding import make_layout
 from blobjax.config import BadInputError, HaltedError
-from blobjax.reliability.run_directory import RunDirectory, read_jsonl
-from blobjax.training import checkpoint_command as command
-from blobjax.training.checkpoints import Checkpointer
+from blobjax.program.program import make_program
+from blobjax.runs.directory import RunDirectory, read_jsonl
 from blobjax.training.inference import sample_run
-from blobjax.training.program import make_program
 from blobjax.training.trainer import train
 from tests.tiny import tiny
-from tests.training.test_checkpoints import data_file, flip, make_pipe, truncate
 
 TIMED = {
     "tokens_per_second",

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from blobjax.reliability.run_directory import read_jsonl
-from blobjax.reliability.status import status
-from blobjax.training.checkpoint_files import committed
+from blobjax.checkpointing.files import committed
+from blobjax.runs.directory import read_jsonl
+from blobjax.runs.status import status
 from tests.tiny import TINY
 from tests.training.test_accounts import adds_up
 from tests.training.test_processes import LOCAL, losses, train

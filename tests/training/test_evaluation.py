@@ -8,10 +8,10 @@ import pytest
 
 from blobjax import data
 from blobjax.compute.sharding import make_layout
-from blobjax.reliability.run_directory import read_jsonl
-from blobjax.training.batches import global_batches
+from blobjax.program.batches import global_batches
+from blobjax.program.program import make_program
+from blobjax.runs.directory import read_jsonl
 from blobjax.training.evaluation import by_position, evaluate, position_ranges, summing
-from blobjax.training.program import make_program
 from blobjax.training.trainer import train
 from tests.tiny import tiny
 

@@ -8,20 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from blobjax.checkpointing import inspection as command
+from blobjax.checkpointing.checkpointer import Checkpointer
+from blobjax.checkpointing.files import COMMITTED, NOT_FINITE, _digest, read_record
 from blobjax.compute.sharding import make_layout
 from blobjax.config import BadInputError, DivergedError
 from blobjax.config.schema import Checkpoint
-from blobjax.reliability.outcome import read
-from blobjax.reliability.run_directory import RunDirectory, read_jsonl
-from blobjax.reliability.status import status
-from blobjax.reliability.supervisor import newest_save
-from blobjax.training import checkpoint_command as command
-from blobjax.training.checkpoint_files import COMMITTED, NOT_FINITE, _digest, read_record
-from blobjax.training.checkpoints import Checkpointer
-from blobjax.training.finite import FiniteWatch, NotFinite, all_finite, remedy
+from blobjax.processes.supervisor import newest_save
+from blobjax.program.program import make_program
+from blobjax.program.state import all_finite
+from blobjax.runs.directory import RunDirectory, read_jsonl
+from blobjax.runs.outcome import read
+from blobjax.runs.status import status
+from blobjax.training.finite import FiniteWatch, NotFinite, remedy
 from blobjax.training.inference import sample_run
 from blobjax.training.loop import StepReport
-from blobjax.training.program import make_program
 from blobjax.training.trainer import train
 from tests.tiny import tiny
 from tests.training.test_processes import train as train_processes

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from rich.console import Console
 
-from blobjax.reliability.run_directory import RunDirectory
+from blobjax.runs.directory import RunDirectory
 from blobjax.training import flow_summary
 from blobjax.training.trainer import train
 from tests.tiny import tiny

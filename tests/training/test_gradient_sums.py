@@ -13,8 +13,8 @@ from blobjax.compute.sharding import make_layout
 from blobjax.conditioning.precision import POLICIES
 from blobjax.conditioning.products import Product
 from blobjax.objectives import next_token
-from blobjax.training.program import make_program
-from blobjax.training.state import architecture
+from blobjax.program.program import make_program
+from blobjax.program.state import architecture
 from tests.tiny import tiny
 
 ONE_LAYER = ("model.n_layers=1", "conditioning.z_loss=0")

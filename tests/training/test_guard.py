@@ -9,11 +9,11 @@ from blobjax import data
 from blobjax.compute.sharding import make_layout
 from blobjax.config import HaltedError
 from blobjax.config.schema import Guard, Rollback, Sustained
-from blobjax.reliability.run_directory import EventLog, RunDirectory, read_jsonl
-from blobjax.training.batches import global_batches
+from blobjax.program.batches import global_batches
+from blobjax.program.program import make_program
+from blobjax.runs.directory import EventLog, RunDirectory, read_jsonl
 from blobjax.training.guard_watch import GuardWatch, Trouble
 from blobjax.training.loop import StepReport
-from blobjax.training.program import make_program
 from blobjax.training.trainer import train as train_run
 from tests.tiny import tiny
 

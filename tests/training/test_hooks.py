@@ -5,8 +5,8 @@ import time
 import pytest
 
 from blobjax.config import Duration
-from blobjax.reliability.run_directory import EventLog, read_jsonl
-from blobjax.reliability.stopping import LIMIT, Stopping
+from blobjax.processes.stopping import LIMIT, Stopping
+from blobjax.runs.directory import EventLog, read_jsonl
 from blobjax.training.hooks import ProfileHook, StopHook
 
 

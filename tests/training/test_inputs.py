@@ -5,15 +5,16 @@ import shutil
 
 import pytest
 
+from blobjax.checkpointing.files import COMMITTED, Leaf, Record, _digest, kept_of, read_record
 from blobjax.config import BadInputError, HaltedError
 from blobjax.config.diff import changed_since, maths
 from blobjax.data import train_bpe
-from blobjax.reliability.outcome import sequences_before
-from blobjax.reliability.run_directory import read_jsonl
-from blobjax.reliability.status import status
-from blobjax.training.checkpoint_files import COMMITTED, Leaf, Record, _digest, kept_of, read_record
+from blobjax.runs.directory import read_jsonl
+from blobjax.runs.outcome import sequences_before
+from blobjax.runs.passages import read_passages, write_passages
+from blobjax.runs.status import status
 from blobjax.training.inference import sample_run
-from blobjax.training.passages import agree, read_passages, write_passages
+from blobjax.training.inputs import agree
 from blobjax.training.trainer import train
 from tests.tiny import tiny
 from tests.training.test_resume import assert_same_bits, trajectory

@@ -9,10 +9,10 @@ import pytest
 from blobjax import data
 from blobjax.compute.sharding import make_layout
 from blobjax.conditioning.laminar import LAMINAR, STAGNANT, TURBULENT
-from blobjax.reliability.run_directory import RunDirectory
+from blobjax.program.batches import global_batches
+from blobjax.program.program import make_program
+from blobjax.runs.directory import RunDirectory
 from blobjax.training import flow_summary
-from blobjax.training.batches import global_batches
-from blobjax.training.program import make_program
 from blobjax.training.recorder import named
 from tests.tiny import tiny
 

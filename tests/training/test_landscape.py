@@ -13,10 +13,10 @@ from blobjax.conditioning.curvature import noise_estimate
 from blobjax.config import BadInputError
 from blobjax.data.mixture import Mixture
 from blobjax.objectives import next_token
-from blobjax.reliability.run_directory import RunDirectory, read_jsonl
-from blobjax.training.batches import global_batches
+from blobjax.program.batches import global_batches
+from blobjax.program.program import make_program
+from blobjax.runs.directory import RunDirectory, read_jsonl
 from blobjax.training.landscape import draw, make_curvature, make_noise, noise_parts
-from blobjax.training.program import make_program
 from blobjax.training.trainer import train as train_run
 from tests.tiny import tiny
 

@@ -7,12 +7,12 @@ import optax
 import pytest
 
 from blobjax import data
+from blobjax.checkpointing.checkpointer import Checkpointer
 from blobjax.compute.sharding import make_layout
 from blobjax.config.schema import Checkpoint
+from blobjax.program.batches import global_batches
+from blobjax.program.program import make_program
 from blobjax.training.announcements import warnings
-from blobjax.training.batches import global_batches
-from blobjax.training.checkpoints import Checkpointer
-from blobjax.training.program import make_program
 from tests.tiny import tiny
 
 FLOAT16 = "conditioning.precision=float16"

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from blobjax import data
+from blobjax.checkpointing.checkpointer import Checkpointer
 from blobjax.compute.sharding import make_layout
 from blobjax.conditioning import products
 from blobjax.conditioning.flow import probe_format
 from blobjax.conditioning.formats import FORMATS
 from blobjax.conditioning.products import split_records
-from blobjax.training.batches import global_batches
-from blobjax.training.checkpoints import Checkpointer
-from blobjax.training.program import make_program
+from blobjax.program.batches import global_batches
+from blobjax.program.program import make_program
 from tests.tiny import tiny
 
 ONE_LAYER = ("model.n_layers=1", "optimizer.learning_rate=1.0e-2")

@@ -9,9 +9,10 @@ import pytest
 
 from blobjax.compute.sharding import make_layout
 from blobjax.config import BadInputError
-from blobjax.reliability.leaving import verdict
+from blobjax.processes.leaving import verdict
+from blobjax.program.program import make_program
+from blobjax.program.state import bytes_on_device
 from blobjax.training import memory
-from blobjax.training.program import make_program
 from blobjax.training.trainer import train
 from tests.tiny import tiny
 
@@ -33,7 +34,7 @@ def small_machine(monkeypatch):
 
 def test_a_state_that_does_not_fit_is_refused_before_it_is_made(small_machine):
     program = program_for()
-    needed = memory.bytes_on_device(program.state)
+    needed = bytes_on_device(program.state)
     small_machine(needed)
     assert memory.state_problem(program) == ""
     small_machine(needed - 1)
@@ -89,7 +90,7 @@ def test_the_accumulation_that_is_named_divides_every_batch_over_the_devices(dur
 @pytest.mark.parametrize("part", ["state", "step"])
 def test_a_run_that_does_not_fit_leaves_nothing(part, small_machine, tmp_path, capsys):
     config = tiny(f"logging.run_dir={tmp_path}/run", "compute.mesh={data: 1}")
-    state = memory.bytes_on_device(program_for().state)
+    state = bytes_on_device(program_for().state)
     small_machine(state - 1 if part == "state" else state + 1)
     with pytest.raises(BadInputError) as refused:
         train(config)

@@ -8,7 +8,7 @@ import pytest
 
 from blobjax.config import BadInputError, Config
 from blobjax.config.schema import Optimizer
-from blobjax.training.optimizer import is_matrix, make_optimizer, schedule
+from blobjax.program.optimizer import is_matrix, make_optimizer, schedule
 from tests.tiny import tiny
 
 AXES = {

@@ -6,9 +6,9 @@ import pytest
 
 from blobjax import data
 from blobjax.compute.sharding import make_layout
-from blobjax.training.batches import global_batches
+from blobjax.program.batches import global_batches
+from blobjax.program.program import make_program
 from blobjax.training.post_mortem import Examiner, first_bad
-from blobjax.training.program import make_program
 from tests.tiny import tiny
 
 NAN, INF = float("nan"), float("inf")

@@ -6,9 +6,9 @@ import pytest
 
 from blobjax import data
 from blobjax.compute.sharding import make_layout
-from blobjax.reliability.run_directory import RunDirectory, read_jsonl
-from blobjax.training.batches import global_batches
-from blobjax.training.program import make_program
+from blobjax.program.batches import global_batches
+from blobjax.program.program import make_program
+from blobjax.runs.directory import RunDirectory, read_jsonl
 from blobjax.training.recorder import named
 from blobjax.training.trainer import train as train_run
 from tests.tiny import tiny

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from blobjax.reliability.run_directory import read_jsonl
-from blobjax.training.checkpoints import Checkpointer
+from blobjax.checkpointing.checkpointer import Checkpointer
+from blobjax.runs.directory import read_jsonl
 from tests.tiny import TINY
 
 # Wall time and its kin differ from run to run; everything else must not.

@@ -9,12 +9,12 @@ import jax
 import numpy as np
 import pytest
 
+from blobjax.checkpointing.checkpointer import Checkpointer
 from blobjax.compute.sharding import make_layout
 from blobjax.config import BadInputError, HaltedError, dump
-from blobjax.reliability.run_directory import read_jsonl
+from blobjax.runs.directory import read_jsonl
+from blobjax.runs.passages import read_passages
 from blobjax.training import preflight, trainer
-from blobjax.training.checkpoints import Checkpointer
-from blobjax.training.passages import read_passages
 from tests.tiny import TINY, tiny
 from tests.training.test_processes import losses
 from tests.training.test_processes import train as train_processes

@@ -4,12 +4,12 @@ import shutil
 
 import pytest
 
+from blobjax.checkpointing.files import probe
 from blobjax.config import BatchSizes, Clockwork, Durations, HaltedError
 from blobjax.config.schema import Checkpoint
-from blobjax.reliability.run_directory import EventLog, read_jsonl
-from blobjax.reliability.timers import Earliest
-from blobjax.training.batches import Position
-from blobjax.training.checkpoint_files import probe
+from blobjax.processes.timers import Earliest
+from blobjax.program.batches import Position
+from blobjax.runs.directory import EventLog, read_jsonl
 from blobjax.training.saving import SaveHook
 
 CLOCKWORK = Clockwork(tokens_per_step=1, flops_per_token=1.0, params=1, tokens_per_epoch=1, length=10)

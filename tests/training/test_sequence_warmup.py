@@ -9,8 +9,8 @@ from blobjax import data
 from blobjax.compute.sharding import make_layout
 from blobjax.conditioning.sequence_warmup import in_pieces
 from blobjax.config import BadInputError
-from blobjax.training.batches import global_batches
-from blobjax.training.program import make_program
+from blobjax.program.batches import global_batches
+from blobjax.program.program import make_program
 from tests.tiny import tiny
 
 # 8 tokens at the first step, 32 from the seventh on.

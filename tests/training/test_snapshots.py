@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from blobjax.compute.sharding import make_layout
-from blobjax.training.program import make_program
+from blobjax.program.program import make_program
 from blobjax.training.snapshots import Snapshot, SnapshotRing
 from tests.tiny import tiny
 

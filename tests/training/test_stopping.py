@@ -16,13 +16,14 @@ from typing import Any
 
 import pytest
 
-from blobjax.reliability.run_directory import read_jsonl
+from blobjax.runs.directory import read_jsonl
 from tests.tiny import TINY
 
 # What goes wrong is put in from outside, before the command line runs as ever.
 CHILD = """
 import os, sys, time
-from blobjax.training import hooks, program, trainer
+from blobjax.program import program
+from blobjax.training import hooks, trainer
 RANK = int(os.environ.get("JAX_PROCESS_ID", 0))
 
 def fail(*_):

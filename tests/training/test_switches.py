@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from blobjax.compute.sharding import make_layout
-from blobjax.training.program import make_program
+from blobjax.program.program import make_program
 from tests.tiny import tiny
 
 # A switch: what turns it on, and what it needs besides.

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from blobjax.reliability.run_directory import read_jsonl
+from blobjax.runs.directory import read_jsonl
 
 ROOT = Path(__file__).parents[2]
 CHILD = Path(__file__).with_name("child.py")

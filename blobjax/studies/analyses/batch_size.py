@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from blobjax.compute.flops import flops_per_token
+from blobjax.laws import certainty, fit_file
+from blobjax.laws.multiplier import Worth
 from blobjax.report import plots
-from blobjax.scaling import certainty, fit_file
-from blobjax.scaling.multiplier import Worth
 from blobjax.studies.analyses import law_plots
 from blobjax.studies.analyses.fits import doubt as of_fit
 from blobjax.studies.analyses.fits import evaluations, fit_rows, inside, value

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from blobjax.reliability import mixture
+from blobjax.laws.multiplier import Worth
 from blobjax.report import plots
-from blobjax.scaling.multiplier import Worth
+from blobjax.runs import mixture
 from blobjax.studies import noise
 from blobjax.studies.analyses import law_plots
 from blobjax.studies.analyses.fits import Point, fit_points, held_against, points

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from blobjax.laws.formulas.law import bins
 from blobjax.report import plots
-from blobjax.scaling.laws.law import bins
 from blobjax.studies import noise
 from blobjax.studies.analyses import fits, law_plots
 from blobjax.studies.analyses.fits import Point, fit_points, held_against, points, value

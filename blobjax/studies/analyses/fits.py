@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from blobjax.config import BadInputError
-from blobjax.reliability.mixture import held_out_loss, shares
-from blobjax.scaling import fit_file, runs
-from blobjax.scaling.laws import LAWS, Settings
-from blobjax.scaling.multiplier import Worth, worth
-from blobjax.scaling.points import Row, Table, choose
+from blobjax.laws import fit_file, runs
+from blobjax.laws.formulas import LAWS, Settings
+from blobjax.laws.multiplier import Worth, worth
+from blobjax.laws.points import Row, Table, choose
+from blobjax.runs.mixture import held_out_loss, shares
 from blobjax.studies.results import Result
 
 LOSS = "held_out_loss"

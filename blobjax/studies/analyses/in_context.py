@@ -14,8 +14,8 @@ from functools import partial
 
 import numpy as np
 
-from blobjax.reliability.mixture import HELD_OUT, held_out_loss, shares
 from blobjax.report import plots
+from blobjax.runs.mixture import HELD_OUT, held_out_loss, shares
 from blobjax.studies import noise
 from blobjax.studies.analyses import fits, law_plots
 from blobjax.studies.finding import Finding, Picture, verdict

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from blobjax.config import BadInputError
+from blobjax.laws import certainty, fit_file, prediction, text
+from blobjax.laws.formulas import LAWS, Settings
+from blobjax.laws.formulas.isoflop import best_of_budgets, settled, valleys
+from blobjax.laws.formulas.lowest import Lowest
+from blobjax.laws.multiplier import worth
 from blobjax.report import plots
-from blobjax.scaling import certainty, fit_file, prediction, text
-from blobjax.scaling.laws import LAWS, Settings
-from blobjax.scaling.laws.isoflop import best_of_budgets, settled, valleys
-from blobjax.scaling.laws.lowest import Lowest
-from blobjax.scaling.multiplier import worth
 from blobjax.studies import noise
 from blobjax.studies.analyses import fits
 from blobjax.studies.axis import label

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from blobjax.laws import certainty, fit_file
+from blobjax.laws.formulas import LAWS
 from blobjax.report import plots
-from blobjax.scaling import certainty, fit_file
-from blobjax.scaling.laws import LAWS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

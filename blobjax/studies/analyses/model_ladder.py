@@ -10,8 +10,8 @@ from blobjax.compute.flops import flops_per_token, param_count
 from blobjax.config import BadInputError
 from blobjax.config.ladder import dial, parse
 from blobjax.config.schema import Model
+from blobjax.laws import prediction
 from blobjax.report import plots
-from blobjax.scaling import prediction
 from blobjax.studies import noise
 from blobjax.studies.analyses import fits, law_plots
 from blobjax.studies.finding import Finding, Picture, Prediction, verdict

@@ -1,0 +1,1 @@
+"""CHECKPOINTING: saving, verifying, restoring and keeping checkpoints: exact, elastic, fingerprinted."""

@@ -1,0 +1,1 @@
+"""KEEPING THE RUN ALIVE: signals, agreement between processes, the clock, the watchdog, stragglers, the supervisor."""

@@ -1,1 +1,0 @@
-"""SCALING: laws fitted to what was measured, with intervals, and predictions that say how far to trust them."""

@@ -1,6 +1,6 @@
 """What a process runs instead of `blobjax`: storage fails on process 1 only, by JAX_PROCESS_ID.
 
-python -m tests.training.storage_trouble probe|write|read COMMAND…
+python -m tests.checkpointing.storage_trouble probe|write|read COMMAND…
 """
 
 import os

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 from scipy.stats import chi2
-from tests.scaling.synthetic import BESIROGLU, isoflops, scattered, with_noise
 
 from blobjax.laws import certainty, fitting
 from blobjax.laws.formulas import LAWS, Settings
 from blobjax.laws.formulas.law import bins
+from tests.laws.synthetic import BESIROGLU, isoflops, scattered, with_noise
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,13 @@ import json
 
 import numpy as np
 import pytest
-from tests.scaling.synthetic import (
+
+from blobjax.config import BadInputError
+from blobjax.laws import command, fit_file, text
+from blobjax.laws.formulas import LAWS, Settings
+from blobjax.laws.formulas.law import Estimate
+from blobjax.laws.prediction import predict
+from tests.laws.synthetic import (
     BESIROGLU,
     cross,
     harmful_size,
@@ -15,12 +21,6 @@ from tests.scaling.synthetic import (
     with_noise,
     write_csv,
 )
-
-from blobjax.config import BadInputError
-from blobjax.laws import command, fit_file, text
-from blobjax.laws.formulas import LAWS, Settings
-from blobjax.laws.formulas.law import Estimate
-from blobjax.laws.prediction import predict
 
 ZERO = "E came out as zero: "
 

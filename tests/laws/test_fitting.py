@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.optimize import minimize
-from tests.scaling.synthetic import BESIROGLU, PUBLISHED, scattered, sizes_and_tokens, with_noise
 
 from blobjax.laws import fitting
 from blobjax.laws.formulas import LAWS, Settings
+from tests.laws.synthetic import BESIROGLU, PUBLISHED, scattered, sizes_and_tokens, with_noise
 
 LAW = LAWS["chinchilla-3"]
 

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from tests.scaling.synthetic import BESIROGLU, cross, isoflops, made, scattered, with_noise
 
 from blobjax.config import BadInputError
 from blobjax.laws import certainty, fit_file, fitting, text
@@ -14,6 +13,7 @@ from blobjax.laws.formulas.envelope import envelope
 from blobjax.laws.formulas.isoflop import best_of_budgets
 from blobjax.laws.formulas.law import CHAIN, budgets
 from blobjax.laws.prediction import predict
+from tests.laws.synthetic import BESIROGLU, cross, isoflops, made, scattered, with_noise
 
 LAW = LAWS["chinchilla-2"]
 ALL_SIZES = Settings(window=1e50)

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from scipy.optimize import curve_fit
-from tests.scaling.synthetic import BESIROGLU, cross, harmful_size, isoflops, repeated, sizes_and_tokens, with_noise
 
 from blobjax.laws import fitting
 from blobjax.laws.formulas import LAWS, Settings
+from tests.laws.synthetic import BESIROGLU, cross, harmful_size, isoflops, repeated, sizes_and_tokens, with_noise
 
 
 def one(**columns: float) -> dict:

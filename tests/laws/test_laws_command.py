@@ -7,7 +7,11 @@ import sys
 
 import numpy as np
 import pytest
-from tests.scaling.synthetic import (
+
+from blobjax.config import BadInputError
+from blobjax.laws import command, fit_file, text
+from blobjax.laws.prediction import predict
+from tests.laws.synthetic import (
     BESIROGLU,
     cross,
     isoflops,
@@ -15,10 +19,6 @@ from tests.scaling.synthetic import (
     with_noise,
     write_csv,
 )
-
-from blobjax.config import BadInputError
-from blobjax.laws import command, fit_file, text
-from blobjax.laws.prediction import predict
 
 
 def blobjax(*arguments: str, cwd) -> subprocess.CompletedProcess[str]:

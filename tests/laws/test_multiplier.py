@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from tests.scaling.synthetic import BESIROGLU, harmful_size, isoflops, repeated, sizes_and_tokens, with_noise
 
 from blobjax.config import BadInputError
 from blobjax.laws import fit_file
 from blobjax.laws.formulas import LAWS, Settings
 from blobjax.laws.multiplier import worth
 from blobjax.laws.points import Points
+from tests.laws.synthetic import BESIROGLU, harmful_size, isoflops, repeated, sizes_and_tokens, with_noise
 
 # L(C) = 1.7 + 500 C^-0.15, so C(L) = (500 / (L - 1.7))^(1 / 0.15).
 POWER = [1.7, 500, 0.15]

@@ -5,12 +5,12 @@ import os
 
 import numpy as np
 import pytest
-from tests.scaling.synthetic import BESIROGLU, isoflops, sizes_and_tokens, with_noise, write_csv
 
 from blobjax.config import BadInputError
 from blobjax.laws.formulas import LAWS
 from blobjax.laws.points import choose
 from blobjax.laws.tables import read
+from tests.laws.synthetic import BESIROGLU, isoflops, sizes_and_tokens, with_noise, write_csv
 
 LAW = LAWS["chinchilla-3"]
 

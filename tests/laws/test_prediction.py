@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from tests.scaling.synthetic import BESIROGLU, cross, isoflops, made, repeated, sizes_and_tokens, with_noise, write_csv
 
 from blobjax.config import BadInputError
 from blobjax.laws import certainty, command, fit_file, text
 from blobjax.laws.prediction import predict
+from tests.laws.synthetic import BESIROGLU, cross, isoflops, made, repeated, sizes_and_tokens, with_noise, write_csv
 
 
 def test_a_size_and_a_multiplier_are_enough():

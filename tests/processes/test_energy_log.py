@@ -5,8 +5,8 @@ import json
 import pytest
 
 from blobjax.compute.energy import Meter
+from blobjax.processes import energy_log
 from blobjax.processes.energy_log import EnergyLog, meter_of_this_process
-from blobjax.runs import energy_log
 from blobjax.runs.energy import energy_line, measured, read_accounts
 
 

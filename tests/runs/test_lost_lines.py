@@ -8,7 +8,7 @@ from blobjax.runs.lost_lines import expected_steps, missing_steps
 from blobjax.runs.outcome import read
 from blobjax.runs.directory import RunDirectory
 from blobjax.runs.status import lines, status
-from tests.reliability.test_ledger import spent, start, stop
+from tests.runs.test_ledger import spent, start, stop
 
 
 def attempt(time, after, up_to, *, every=10, length=60, end=True):

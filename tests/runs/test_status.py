@@ -12,7 +12,7 @@ import pytest
 from blobjax.runs.ledger import CATEGORIES
 from blobjax.runs.directory import RunDirectory, read_jsonl, read_jsonl_backwards
 from blobjax.runs.status import CATEGORY_WORDS, lines, status
-from tests.reliability.test_ledger import spent, start, stop
+from tests.runs.test_ledger import spent, start, stop
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import shutil
 
 import numpy as np
 import pytest
-from tests.training.test_checkpoints import data_file, flip
 
 from blobjax.checkpointing.checkpointer import Checkpointer
 from blobjax.config import BadInputError, Clockwork, dump
@@ -16,6 +15,7 @@ from blobjax.runs.passages import read_passages
 from blobjax.runs.status import status
 from blobjax.training import branching
 from blobjax.training.trainer import train
+from tests.checkpointing.test_checkpoints import data_file, flip
 from tests.tiny import tiny
 from tests.training.test_resume import assert_same_bits, trajectory
 

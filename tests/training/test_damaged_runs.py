@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import jax
 import numpy as np
 import pytest
-from tests.training.test_checkpoints import data_file, flip, make_pipe, truncate
 
 from blobjax.checkpointing import inspection as command
 from blobjax.checkpointing.checkpointer import Checkpointer
@@ -18,6 +17,7 @@ from blobjax.program.program import make_program
 from blobjax.runs.directory import RunDirectory, read_jsonl
 from blobjax.training.inference import sample_run
 from blobjax.training.trainer import train
+from tests.checkpointing.test_checkpoints import data_file, flip, make_pipe, truncate
 from tests.tiny import tiny
 
 TIMED = {

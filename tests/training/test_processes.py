@@ -21,7 +21,7 @@ def losses(run_dir: Path) -> list[float]:
 def with_trouble(trouble: str, run_dir: Path, *overrides: str) -> subprocess.CompletedProcess:
     """Two processes, of which one has trouble with storage (storage_trouble.py)."""
     settings = [*TINY, "compute.mesh={data: 1, fsdp: 2}", f"logging.run_dir={run_dir}", *overrides]
-    trainer = [sys.executable, "-m", "tests.training.storage_trouble", trouble, "train", "laptop", *settings]
+    trainer = [sys.executable, "-m", "tests.checkpointing.storage_trouble", trouble, "train", "laptop", *settings]
     launch = [sys.executable, str(LOCAL), "-n", "2", "-d", "1", "--", *trainer]
     return subprocess.run(launch, capture_output=True, text=True, timeout=300, cwd=LOCAL.parents[1])
 

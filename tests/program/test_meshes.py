@@ -8,8 +8,8 @@ from blobjax import data
 from blobjax.compute.sharding import make_layout
 from blobjax.program.batches import global_batches, local_rows, to_global
 from blobjax.program.program import make_program
+from tests.program.collectives import collectives
 from tests.tiny import tiny
-from tests.training.collectives import collectives
 
 STEPS = 8
 

@@ -161,7 +161,9 @@ class RunDirectory:
         self.energy.mkdir(exist_ok=True)
         if config.data.tokenizer != "bytes":
             # A run can be sampled from wherever it is moved to, so it takes its tokenizer along.
-            write_atomically(self.tokenizer, Path(config.data.tokenizer).expanduser().read_text(encoding="utf-8"))
+            write_atomically(
+                self.tokenizer, expanded(config.data.tokenizer, "data.tokenizer").read_text(encoding="utf-8")
+            )
 
     def lock(self) -> TextIO:
         """Makes sure that no other process on this machine trains here, or moves its checkpoints; makes the directory.

@@ -10,6 +10,7 @@ import numpy as np
 
 from blobjax.config import BadInputError, Config, HaltedError
 from blobjax.reliability.run_directory import RunDirectory
+from blobjax.config.sizes import in_words
 from blobjax.training import checkpoint_files as files
 from blobjax.training import stored
 from blobjax.training.checkpoint_files import BadCheckpointError, Record
@@ -109,14 +110,14 @@ def list_lines(found: list[dict[str, Any]]) -> Iterator[str]:
     yield f"{'step':>10}  {'size':>9}  {'saved':<19}  {'fingerprints':<12}  kept as"
     for each in found:
         if "quarantine" in each:
-            yield f"{each['quarantine']:>10}  {_size(each['bytes']):>9}  in quarantine: bad; never deleted"
+            yield f"{each['quarantine']:>10}  {in_words(each['bytes']):>9}  in quarantine: bad; never deleted"
             continue
         saved = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each["time"])) if each["time"] else "?"
         why = f"BAD: {each['bad']}" if each["bad"] else each["kept"] or "nothing: deleted after the next save"
         if each["finite"] is False:
             why = f"NOT FINITE, nothing goes on from it: {why}"
         has = "yes" if each["fingerprints"] else "no"
-        yield f"{each['step']:>10}  {_size(each['bytes']):>9}  {saved:<19}  {has:<12}  {why}"
+        yield f"{each['step']:>10}  {in_words(each['bytes']):>9}  {saved:<19}  {has:<12}  {why}"
 
 
 def verify(run: str, step: int | None = None) -> Iterator[dict[str, Any]]:
@@ -158,7 +159,7 @@ def verify_line(found: dict[str, Any]) -> str:
     if found["bad"]:
         return f"step {found['step']}: BAD: {found['bad']}"
     what = "good" if found["verified"] else "can be read; it has no fingerprints to verify it by"
-    return f"step {found['step']}: {what}  ({_size(found['bytes'])} in {found['seconds']:.1f} s)"
+    return f"step {found['step']}: {what}  ({in_words(found['bytes'])} in {found['seconds']:.1f} s)"
 
 
 def show(run: str, step: int | None = None) -> dict[str, Any]:
@@ -207,8 +208,8 @@ def show_lines(found: dict[str, Any]) -> Iterator[str]:
     width = max(len(path) for path in found["leaves"])
     for path, leaf in found["leaves"].items():
         shape = "×".join(map(str, leaf["shape"])) or "scalar"
-        yield f"{path:<{width}}  {leaf['dtype']:<8}  {_size(leaf['bytes']):>9}  {leaf['fingerprint']}  {shape}"
-    yield f"{len(found['leaves'])} arrays, {_size(sum(leaf['bytes'] for leaf in found['leaves'].values()))}"
+        yield f"{path:<{width}}  {leaf['dtype']:<8}  {in_words(leaf['bytes']):>9}  {leaf['fingerprint']}  {shape}"
+    yield f"{len(found['leaves'])} arrays, {in_words(sum(leaf['bytes'] for leaf in found['leaves'].values()))}"
 
 
 def prune(run: str, keep: int | None, keep_every: int | None, dry_run: bool) -> Iterator[str]:
@@ -231,11 +232,3 @@ def prune(run: str, keep: int | None, keep_every: int | None, dry_run: bool) -> 
         yield f"{'would delete' if dry_run else 'deleted'} the checkpoint of step {step}"
     stay = [step for step in files.committed(directory.checkpoints) if step not in gone]
     yield f"kept: {', '.join(map(str, stay)) or 'none'}"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

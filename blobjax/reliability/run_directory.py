@@ -241,7 +241,10 @@ def refuse_links(folder: Path, names: Iterable[str], who: str) -> None:
 
 def _entries(folder: Path, names: Iterable[str]) -> list[Path]:
     names = tuple(names)
-    there = folder.iterdir() if folder.is_dir() else ()
+    try:
+        there = list(folder.iterdir()) if folder.is_dir() else []
+    except OSError as error:
+        raise BadInputError(f"{folder}: cannot be read: {error.strerror or error}") from None
     return [path for path in there if any(fnmatchcase(path.name, name) for name in names)]
 
 

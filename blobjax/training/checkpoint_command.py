@@ -1,16 +1,18 @@
 """`blobjax checkpoint list|verify|show|prune RUN`: a run's checkpoints from their files, with no model and no jax."""
 
+import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from blobjax.config import BadInputError, Config, HaltedError
-from blobjax.reliability.run_directory import RunDirectory
+from blobjax.config.paths import check_readable
 from blobjax.config.sizes import in_words
+from blobjax.reliability.run_directory import RunDirectory
 from blobjax.training import checkpoint_files as files
 from blobjax.training import stored
 from blobjax.training.checkpoint_files import BadCheckpointError, Record
@@ -18,6 +20,7 @@ from blobjax.training.checkpoint_files import BadCheckpointError, Record
 
 def _open(run: str) -> tuple[RunDirectory, Config]:
     directory = RunDirectory(run)
+    check_readable(directory.path)
     if not directory.config.is_file():
         raise BadInputError(f"{run} is not a run directory: it has no config.yaml; give one such as runs/laptop")
     config = directory.previous_config()
@@ -35,26 +38,34 @@ def _steps(directory: RunDirectory, wanted: int | None) -> list[int]:
 
 
 @contextmanager
-def _reading(folder: Path) -> Iterator[None]:
+def _reading(folder: Path, verb: str = "read") -> Iterator[None]:
     """Says in one line what a folder cannot be read for."""
     try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.stat(f"{folder}/.")  # one that may be listed and not entered looks empty otherwise
         yield
     except OSError as error:
-        raise HaltedError(f"{folder} cannot be read at the moment ({files.first_line(error)})") from None
+        raise _cannot(f"{folder} cannot be {verb}", error) from None
+
+
+def _cannot(what: str, error: BaseException) -> Exception:
+    """A permission is the user's to get; what else a storage says may pass."""
+    line = f"{what} at the moment ({files.first_line(error)})"
+    return BadInputError(line) if isinstance(error, PermissionError) else HaltedError(line)
 
 
 def _wrong(directory: RunDirectory, folder: Path, error: Exception) -> str:
     """What an error says of a checkpoint, in one line; empty where the checkpoint was removed meanwhile.
 
     Raises:
-      HaltedError: the checkpoint cannot be read at the moment, which says nothing about it.
+      BadInputError: the checkpoint may not be read.
+      HaltedError: it cannot be read at the moment, which says nothing about it.
     """
     cause = files.unreadable(folder)
     if isinstance(cause, FileNotFoundError) and directory.config.is_file():
         return ""
     if cause is not None or isinstance(error, MemoryError):
-        reason = files.first_line(cause or error)
-        raise HaltedError(f"checkpoint {folder} cannot be read at the moment ({reason})") from None
+        raise _cannot(f"checkpoint {folder} cannot be read", cause or error) from None
     return files.first_line(error)
 
 
@@ -216,19 +227,20 @@ def prune(run: str, keep: int | None, keep_every: int | None, dry_run: bool) -> 
     """Deletes what the run's own rules do not keep, or these instead; a line for each.
 
     Raises:
-      BadInputError: a run trains there.
+      BadInputError: a run trains there, or something may not be read or deleted.
+      HaltedError: something cannot be read or deleted at the moment.
     """
     directory, config = _open(run)
     given = {"keep": keep, "keep_every": keep_every}
     policy = config.checkpoint.model_copy(update={key: value for key, value in given.items() if value is not None})
-    if dry_run:
-        gone = files.surplus(directory.checkpoints, policy)
-    else:
-        with directory.lock():
+    with nullcontext() if dry_run else directory.lock():
+        with _reading(directory.checkpoints):
             gone = files.surplus(directory.checkpoints, policy)
-            for step in gone:
-                files.delete(directory.checkpoints / str(step))
-    for step in gone:
-        yield f"{'would delete' if dry_run else 'deleted'} the checkpoint of step {step}"
-    stay = [step for step in files.committed(directory.checkpoints) if step not in gone]
+            stay = [step for step in files.committed(directory.checkpoints) if step not in gone]
+        for step in gone:
+            folder = directory.checkpoints / str(step)
+            if not dry_run:
+                with _reading(folder, "deleted"):
+                    files.delete(folder)
+            yield f"{'would delete' if dry_run else 'deleted'} the checkpoint of step {step}"
     yield f"kept: {', '.join(map(str, stay)) or 'none'}"

@@ -6,6 +6,7 @@ from itertools import zip_longest
 from typing import Any
 
 from blobjax.config import BadInputError
+from blobjax.config.paths import check_readable
 from blobjax.reliability import lost_lines
 from blobjax.reliability.energy_log import energy_line, read_accounts
 from blobjax.reliability.ledger import Attempt, number, read_ledger
@@ -39,6 +40,7 @@ def status(run: str) -> dict[str, Any]:
       BadInputError: there is no run, or it began from another and its config cannot be read.
     """
     directory = RunDirectory(run)
+    check_readable(directory.path)
     if not directory.config.is_file():
         raise BadInputError(f"{run}: holds no config.yaml of a run; give a run directory, such as runs/laptop")
     # Before the files: a run that ends in between is then said to run, and not to have died.

@@ -19,7 +19,7 @@ from blobjax.reliability.stragglers import Stragglers
 from blobjax.reliability.supervisor import restarted
 from blobjax.reliability.timers import Earliest, Every, refuse_together
 from blobjax.reliability.watchdog import Watchdog
-from blobjax.training import flow_summary
+from blobjax.training import checkpoint_files, flow_summary
 from blobjax.training.announcements import facts, headline, warnings
 from blobjax.training.batches import Position, training_batches
 from blobjax.training.beginning import Begun, alone_or_in_time, announce, begin, first_state
@@ -30,7 +30,7 @@ from blobjax.training.finite import FiniteWatch
 from blobjax.training.guard_watch import GuardWatch
 from blobjax.training.hooks import EvaluateHook, ProfileHook, StopHook, Watched
 from blobjax.training.inference import sample
-from blobjax.training.inputs import inputs, size
+from blobjax.training.inputs import inputs
 from blobjax.training.landscape import LandscapeHook
 from blobjax.training.loop import Hook, StepReport
 from blobjax.training.memory import ran_out, step_problem
@@ -147,7 +147,7 @@ class _Attempt:
         setting, events = self.setting, self.events
         # Compiling and restoring draw power too.
         meter = meter_of_this_process(setting.config.compute.device_watts)
-        cut = setting.recorded.get("events_bytes", 0) - size(setting.directory.events)
+        cut = setting.recorded.get("events_bytes", 0) - checkpoint_files.size(setting.directory.events)
         if setting.resuming:
             self._open_log()
         events.write(

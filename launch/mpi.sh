@@ -37,8 +37,8 @@ export JAX_COORDINATOR_ADDRESS=$COORDINATOR
 [ -t 1 ] || export TTY_COMPATIBLE=0
 
 # mpirun told to stop kills its processes after a second. What it passes on, and lets them take their time over, is
-# SIGUSR1, to a process's children too: so this script takes SIGTERM, SIGHUP and Ctrl-C in its place, and the shell around each
-# process, which itself is deaf to SIGUSR1, gives it a SIGTERM again.
+# SIGUSR1, to a process's children too: so this script takes SIGTERM, SIGHUP and Ctrl-C in its place, and the shell
+# around each process, which itself is deaf to SIGUSR1, gives it a SIGTERM again.
 # Open MPI 4 and 5 both tell each process its rank and how many there are; jax itself finds only 4's.
 # shellcheck disable=SC2016  # each process's own variables
 setsid mpirun "${options[@]}" -x BLOBJAX -x JAX_COORDINATOR_ADDRESS ${TTY_COMPATIBLE+-x TTY_COMPATIBLE} bash -c '

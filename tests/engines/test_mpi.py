@@ -1,13 +1,20 @@
 """Open MPI for real: two ranks on this machine are two processes of one run, and mpirun passes the exit code on."""
 
+import contextlib
+import fcntl
 import os
+import pty
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,30 +62,72 @@ def test_two_ranks_are_one_run_that_can_be_stopped_and_gone_on_with(tmp_path):
     assert events[-1]["reason"] == "finished"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_told_to_stop_the_run_saves(tmp_path, number):
-    """mpirun itself would kill its processes a second after it was told."""
-    run = tmp_path / "run"
+@contextlib.contextmanager
+def training(folder: Path, *before: str, **options: Any) -> Iterator[subprocess.Popen]:
+    """The script, with `before` in front of it, once the run has taken five steps of its many; ended in any case."""
     command, environment = asked(
-        f"logging.run_dir={run}", "duration.length=100000 steps", "checkpoint.every=90000 steps"
+        f"logging.run_dir={folder / 'run'}", "duration.length=100000 steps", "checkpoint.every=90000 steps"
     )
-    with (tmp_path / "log").open("w") as log:
-        script = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    terminal = options.pop("terminal", None)
+    with (folder / "log").open("w") as log:
+        streams = options or {"stdout": log, "stderr": log}
+        script = subprocess.Popen([*before, *command], env=environment, start_new_session=True, **streams)
     try:
-        deadline = time.monotonic() + 240
-        while sum(1 for _ in read_jsonl(run / "metrics.jsonl")) < 5:
-            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
-            time.sleep(0.1)
-        script.send_signal(number)
-        assert script.wait(timeout=120) == 75, (tmp_path / "log").read_text()
+        wait_for_steps(folder, 5, terminal)
+        yield script
     finally:
         if script.poll() is None:
             script.terminate()  # so that it ends what it started
             script.wait(timeout=120)
-    names = [event["event"] for event in read_jsonl(run / "events.jsonl")]
-    assert {"preempt", "save"} <= set(names)
-    assert names[-1] == "stop"
+
+
+def wait_for_steps(folder: Path, count: int, terminal: int | None = None) -> None:
+    """Returns once metrics.jsonl has so many more lines; reads what is written to the terminal, as a terminal does."""
+    metrics = folder / "run" / "metrics.jsonl"
+    wanted = sum(1 for _ in read_jsonl(metrics)) + count
+    deadline = time.monotonic() + 240
+    while sum(1 for _ in read_jsonl(metrics)) < wanted:
+        assert time.monotonic() < deadline, (folder / "log").read_text()
+        if terminal is None:
+            time.sleep(0.1)
+        elif select.select([terminal], [], [], 0.1)[0]:
+            os.read(terminal, 4096)
+
+
+def check_stopped_and_saved(script: subprocess.Popen, folder: Path) -> None:
+    """mpirun itself would kill its processes a second after it was told."""
+    assert script.wait(timeout=120) == 75, (folder / "log").read_text()
+    events = list(read_jsonl(folder / "run" / "events.jsonl"))
+    (preempt,) = [event for event in events if event["event"] == "preempt"]
+    assert [event["step"] for event in events if event["event"] == "save"] == [preempt["step"]]
+    assert events[-1]["event"] == "stop"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_told_to_stop_the_run_saves(tmp_path, number):
+    with training(tmp_path) as script:
+        script.send_signal(number)
+        check_stopped_and_saved(script, tmp_path)
     assert "\x1b[2K" not in (tmp_path / "log").read_text()
+
+
+def test_a_closed_terminal_is_a_stop(tmp_path):
+    """Which is gone when mpirun has lines to write to it."""
+    master, slave = pty.openpty()
+    streams = {"stdin": slave, "stdout": slave, "stderr": slave}
+    own = {"preexec_fn": lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)}
+    with training(tmp_path, terminal=master, **streams, **own) as script:
+        os.close(slave)
+        os.close(master)
+        check_stopped_and_saved(script, tmp_path)
+
+
+def test_under_nohup_the_run_goes_on(tmp_path):
+    with training(tmp_path, "sh", "-c", 'trap "" HUP; exec "$@"', "sh") as script:
+        script.send_signal(signal.SIGHUP)
+        wait_for_steps(tmp_path, 5)
+        script.terminate()
+        check_stopped_and_saved(script, tmp_path)
 
 
 def test_the_coordinator_is_where_mpirun_starts_rank_0(tmp_path):

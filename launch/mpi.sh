@@ -5,7 +5,7 @@
 #     launch/mpi.sh -n 2 -- laptop name=two-here                      # two processes on this machine
 #
 # What stands before `--` is for mpirun, what stands behind it for `blobjax train`. Process 0 is on the first host; give
-# COORDINATOR=HOST:PORT if the others reach it under another name. Told to stop (Ctrl-C, a closed terminal, or SIGTERM
+# COORDINATOR=HOST:PORT if the others reach it under another name. Told to stop (Ctrl-C, or SIGTERM or SIGHUP
 # to this script) all save at the same step. The exit code is that of the run: 75 can be resumed by the same command.
 set -u
 

@@ -4,12 +4,12 @@ from typing import Annotated
 
 import typer
 
-from blobjax.cli.once import Once
+from blobjax.cli.once import Commands
 
-app = typer.Typer(help="Fit scaling laws to points, and predict from them.", no_args_is_help=True)
+app = Commands(help="Fit scaling laws to points, and predict from them.", no_args_is_help=True)
 
 
-@app.command("fit", cls=Once)
+@app.command("fit")
 def laws_fit(
     points: Annotated[
         list[str], typer.Argument(help="Tables (.csv, .jsonl), run or study directories; or a fit file, fitted again.")
@@ -84,7 +84,7 @@ def laws_fit(
     typer.echo(command.as_json(content) if as_json else f"{text.fit(content)}\n\nfit file: {out}")
 
 
-@app.command("predict", cls=Once)
+@app.command("predict")
 def laws_predict(
     fit: Annotated[str, typer.Argument(help="A fit file.")],
     flops: Annotated[

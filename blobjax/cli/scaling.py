@@ -6,6 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 from blobjax.cli.arguments import ConfigName, Overrides, Size, no_url
+from blobjax.cli.once import Commands
 from blobjax.config.errors import BadInputError
 
 
@@ -24,7 +25,7 @@ class _RunByDefault(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-study = typer.Typer(
+study = Commands(
     cls=_RunByDefault,
     help="Many ordinary runs as one question. `blobjax study NAME` runs what is left of it.",
     no_args_is_help=True,

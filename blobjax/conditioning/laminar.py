@@ -163,20 +163,14 @@ def _log_z(values: list[float], known: Known, place: str) -> Finding:
 
 
 def _growth(values: list[float], known: Known, place: str) -> Finding:
-    top = max(values)
-    if top > 65504:
-        return Finding(TURBULENT, f"residual_rms reached {top:.3g}, beyond what float16 can hold (ours)")
-    if top > 1000:
-        return Finding(
-            WATCH, f"residual_rms reached {top:.3g}, above 1000: what a block adds is lost in 16 bits (ours)"
-        )
-    if values[0] > 0 and values[-1] > 100 * values[0]:
+    reached = _REACHED(values, known, place)
+    if reached is _FINE and values[0] > 0 and values[-1] > 100 * values[0]:
         return Finding(
             WATCH,
             f"residual_rms grew {values[-1] / values[0]:.0f}-fold, from {values[0]:.3g} to {values[-1]:.3g} (ours; "
             "such growth, Kim et al. 2025)",
         )
-    return _FINE
+    return reached
 
 
 def _update_ratio(values: list[float], known: Known, place: str) -> Finding:
@@ -194,15 +188,14 @@ def _update_ratio(values: list[float], known: Known, place: str) -> Finding:
             f"update_ratio is {middle:.2g}, above 3e-2 (ours; rule of thumb 1e-3, Karpathy 2022): steps overwrite",
         )
     # Not of the output, most of whose parameters may be gains around one, which move by as little as the rate.
-    if place != "output" and middle < 1e-6:
+    if place == "output" or middle >= 1e-4:
+        return _FINE
+    if middle < 1e-6:
         return Finding(STAGNANT, f"update_ratio is {middle:.2g}, below 1e-6 (ours): the weights do not move")
-    if place != "output" and middle < 1e-4:
-        return Finding(
-            WATCH,
-            f"update_ratio is {middle:.2g}, below 1e-4 (ours; rule of thumb 1e-3, Karpathy 2022): almost nothing is "
-            "learnt",
-        )
-    return _FINE
+    return Finding(
+        WATCH,
+        f"update_ratio is {middle:.2g}, below 1e-4 (ours; rule of thumb 1e-3, Karpathy 2022): almost nothing is learnt",
+    )
 
 
 def _update_lost(values: list[float], known: Known, place: str) -> Finding:
@@ -302,6 +295,14 @@ _FLUSHED = _above(
     "ours",
     0.5,
     "ours; gradients that loss scaling saves, Micikevicius et al. 2018, section 3.2",
+)
+
+_REACHED = _above(
+    "residual_rms",
+    1000,
+    "ours; what a block adds is lost in 16 bits",
+    65504,
+    "ours; beyond what float16 can hold",
 )
 
 _RULES: dict[str, Callable[[list[float], Known, str], Finding]] = {

@@ -16,8 +16,7 @@ from blobjax.report import plots, report_command
 from blobjax.report.prices import Prices
 from blobjax.runs.directory import read_jsonl
 from blobjax.studies import command as studies
-from blobjax.studies import confirmation, runner
-from blobjax.studies import report as study_report
+from blobjax.studies import confirmation, runner, study_report
 from blobjax.studies.finding import Finding, Picture, Prediction
 from blobjax.studies.page import page
 from blobjax.studies.study import load_study

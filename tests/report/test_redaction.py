@@ -9,8 +9,7 @@ from rich.console import Console
 from blobjax.report import redaction
 from blobjax.report.prices import Prices
 from blobjax.report.redaction import redacted
-from blobjax.studies import confirmation, runner, study_command
-from blobjax.studies import report as study_report
+from blobjax.studies import confirmation, runner, study_command, study_report
 from blobjax.studies.finding import Finding, Prediction
 from blobjax.studies.page import page
 from blobjax.studies.results import read

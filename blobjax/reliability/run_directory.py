@@ -31,6 +31,8 @@ _FILES = (
     *("flow.json", "tokenizer.json", "log.txt", "report.html", "hang-*.txt", f"{_OURS}*"),
 )
 _ACCOUNTS = ("[0-9]*.json", f"{_OURS}*")
+# Names of checkpoints: a save fails where anything else has its name. A step has ten digits at most.
+_STEPS = tuple("[0-9]" * digits for digits in range(1, 11))
 _FOLDERS = ("checkpoints", "quarantine", "energy", "tensorboard", "profile", "wandb")
 # Longer than anybody looks whether a run is alive, also where the machine is busy.
 _LOOKING_SECONDS = 1.0
@@ -71,10 +73,12 @@ class RunDirectory:
         for folder, _, _ in os.walk(self.profile):
             refuse_links(Path(folder), "*", "a run")
         refuse_links(self.energy, _ACCOUNTS, "a run")
+        refuse_links(self.checkpoints, _STEPS, "a run")
         for inside, names, what, is_kind in (
             (self.path, _FILES, "file", Path.is_file),
             (self.path, _FOLDERS, "directory", Path.is_dir),
             (self.energy, _ACCOUNTS, "file", Path.is_file),
+            (self.checkpoints, _STEPS, "directory", Path.is_dir),
         ):
             for path in _entries(inside, names):
                 if not is_kind(path) and path.exists():  # in this order: another process's probe may vanish meanwhile

@@ -283,7 +283,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file; a line torn by a crash is passed over, a missing file is empty."""
+    """The objects of a JSON-lines file; a line torn by a crash is skipped, a missing file is empty.
+
+    An integer of more than 18 digits, which no run writes, is read as a float: it may be too large to become one later.
+    """
     if not path.is_file():
         return
     for line in path.read_bytes().split(b"\n"):
@@ -306,9 +309,13 @@ def read_jsonl_backwards(path: Path) -> Iterator[dict[str, Any]]:
         yield from _objects(rest)
 
 
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) <= 18 else float(digits)
+
+
 def _objects(line: bytes) -> Iterator[dict[str, Any]]:
     try:
-        content = json.loads(line.decode(errors="replace"))
+        content = json.loads(line.decode(errors="replace"), parse_int=_integer)
         if b"\\ud" in line.lower():
             # An escaped half of a surrogate pair is not text that can be printed, drawn or written.
             content = json.loads(json.dumps(content, ensure_ascii=False).encode(errors="replace"))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from blobjax.cli import commands
 from blobjax.config import BadInputError, load
 from tests.tiny import TINY
 
@@ -70,6 +71,12 @@ def test_nor_is_one_the_cache_directory(tmp_path, cache):
     (line,) = done.stderr.splitlines()
     assert f"XDG_CACHE_HOME '{cache}' is a URL (" in line
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [["status", ""], ["checkpoint", "list", " "], ["report", ""]])
+def test_empty_text_is_no_run_directory(command):
+    with pytest.raises(BadInputError, match="the run directory is empty text; give one such as runs/laptop"):
+        commands.app(command, standalone_mode=False)
 
 
 @pytest.mark.parametrize("path", ["runs/a:b//c", "runs/gs://x", "mine:/b"])

@@ -14,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from blobjax.reliability.ledger import as_float
 from blobjax.reliability.run_directory import write_atomically
 
 if TYPE_CHECKING:  # which starts jax, and those who only read accounts need none
@@ -38,8 +39,9 @@ def _read(path: Path) -> dict[str, float]:
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {str(source): float(joules) for source, joules in found.items() if 0 <= float(joules) < float("inf")}
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+        numbers = {str(source): as_float(joules) for source, joules in found.items()}
+        return {source: joules for source, joules in numbers.items() if 0 <= joules < float("inf")}
+    except (OSError, ValueError, AttributeError, RecursionError):
         return {}
 
 

@@ -12,6 +12,7 @@ the wall time:
   …            init, restore, compile, data_wait, evaluate, save, rollback, sample, other: as the accounts of `clock.py`
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -84,6 +85,14 @@ def number(value: Any, otherwise: float = 0.0) -> float:
     usual = isinstance(value, int | float) and not isinstance(value, bool)
     # No step, second or count of tokens comes near it.
     return value if usual and -_LARGEST < value < _LARGEST else otherwise
+
+
+def as_float(value: Any) -> float:
+    """A number in a run's files, where those that JSON does not know are text; NaN for what is no number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def read_ledger(events: Iterable[dict[str, Any]]) -> Ledger:

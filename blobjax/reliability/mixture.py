@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from blobjax.config import Config
-from blobjax.reliability.outcome import as_float
+from blobjax.reliability.ledger import as_float
 
 
 def shares(config: Config) -> dict[str, float]:

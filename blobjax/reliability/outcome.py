@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from blobjax.reliability.ledger import number, read_ledger
+from blobjax.reliability.ledger import as_float, number, read_ledger
 from blobjax.reliability.lost_lines import missing_steps
 from blobjax.reliability.run_directory import RunDirectory, read_jsonl
 
@@ -109,14 +109,6 @@ def sequences_before(events: Iterable[dict[str, Any]]) -> int:
     """
     begun = [event.get("sequences") for event in events if event.get("event") == "branch"]
     return max(int(number(begun[-1])), 0) if begun else 0
-
-
-def as_float(value: Any) -> float:
-    """A value of metrics.jsonl, where numbers that JSON does not know are text; NaN for what is none at all."""
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return math.nan
 
 
 def _largest(values: list[float]) -> float:

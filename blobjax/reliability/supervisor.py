@@ -168,7 +168,10 @@ def _end_with_parent() -> None:
 
 def named(code: int) -> str:
     """How a process ended, in words."""
-    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    if code >= 0:
+        return f"ended with exit code {code}"
+    known = {each.value: each.name for each in signal.Signals}
+    return f"killed by {known.get(-code, f'signal {-code}')}"  # most of the real-time signals have no name
 
 
 def _say(line: str) -> None:

@@ -14,8 +14,8 @@ from blobjax.config import BadInputError, Config
 from blobjax.reliability import mixture, outcome
 from blobjax.reliability import status as run_status
 from blobjax.reliability.energy_log import read_accounts, tokens_per_joule
-from blobjax.reliability.ledger import Attempt, Ledger, number, read_ledger
-from blobjax.reliability.outcome import Outcome, as_float
+from blobjax.reliability.ledger import Attempt, Ledger, as_float, number, read_ledger
+from blobjax.reliability.outcome import Outcome
 from blobjax.reliability.run_directory import RunDirectory, read_jsonl
 
 

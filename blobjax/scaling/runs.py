@@ -12,7 +12,8 @@ import numpy as np
 from blobjax.compute.flops import flops_per_token, param_count
 from blobjax.config import BadInputError, Config
 from blobjax.reliability import mixture, outcome
-from blobjax.reliability.outcome import Outcome, as_float
+from blobjax.reliability.ledger import as_float
+from blobjax.reliability.outcome import Outcome
 from blobjax.reliability.run_directory import RunDirectory
 
 MEANINGS = {

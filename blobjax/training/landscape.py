@@ -27,6 +27,7 @@ from blobjax.config import Config
 from blobjax.data import Stream
 from blobjax.data.shuffle import shuffled
 from blobjax.objectives import next_token
+from blobjax.reliability.ledger import as_float
 from blobjax.reliability.run_directory import EventLog, RunDirectory, read_jsonl
 from blobjax.training.batches import Position, local_rows, to_global
 from blobjax.training.program import Program
@@ -111,7 +112,7 @@ class LandscapeHook:
 def _averages(directory: RunDirectory, start: int) -> tuple[float, float] | None:
     """The running averages as an earlier attempt left them, if one did, so that a resumed run goes on with them."""
     found = [
-        (float(line["flow/run/squared_gradient"]), float(line["flow/run/gradient_noise"]))
+        (as_float(line.get("flow/run/squared_gradient")), as_float(line["flow/run/gradient_noise"]))
         for line in read_jsonl(directory.metrics)
         if "flow/run/gradient_noise" in line and line["step"] <= start
     ]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from blobjax.cli import commands
 from blobjax.config import BadInputError, load
 from tests.tiny import TINY
 
@@ -52,7 +53,11 @@ def test_a_url_is_refused_with_its_key(override, key):
 
 
 @pytest.mark.parametrize(
-    "path", ["gs:/b/x", "s3:/b", "FILE:/tmp/q", "file:///tmp/q", " gs://b/x", "\tgs:/b", "abfs://b", "other+1://b"]
+    "path",
+    [
+        *("gs:/b/x", "gcs:/b", "s3:/b", "abfss:/b", "FILE:/tmp/q", "file:///tmp/q", " gs://b/x", "\tgs:/b", "abfs://b"),
+        "other+1://b",
+    ],
 )
 def test_one_slash_and_blanks_before_it_make_it_no_path(path):
     with pytest.raises(BadInputError, match=r"logging\.run_dir '.*' is a URL \("):
@@ -68,9 +73,16 @@ def test_nor_is_one_the_cache_directory(tmp_path, cache):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_colon_makes_no_url():
-    config = load("laptop", ["logging.run_dir=runs/a:b//c", "data.prepared_dir='/x: y/1://2'"])
-    assert config.logging.run_dir == "runs/a:b//c"
+@pytest.mark.parametrize("command", [["status", ""], ["checkpoint", "list", " "], ["report", ""]])
+def test_empty_text_is_no_run_directory(command):
+    with pytest.raises(BadInputError, match="the run directory is empty text; give one such as runs/laptop"):
+        commands.app(command, standalone_mode=False)
+
+
+@pytest.mark.parametrize("path", ["runs/a:b//c", "runs/gs://x", "mine:/b"])
+def test_a_colon_makes_no_url(path):
+    config = load("laptop", [f"logging.run_dir={path}", "data.prepared_dir='/x: y/1://2'"])
+    assert config.logging.run_dir == path
 
 
 @pytest.mark.parametrize(

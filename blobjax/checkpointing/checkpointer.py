@@ -361,9 +361,9 @@ class Checkpointer:
             raise BadCheckpointError(f"not what was saved: {named}{more}")
 
     def put_aside_after(self, step: int) -> list[tuple[int, str]]:
-        """Moves every checkpoint after a step to the quarantine, newest first; returns each and where it went."""
+        """Moves every numbered folder after a step to the quarantine, newest first; returns each and where it went."""
         self.wait()
-        later = [each for each in files.newest(self.steps(), None) if each > step]
+        later = [each for each in files.newest(files.numbered(self._directory), None) if each > step]
         everyone([0])  # all have looked before one moves
         return [(each, self.put_aside(each)) for each in later]
 
@@ -380,13 +380,17 @@ class Checkpointer:
         return moved
 
     def delete_after(self, step: int) -> None:
-        """Deletes every checkpoint after a step, newest first; all processes call it, and return once it is done."""
+        """Deletes every checkpoint after a step, newest first; all processes call it, and return once it is done.
+
+        A numbered folder that holds no checkpoint is moved to the quarantine: a later save needs its name.
+        """
         self.wait()
         everyone([0])  # nobody looks at the directory while it changes
         if jax.process_index() == 0:
-            for each in files.newest(self.steps(), None):
+            whole = set(self.steps())
+            for each in files.newest(files.numbered(self._directory), None):
                 if each > step:
-                    files.delete(self._directory / str(each))
+                    (files.delete if each in whole else files.quarantine)(self._directory / str(each))
         everyone([0])
 
     def close(self) -> None:

@@ -257,7 +257,7 @@ def quarantine(folder: Path) -> Path:
     away = folder.parent.parent / "quarantine"
     away.mkdir(exist_ok=True)
     number = 1
-    while (away / f"{folder.name}-{number}").exists():
+    while os.path.lexists(away / f"{folder.name}-{number}"):
         number += 1
     return Path(shutil.move(folder, away / f"{folder.name}-{number}"))
 
@@ -265,8 +265,8 @@ def quarantine(folder: Path) -> Path:
 def clear_unfinished(checkpoints: Path) -> None:
     """Deletes what a save that was killed or failed has left; nobody may be saving."""
     for each in checkpoints.glob(f"*{_UNFINISHED}*"):
-        if each.is_symlink():  # which a save would follow
-            each.unlink()
+        if each.is_symlink() or not each.is_dir():  # a save would follow the one, and fail at the other
+            each.unlink(missing_ok=True)
         shutil.rmtree(each, ignore_errors=True)
 
 

@@ -21,6 +21,16 @@ def no_url(path: str | None) -> str | None:
     return path
 
 
+def run_path(path: str) -> str:
+    """The directory of a run or a study: no URL, and no empty text, which as a path is the working directory."""
+    from blobjax.config.errors import BadInputError
+
+    no_url(path)
+    if not path.strip():
+        raise BadInputError("the run directory is empty text; give one such as runs/laptop")
+    return path
+
+
 ConfigName = Annotated[
     str,
     typer.Argument(help="A path, or a name in configs/ such as 'laptop'.", autocompletion=complete_config),
@@ -33,5 +43,5 @@ Size = Annotated[
     str | None,
     typer.Option(metavar="5M", help="Shape, learning rate, batch, decay and length for so many parameters."),
 ]
-RunPath = Annotated[str, typer.Argument(help="A run directory, such as runs/laptop.", callback=no_url)]
+RunPath = Annotated[str, typer.Argument(help="A run directory, such as runs/laptop.", callback=run_path)]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]

@@ -4,13 +4,13 @@ from typing import Annotated
 
 import typer
 
-from blobjax.cli.arguments import no_url
+from blobjax.cli.arguments import run_path
 from blobjax.config.errors import BadInputError
 
 
 def report(
     directory: Annotated[
-        str, typer.Argument(metavar="RUN|STUDY", help="A run's directory, or a study's.", callback=no_url)
+        str, typer.Argument(metavar="RUN|STUDY", help="A run's directory, or a study's.", callback=run_path)
     ],
     out: Annotated[str | None, typer.Option(help="The file; report.html in that directory by default.")] = None,
     price: Annotated[float | None, typer.Option(help="Of one chip-hour.")] = None,

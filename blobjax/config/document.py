@@ -11,12 +11,22 @@ from blobjax.config.scalars import take_text
 from blobjax.config.schema import Config
 
 # YAML 1.1 reads 1e-3 as text, 010 as 8 and 1:30:00 as 5400; a user means a thousandth, ten, and no number.
-_INTEGER = re.compile(r"^[-+]?(?:[0-9][0-9_]*|0x[0-9a-fA-F_]+|0o[0-7_]+|0b[01_]+)$")
+_INTEGER = re.compile(r"^[-+]?(?:[0-9][0-9_]*|0x_*[0-9a-fA-F][0-9a-fA-F_]*|0o_*[0-7][0-7_]*|0b_*[01][01_]*)$")
 _FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+|[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?$")
 
 
+# What may not stand in the place of a key, and what to write instead.
+_NO_KEYS = {
+    "tag:yaml.org,2002:merge": "merges (<<) are not read; write the keys out, or use include",
+    "tag:yaml.org,2002:null": "a key is nothing (null or ~); write its name, or quote the word: 'null'",
+    "tag:yaml.org,2002:bool": "a key is true or false (YAML reads yes, no, on and off so too); quote the word",
+}
+
+
 class _Loader(yaml.SafeLoader):
-    """Safe YAML, with numbers as people write them; duplicate keys and aliases are refused.
+    """Safe YAML, with numbers as people write them, and without dates, which no key holds.
+
+    Duplicate keys, keys that are no text, anchors, aliases and merges are refused.
 
     Args:
       text: the document.
@@ -34,18 +44,21 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
+        event = self.peek_event()
+        if event.anchor is not None:
             # An alias may refer to itself, and nine of nine levels are a billion keys.
-            alias = self.peek_event()
+            kind = "aliases (*name)" if isinstance(event, yaml.AliasEvent) else "anchors (&name)"
             raise yaml.MarkedYAMLError(
-                problem="aliases (*name) are not read; use include", problem_mark=alias.start_mark
+                problem=f"{kind} are not read; write the keys out, or use include", problem_mark=event.start_mark
             )
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+            if isinstance(key, yaml.ScalarNode):
+                if problem := _NO_KEYS.get(key.tag):
+                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
                 if key.value in seen:
                     raise yaml.MarkedYAMLError(
                         problem=f"duplicate key '{key.value[:200]}'", problem_mark=key.start_mark
@@ -54,14 +67,18 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
+def _integer(loader: _Loader, node: yaml.ScalarNode) -> int | str:
     text = node.value.replace("_", "").lower()
-    return int(text, 0 if re.match(r"[-+]?0[xob]", text) else 10)
+    try:
+        return int(text, 0 if re.match(r"[-+]?0[xob]", text) else 10)
+    except ValueError:  # thousands of digits: the key that it is given to says what it expects
+        return node.value
 
 
 _NUMBERS = {"tag:yaml.org,2002:int": _INTEGER, "tag:yaml.org,2002:float": _FLOAT}
+_TIME = "tag:yaml.org,2002:timestamp"
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if tag not in _NUMBERS]
+    first: [(tag, regexp) for tag, regexp in resolvers if tag not in (*_NUMBERS, _TIME)]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 for _tag, _regexp in _NUMBERS.items():

@@ -113,7 +113,8 @@ def _include(
     origins: dict[str, str] = {}
     for number, name in enumerate(includes if isinstance(includes, list) else [includes], 1):
         if not isinstance(name, str):
-            given = "" if hidden else f", not {brief(name)}"
+            what = "nothing (null); remove the line" if name is None else brief(name)
+            given = "" if hidden else f", not {what}"
             raise BadInputError(f"{origin}: include: expected the path or name of a config{given}")
         try:
             included = find(name, path.parent)

@@ -8,7 +8,9 @@ from pathlib import Path
 from blobjax.config.errors import BadInputError
 
 # `gs:/b` is what is left of `gs://b` where something has read it as a path; a folder of that name is not meant.
-_URL = re.compile(r"\s*([a-z][a-z0-9+.-]*(?=://)|(?:gs|s3|s3a|az|abfs|hdfs|http|https|file)(?=:/))", re.IGNORECASE)
+_URL = re.compile(
+    r"\s*([a-z][a-z0-9+.-]*(?=://)|(?:gs|gcs|s3|s3a|az|abfs|abfss|hdfs|http|https|file)(?=:/))", re.IGNORECASE
+)
 
 
 def url_problem(path: str, what: str) -> str:

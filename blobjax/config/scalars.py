@@ -1,6 +1,6 @@
 """What a plain YAML scalar means where the schema says that a key holds text: its own characters.
 
-YAML 1.1 makes `no` false, 20261130 a number, 2026-11-30 a date and 1:30:00 a number of seconds. A key that holds text
+YAML 1.1 makes `no` false, 20261130 a number and 1:30:00 a number of seconds. A key that holds text
 gets what was written; quotes are never needed, and never wrong.
 """
 
@@ -18,7 +18,6 @@ _MADE = {
     "tag:yaml.org,2002:bool": (bool,),
     "tag:yaml.org,2002:int": (int, float),
     "tag:yaml.org,2002:float": (float, int),
-    "tag:yaml.org,2002:timestamp": (),
 }
 # `=` and `<<`, which are no values; as a key `<<` merges.
 _NO_VALUES = ("tag:yaml.org,2002:value", _MERGE)

@@ -25,10 +25,11 @@ def open_bytes(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
       OSError, EOFError: while reading: the file cannot be read, or ends inside a compressed frame.
     """
     with path.open("rb") as raw:
-        if path.suffix == ".gz":
+        suffix = path.suffix.lower()
+        if suffix == ".gz":
             with gzip.GzipFile(fileobj=raw) as content:
                 yield cast(IO[bytes], content), raw  # which is one in all but its type
-        elif path.suffix in (".zst", ".zstd"):
+        elif suffix in (".zst", ".zstd"):
             yield io.BufferedReader(_Zstd(raw), _BUFFER_BYTES), raw
         else:
             yield raw, raw

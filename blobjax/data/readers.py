@@ -2,6 +2,8 @@
 
 import difflib
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -15,6 +17,10 @@ from blobjax.data.compression import BOM, open_bytes
 PASSAGE_BYTES = 1 << 15
 # Bytes of Parquet rows read at once.
 _BATCH_BYTES = 1 << 24
+# How Arrow's files and streams begin, which is how no file of a kind that is read does.
+_ARROW = (b"ARROW1\0\0", b"\xff\xff\xff\xff")
+# Between two objects: in JSON it can be nothing else than the end of a line.
+_LONE_CR = re.compile(rb"}[ \t]*\r[ \t\r]*{")
 
 
 class Reading(NamedTuple):
@@ -38,6 +44,20 @@ Records = Iterator[tuple[str | None, int, int]]
 def reason(error: Exception) -> str:
     """An error in one line: libraries' messages may have many."""
     return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+
+
+def refuse_arrow(path: Path) -> None:
+    """Refuses a file that no kind of source reads, whichever was chosen for it.
+
+    Raises:
+      BadInputError: it is an Arrow file.
+    """
+    with path.open("rb") as file:
+        if file.read(8).startswith(_ARROW):
+            raise BadInputError(
+                f"{path}: is an Arrow file, which is not read; save the table as Parquet, or give the folder that "
+                "datasets has saved it in, with kind huggingface"
+            )
 
 
 def _text(path: Path, reading: Reading) -> Records:
@@ -102,6 +122,11 @@ def _jsonl(path: Path, reading: Reading) -> Records:
             if not line:
                 return
             number += 1
+            if _LONE_CR.search(line):
+                raise BadInputError(
+                    f"{path}:{number}: its lines end in CR alone, and those of JSONL in LF or CR LF; convert them, "
+                    "as with tr '\\r' '\\n'"
+                )
             if len(line) > reading.limit:
                 raise _too_large(f"{path}:{number}", reading)
             line = line.removeprefix(BOM) if number == 1 else line
@@ -115,15 +140,31 @@ def _too_large(where: str, reading: Reading) -> BadInputError:
     )
 
 
+class _Object(dict[str, Any]):
+    """A JSON object that knows which of its keys it was given more than once."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]):
+        super().__init__(pairs)
+        counted = Counter(name for name, _ in pairs) if len(self) < len(pairs) else {}
+        self.repeated = {name for name, count in counted.items() if count > 1}
+
+
+def _no_number(digits: str) -> int:
+    """Stands for every integer: none is read, and Python refuses to make one of thousands of digits."""
+    return 0
+
+
 def _field(record: bytes, where: str, reading: Reading) -> str | None:
     """The text in a JSON record; None: the record is to be skipped."""
     field = reading.source.field
     try:
-        content = json.loads(record)
+        content = json.loads(record, object_pairs_hook=_Object, parse_int=_no_number)
     except (ValueError, RecursionError) as error:
         raise BadInputError(f"{where}: not JSON: {error}") from None
-    if not isinstance(content, dict):
+    if not isinstance(content, _Object):
         raise BadInputError(f"{where}: expected a JSON object with a field '{field}', not {type(content).__name__}")
+    if field in content.repeated:
+        raise BadInputError(f"{where}: field '{field}' is given twice; remove one of them")
     if field not in content and reading.source.nulls == "error":
         raise _no_field(where, list(content), reading, "; data.sources.{domain}.nulls=skip skips such rows")
     return _string(content.get(field), where, reading)
@@ -167,6 +208,8 @@ def _parquet(path: Path, reading: Reading) -> Records:
         schema = pyarrow.parquet.read_schema(path)
         if field not in schema.names:
             raise _no_field(str(path), schema.names, reading)
+        if schema.names.count(field) > 1:
+            raise BadInputError(f"{path}: column '{field}' is in the schema twice; rename one of them")
         # As dictionaries: a text that a million rows share is then held once. Page by page, not a row group at once.
         shared = [field] if _is_text(schema.field(field).type) else []
         with pyarrow.parquet.ParquetFile(path, read_dictionary=shared, buffer_size=1 << 20, pre_buffer=False) as file:

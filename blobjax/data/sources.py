@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from blobjax.config import BadInputError, Config
 from blobjax.config.schema import Source
 from blobjax.data import embedded, files
-from blobjax.data.readers import READERS, Reading, read_huggingface, reason
+from blobjax.data.readers import READERS, Reading, read_huggingface, reason, refuse_arrow
 
 
 class Document(NamedTuple):
@@ -113,6 +113,7 @@ class Documents:
             done = 0
             for path in paths:
                 try:
+                    refuse_arrow(path)
                     for row, number, offset in READERS[source.kind](path, self._reading):
                         yield row, str(path), number, done + offset
                     done += path.stat().st_size

@@ -13,7 +13,8 @@ from blobjax.compute.flops import flops_per_token, param_count
 from blobjax.config import BadInputError, Config
 from blobjax.runs import mixture, outcome
 from blobjax.runs.directory import RunDirectory
-from blobjax.runs.outcome import Outcome, as_float
+from blobjax.runs.ledger import as_float
+from blobjax.runs.outcome import Outcome
 
 MEANINGS = {
     "params": "trained parameters, embeddings and output projection in",

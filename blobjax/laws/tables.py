@@ -96,6 +96,9 @@ def _read_one(path: Path, curves: bool) -> Table:
     return Table(rows, [{"path": str(path), "sha256": hashlib.sha256(content).hexdigest()}], ambiguous=ambiguous)
 
 
+_SEPARATORS = {";": "semicolons", "\t": "tabs"}
+
+
 def _csv(path: str, text: str) -> tuple[list[Row], frozenset[str]]:
     """Rows under the first line that is neither blank nor a remark, and names that the header has twice.
 
@@ -131,12 +134,17 @@ def _separator(path: str, cells: list[str]) -> bool:
     Raises:
       BadInputError: it names another separator.
     """
-    name, equals, mark = ",".join(cells).strip().partition("=")
+    name, equals, rest = ",".join(cells).partition("=")
     if name.strip().lower() != "sep" or not equals:
         return False
-    if mark.strip() != ",":
-        raise BadInputError(f"{path}: its columns are separated by {mark.strip()!r}; write the table with commas")
+    mark = rest.strip() or rest[:1]  # a tab is blank itself
+    if mark != ",":
+        raise _separated(path, _SEPARATORS.get(mark, repr(mark)))
     return True
+
+
+def _separated(path: str, called: str) -> BadInputError:
+    return BadInputError(f"{path}: its columns are separated by {called}; write the table with commas")
 
 
 def _refuse_open_quote(path: str, text: str, begin: int) -> None:
@@ -158,9 +166,9 @@ def _remark(cells: list[str]) -> bool:
 
 def _header(path: str, cells: list[str]) -> list[str]:
     names = [cell.strip() for cell in cells]
-    for mark, called in ((";", "semicolons"), ("\t", "tabs")):
+    for mark, called in _SEPARATORS.items():
         if len(names) == 1 and mark in names[0]:
-            raise BadInputError(f"{path}: its columns are separated by {called}; write the table with commas")
+            raise _separated(path, called)
     return names
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from blobjax.report import plots
 from blobjax.report.facts import Facts
 from blobjax.report.html import human
+from blobjax.runs.ledger import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -139,7 +140,9 @@ def gradients(facts: Facts) -> Chart | None:
         return None
     figure, (axes,) = plots.charts()
     plots.draw(axes, {"gradient norm": norm}, _TOKENS, "global gradient norm", log_y=True, marked=False)
-    refused = [facts.at_step(e["step"]) for e in facts.outcome.events if e["event"] == "skip" and "step" in e]
+    refused = [
+        facts.at_step(int(number(e["step"]))) for e in facts.outcome.events if e["event"] == "skip" and "step" in e
+    ]
     if refused:
         axes.plot(refused, [0.02] * len(refused), "|", color=plots.colour(1), transform=axes.get_xaxis_transform(),
                   label="refused step")  # fmt: skip

@@ -15,8 +15,8 @@ from blobjax.runs import mixture, outcome
 from blobjax.runs import status as run_status
 from blobjax.runs.directory import RunDirectory, read_jsonl
 from blobjax.runs.energy import read_accounts, tokens_per_joule
-from blobjax.runs.ledger import Attempt, Ledger, number, read_ledger
-from blobjax.runs.outcome import Outcome, as_float
+from blobjax.runs.ledger import Attempt, Ledger, as_float, number, read_ledger
+from blobjax.runs.outcome import Outcome
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ _FILES = (
     *("flow.json", "tokenizer.json", "log.txt", "report.html", "hang-*.txt", f"{_OURS}*"),
 )
 _ACCOUNTS = ("[0-9]*.json", f"{_OURS}*")
+# Names of checkpoints: a save fails where anything else has its name. A step has ten digits at most.
+_STEPS = tuple("[0-9]" * digits for digits in range(1, 11))
 _FOLDERS = ("checkpoints", "quarantine", "energy", "tensorboard", "profile", "wandb")
 # Longer than anybody looks whether a run is alive, also where the machine is busy.
 _LOOKING_SECONDS = 1.0
@@ -71,10 +73,12 @@ class RunDirectory:
         for folder, _, _ in os.walk(self.profile):
             refuse_links(Path(folder), "*", "a run")
         refuse_links(self.energy, _ACCOUNTS, "a run")
+        refuse_links(self.checkpoints, _STEPS, "a run")
         for inside, names, what, is_kind in (
             (self.path, _FILES, "file", Path.is_file),
             (self.path, _FOLDERS, "directory", Path.is_dir),
             (self.energy, _ACCOUNTS, "file", Path.is_file),
+            (self.checkpoints, _STEPS, "directory", Path.is_dir),
         ):
             for path in _entries(inside, names):
                 if not is_kind(path) and path.exists():  # in this order: another process's probe may vanish meanwhile
@@ -279,7 +283,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file; a line torn by a crash is passed over, a missing file is empty."""
+    """The objects of a JSON-lines file; a line torn by a crash is skipped, a missing file is empty.
+
+    An integer of more than 18 digits, which no run writes, is read as a float: it may be too large to become one later.
+    """
     if not path.is_file():
         return
     for line in path.read_bytes().split(b"\n"):
@@ -302,9 +309,13 @@ def read_jsonl_backwards(path: Path) -> Iterator[dict[str, Any]]:
         yield from _objects(rest)
 
 
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) <= 18 else float(digits)
+
+
 def _objects(line: bytes) -> Iterator[dict[str, Any]]:
     try:
-        content = json.loads(line.decode(errors="replace"))
+        content = json.loads(line.decode(errors="replace"), parse_int=_integer)
         if b"\\ud" in line.lower():
             # An escaped half of a surrogate pair is not text that can be printed, drawn or written.
             content = json.loads(json.dumps(content, ensure_ascii=False).encode(errors="replace"))

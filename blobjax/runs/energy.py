@@ -8,6 +8,8 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from blobjax.runs.ledger import as_float
+
 
 def read_accounts(directory: Path) -> dict[str, float]:
     """Source to joules, over all accounts of a run; what cannot be read is left out."""
@@ -23,8 +25,9 @@ def read_account(path: Path) -> dict[str, float]:
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {str(source): float(joules) for source, joules in found.items() if 0 <= float(joules) < float("inf")}
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+        numbers = {str(source): as_float(joules) for source, joules in found.items()}
+        return {source: joules for source, joules in numbers.items() if 0 <= joules < float("inf")}
+    except (OSError, ValueError, AttributeError, RecursionError):
         return {}
 
 

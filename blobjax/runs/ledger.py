@@ -13,6 +13,7 @@ the wall time:
 """
 
 import signal
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -85,6 +86,14 @@ def number(value: Any, otherwise: float = 0.0) -> float:
     usual = isinstance(value, int | float) and not isinstance(value, bool)
     # No step, second or count of tokens comes near it.
     return value if usual and -_LARGEST < value < _LARGEST else otherwise
+
+
+def as_float(value: Any) -> float:
+    """A number in a run's files, where those that JSON does not know are text; NaN for what is no number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def read_ledger(events: Iterable[dict[str, Any]]) -> Ledger:
@@ -185,4 +194,7 @@ def _seconds(spent: Any) -> dict[str, float]:
 
 def exit_in_words(code: int) -> str:
     """How a process ended, in words."""
-    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    if code >= 0:
+        return f"ended with exit code {code}"
+    known = {each.value: each.name for each in signal.Signals}
+    return f"killed by {known.get(-code, f'signal {-code}')}"  # most of the real-time signals have no name

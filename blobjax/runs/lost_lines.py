@@ -49,7 +49,7 @@ def expected_steps(events: Iterable[dict[str, Any]]) -> list[int]:
 def missing_steps(events: Iterable[dict[str, Any]], metrics: Iterable[dict[str, Any]]) -> tuple[list[int], int]:
     """Steps that should have a line in metrics.jsonl and have none, ascending; and how many should have one."""
     expected = expected_steps(events)
-    there = {line.get("step") for line in metrics if "loss" in line} if expected else set()
+    there = {number(line.get("step"), -1) for line in metrics if "loss" in line} if expected else set()
     return [step for step in expected if step not in there], len(expected)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from blobjax.config import Config
 from blobjax.runs.outcome import as_float
+from blobjax.runs.ledger import as_float
 
 
 def shares(config: Config) -> dict[str, float]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from blobjax.runs.ledger import number, read_ledger
 from blobjax.runs.lost_lines import missing_steps
 from blobjax.runs.directory import RunDirectory, read_jsonl
+from blobjax.runs.ledger import as_float, number, read_ledger
 
 Status = Literal["finished", "diverged", "halted", "failed", "stopped", "waiting"]
 """finished: to its length, with a finite loss · diverged: its loss or its parameters stopped being finite · halted: the
@@ -109,14 +110,6 @@ def sequences_before(events: Iterable[dict[str, Any]]) -> int:
     """
     begun = [event.get("sequences") for event in events if event.get("event") == "branch"]
     return max(int(number(begun[-1])), 0) if begun else 0
-
-
-def as_float(value: Any) -> float:
-    """A value of metrics.jsonl, where numbers that JSON does not know are text; NaN for what is none at all."""
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return math.nan
 
 
 def _largest(values: list[float]) -> float:

@@ -1,5 +1,6 @@
 """`blobjax status`: how a run stands, how much of its time counted, and what the rest went to. Starts no jax."""
 
+import math
 import time
 from collections import Counter
 from itertools import zip_longest
@@ -67,7 +68,7 @@ def status(run: str) -> dict[str, Any]:
         "since": (last.began if running else last.ended) if last else None,
         "step": max(int(number(newest.get("step"))), last.last_step if last else 0),
         "length": length or None,
-        "loss": newest.get("loss"),
+        "loss": _loss(newest.get("loss")),
         "newest_save": saved[-1] if saved and saved[-1] >= 0 else None,
         "last_event_seconds_ago": round(time.time() - times[0], 1) if times and times[0] >= 0 else None,
         "goodput": ledger.goodput,
@@ -145,9 +146,14 @@ def _supervised(attempt: Attempt) -> tuple[int | None, int | None]:
     return (restart if isinstance(restart, int) else None), (code if isinstance(code, int) else None)
 
 
+def _loss(written: Any) -> Any:
+    """A loss as it was written, and as text where JSON does not know the number."""
+    return str(written) if isinstance(written, float) and not math.isfinite(written) else written
+
+
 def _straggler(event: dict[str, Any]) -> dict[str, Any]:
-    lag = round(number(event.get("lag_seconds")), 4)
-    return {**{name: event.get(name) for name in ("step", "slowest", "host")}, "lag_seconds": lag}
+    step, lag = int(number(event.get("step"))), round(number(event.get("lag_seconds")), 4)
+    return {"step": step, **{name: event.get(name) for name in ("slowest", "host")}, "lag_seconds": lag}
 
 
 def lines(found: dict[str, Any]) -> list[str]:

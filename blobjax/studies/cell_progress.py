@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from blobjax.runs.ledger import number
 from blobjax.studies.results import Result
 from blobjax.studies.study import Cell
 
@@ -96,8 +97,10 @@ def _step(directory: Path) -> tuple[int, int]:
             file.seek(max(file.seek(0, 2) - _TAIL_BYTES, 0))
             step = json.loads(file.read().rstrip(b"\n").rsplit(b"\n", 1)[-1])["step"]
         lines = events.read_text(encoding="utf-8").splitlines()
-        return step, next(json.loads(line)["length"] for line in reversed(lines) if '"start"' in line)
-    except (OSError, ValueError, KeyError, StopIteration):  # removed meanwhile, or half a line
+        length = next(json.loads(line)["length"] for line in reversed(lines) if '"start"' in line)
+        return int(number(step)), int(number(length))
+    # Removed meanwhile, half a line, or a line of something else.
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, StopIteration):
         return 0, 0
 
 

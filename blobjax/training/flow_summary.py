@@ -13,6 +13,7 @@ from blobjax.conditioning.laminar import LAMINAR, STAGNANT, TURBULENT, WATCH, Kn
 from blobjax.config import Config
 from blobjax.data import Stream
 from blobjax.runs.directory import RunDirectory, read_jsonl, write_atomically
+from blobjax.runs.ledger import as_float
 
 # The table's columns: what a person looks for first. flow.json has all of them.
 _COLUMNS = {
@@ -44,14 +45,14 @@ def conclude(directory: RunDirectory, config: Config, stream: Stream | None = No
     losses: list[tuple[int, float]] = []
     for line in read_jsonl(directory.metrics):
         # Numbers that JSON does not know are written as text.
-        if "cross_entropy" in line and not float(line.get("skipped", 0)):
-            losses.append((line["step"], float(line["cross_entropy"])))
+        if "cross_entropy" in line and not as_float(line.get("skipped", 0)):
+            losses.append((line["step"], as_float(line["cross_entropy"])))
         if _overflowed(line):
             continue
         for key, value in line.items():
-            if key.startswith("flow/"):
+            if key.startswith("flow/") and key.count("/") == 2:
                 _, place, name = key.split("/")
-                probes[place][name].append((line["step"], float(value)))
+                probes[place][name].append((line["step"], as_float(value)))
     if not probes:
         return None
     if losses:
@@ -65,7 +66,7 @@ def conclude(directory: RunDirectory, config: Config, stream: Stream | None = No
 
 def _overflowed(line: dict[str, Any]) -> bool:
     """Whether it is of a step that loss scaling refused: an everyday event, whose gradients mean nothing."""
-    gradient, loss = (float(line.get(name, 0)) for name in ("grad_norm", "loss"))
+    gradient, loss = (as_float(line.get(name, 0)) for name in ("grad_norm", "loss"))
     return "loss_scale" in line and math.isfinite(loss) and not math.isfinite(gradient)
 
 

@@ -32,6 +32,7 @@ from blobjax.program.program import Program
 from blobjax.program.state import TrainState, architecture
 from blobjax.program.step import Batch
 from blobjax.runs.directory import EventLog, RunDirectory, read_jsonl
+from blobjax.runs.ledger import as_float
 from blobjax.training.recorder import Recorder
 
 # Weight of what is known against the newest estimate.
@@ -111,7 +112,7 @@ class LandscapeHook:
 def _averages(directory: RunDirectory, start: int) -> tuple[float, float] | None:
     """The running averages as an earlier attempt left them, if one did, so that a resumed run goes on with them."""
     found = [
-        (float(line["flow/run/squared_gradient"]), float(line["flow/run/gradient_noise"]))
+        (as_float(line.get("flow/run/squared_gradient")), as_float(line["flow/run/gradient_noise"]))
         for line in read_jsonl(directory.metrics)
         if "flow/run/gradient_noise" in line and line["step"] <= start
     ]

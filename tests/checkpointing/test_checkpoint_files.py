@@ -10,10 +10,12 @@ from blobjax.checkpointing.files import (
     Leaf,
     Record,
     _digest,
+    clear_unfinished,
     delete,
     kept,
     newest,
     numbered,
+    quarantine,
     read_record,
 )
 from blobjax.config.schema import Checkpoint
@@ -72,6 +74,23 @@ def test_only_a_step_s_own_name_is_a_step(tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / "8").symlink_to(tmp_path / "4")
     assert numbered(tmp_path) == [4, 12]
+
+
+def test_an_unfinished_save_is_cleared_whatever_it_is(tmp_path):
+    names = [f"{step}.orbax-checkpoint-tmp" for step in range(4)]
+    (tmp_path / names[0]).mkdir()
+    (tmp_path / names[1]).write_text("")
+    os.mkfifo(tmp_path / names[2])
+    (tmp_path / names[3]).symlink_to(tmp_path / "nowhere")
+    clear_unfinished(tmp_path)
+    assert not os.listdir(tmp_path)
+
+
+def test_a_link_that_leads_nowhere_has_its_name_in_the_quarantine(tmp_path):
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    (tmp_path / "quarantine").mkdir()
+    (tmp_path / "quarantine" / "4-1").symlink_to(tmp_path / "nowhere")
+    assert quarantine(tmp_path / "checkpoints" / "4") == tmp_path / "quarantine" / "4-2"
 
 
 @pytest.mark.parametrize("there", ["link", "file", "folder", "pipe"])

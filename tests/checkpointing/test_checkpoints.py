@@ -384,6 +384,15 @@ def test_a_directory_that_has_vanished_is_no_damage(two, gone):
     assert unreadable(checkpoints / "7").errno == errno.ENOENT
 
 
+@pytest.mark.parametrize("undo", [Checkpointer.delete_after, Checkpointer.put_aside_after])
+def test_no_folder_is_left_where_a_later_save_goes(tmp_path, undo):
+    (tmp_path / "checkpoints" / "9").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "9" / "notes.txt").write_text("precious")
+    undo(Checkpointer(tmp_path / "checkpoints"), 8)
+    assert not os.listdir(tmp_path / "checkpoints")
+    assert (tmp_path / "quarantine" / "9-1" / "notes.txt").read_text() == "precious"
+
+
 def test_a_checkpoint_from_before_fingerprints_is_taken_unverified(two):
     checkpoints, sharded, expected = two
     path = checkpoints / "7" / "_CHECKPOINT_METADATA"

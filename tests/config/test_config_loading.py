@@ -86,13 +86,6 @@ def test_includes_go_under_the_including_file(write):
     assert config.duration.global_batch_size == 6
 
 
-def test_yaml_anchors_and_merges(write):
-    config = load(
-        write("a.yaml", "model: &m\n  d_model: 128\ncompute:\n  mesh:\n    <<: {data: 2, fsdp: 2}\n    data: 4")
-    )
-    assert (config.compute.mesh.data, config.compute.mesh.fsdp) == (4, 2)
-
-
 def test_derived_values_stand_in_the_resolved_config():
     model = load("laptop", ["model.n_heads=8", "model.d_ff=0", "model.n_kv_heads=2", "model.activation=swiglu"]).model
     assert (model.n_kv_heads, model.d_head, model.d_ff) == (2, 32, 704)
@@ -111,7 +104,25 @@ BROKEN = {
     "not text": (b"\xff\xfe\x00", "a.yaml: is not UTF-8 text"),
     "python object": ("a: !!python/name:os.system", "a.yaml:1: not valid YAML: could not determine a constructor"),
     "control character": ("a: \x00", "a.yaml: not valid YAML: unacceptable character #x0000"),
-    "endless number": ("seed: " + "9" * 5000, "a.yaml: not valid YAML: Exceeds the limit"),
+    "endless number": ("seed: " + "9" * 5000, "a.yaml: seed: expected an integer, not '9999"),
+    "no digits": ("seed: 0x_", "a.yaml: seed: expected an integer, not '0x_'"),
+    "impossible date": ("seed: 2026-13-45", "a.yaml: seed: expected an integer, not '2026-13-45'"),
+    "date": (
+        "duration:\n  wall_clock_limit: 2026-11-30",
+        "a.yaml: duration.wall_clock_limit: expected a duration such as '300 steps', '20M tokens', '2e15 flops', "
+        "'20 tokens/param', '3 epochs', '5%' or '10 minutes', not '2026-11-30'",
+    ),
+    "no key": ("seed: 1\nnull: 2", "a.yaml:2: not valid YAML: a key is nothing (null or ~); write its name"),
+    "no key in a mixture": ("data: {mixture: {~: 2}}", "a.yaml:1: not valid YAML: a key is nothing (null or ~)"),
+    "truth as a key": ("on: 2", "a.yaml:1: not valid YAML: a key is true or false"),
+    "no name": ("name: ~", "a.yaml: name: expected text, not nothing (null); for the word itself quote it"),
+    "anchor": ("seed: &s 1", "a.yaml:1: not valid YAML: anchors (&name) are not read; write the keys out, or"),
+    "alias": ("seed: *s", "a.yaml:1: not valid YAML: aliases (*name) are not read; write the keys out, or"),
+    "merge": ("model:\n  <<: {d_ff: 2}", "a.yaml:2: not valid YAML: merges (<<) are not read; write the keys out, or"),
+    "include of null": (
+        "include: null",
+        "a.yaml: include: expected the path or name of a config, not nothing (null); ",
+    ),
     "include of nothing": (
         "include: laptpo",
         "a.yaml: include: config 'laptpo' is neither a file nor a shipped name; did",

@@ -216,12 +216,47 @@ def test_damaged_file_is_named(tmp_path, name):
         (b"[" * 100_000, "a.jsonl:3: not JSON"),
         (b'["x"]', "a.jsonl:3: expected a JSON object"),
         (b"\xff", "a.jsonl:3"),
+        (b'{"text": "a", "text": "b"}', "a.jsonl:3: field 'text' is given twice; remove one of them"),
+        (b'{"te\\u0078t": "a", "text": null}', "a.jsonl:3: field 'text' is given twice"),
+        (b'{"text": "a"}\r{"text": "b"}\r', "a.jsonl:3: its lines end in CR alone, and those of JSONL in LF or CR LF"),
     ],
 )
 def test_malformed_line_is_numbered(tmp_path, record, message):
     # The empty line is skipped, and counted.
     write_plain(tmp_path / "a.jsonl", [b'{"text": "fine"}', b"", record])
     assert message in complaint(kind="jsonl", path=str(tmp_path / "a.jsonl"))
+
+
+def test_what_is_not_the_field_may_be_anything(tmp_path):
+    digits = b"9" * 5000
+    write_plain(
+        tmp_path / "a.jsonl", [b'{"id": %b, "text": "one"}\r' % digits, b'{"a": {"text": 1, "text": 2}, "text": "two"}']
+    )
+    assert [d.text for d in read(kind="jsonl", path=str(tmp_path / "a.jsonl"))] == ["one", "two"]
+    write_plain(tmp_path / "a.jsonl", [b'{"text": %b}' % digits])
+    assert "a.jsonl:1: field 'text' is int, not text" in complaint(kind="jsonl", path=str(tmp_path / "a.jsonl"))
+
+
+def test_a_parquet_column_that_is_there_twice_is_named(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["text", "text"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    line = complaint(kind="parquet", path=str(tmp_path / "a.parquet"))
+    assert line == f"{tmp_path / 'a.parquet'}: column 'text' is in the schema twice; rename one of them"
+
+
+@pytest.mark.parametrize("kind", ["text", "jsonl", "parquet"])
+@pytest.mark.parametrize("make", ["new_file", "new_stream"])
+def test_an_arrow_file_is_named_with_what_to_do(tmp_path, kind, make):
+    import pyarrow
+
+    table = pyarrow.table({"text": ["a"]})
+    with getattr(pyarrow.ipc, make)(str(tmp_path / "a.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    line = complaint(kind=kind, path=str(tmp_path / "a.arrow"))
+    assert "a.arrow: is an Arrow file, which is not read; save the table as Parquet" in line
 
 
 def test_malformed_array_record(tmp_path):
@@ -233,6 +268,7 @@ TEXT_WRITERS = {
     "a.txt": lambda path, content: path.write_bytes(content),
     "a.txt.gz": lambda path, content: path.write_bytes(gzip.compress(content)),
     "a.txt.zst": lambda path, content: write_zstd(path, [content, b"", b""]),
+    "A.TXT.GZ": lambda path, content: path.write_bytes(gzip.compress(content)),
 }
 
 

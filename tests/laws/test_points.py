@@ -219,7 +219,9 @@ def test_a_line_that_names_the_separator_is_left_out(tmp_path, x, first):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("sep=;\nparams;tokens;loss\n1;2;3\n", "its columns are separated by ';'; write the table with commas"),
+        ("sep=;\nparams;tokens;loss\n1;2;3\n", "its columns are separated by semicolons; write the table with commas"),
+        ("sep=\t\nparams\ttokens\tloss\n", "its columns are separated by tabs; write the table with commas"),
+        ("sep=|\nparams|tokens|loss\n", "its columns are separated by '|'; write the table with commas"),
         # All that follows would be one cell.
         ('params,tokens,loss\n1,2,3\n1,2,"3\n2,3,4\n', "a.csv:3: a quote is opened here and never closed"),
         ('params,tokens,loss\n1,2,3\n\n1,"2,3', "a.csv:4: a quote is opened here and never closed"),

@@ -106,6 +106,17 @@ def test_whatever_became_of_it(tmp_path, events, metrics, words):
     assert "Ingredients" in page.text
 
 
+def test_an_integer_beyond_every_float_spoils_no_page(tmp_path):
+    huge = 10**400
+    metrics = [line(step) for step in range(1, 11)] + [
+        line(11, huge, tokens=huge, grad_norm=huge),
+        {**line(12), "step": huge},
+    ]
+    metrics.append({"step": 12, "flow/block_00/grad_rms": huge})
+    events = [start(0, devices=huge, flops_per_token=huge), {"event": "skip", "time": 5, "step": huge}, stop(9)]
+    page_of(write(tmp_path / "run", events, metrics, energy={0: {"nvml": huge}}))
+
+
 def test_restarts_rollbacks_and_what_they_undid(tmp_path):
     rollback = {"event": "rollback", "time": 25, "step": 60, "to_step": 40, "reason": "loss is nan"}
     run = write(

@@ -10,6 +10,7 @@ import pytest
 
 from blobjax.config import BadInputError, Config
 from blobjax.runs.directory import EventLog, Lines, RunDirectory, read_jsonl, write_atomically
+from blobjax.checkpointing import inspection as checkpoint_command
 from blobjax.training.metrics import JsonlWriter
 
 
@@ -235,6 +236,36 @@ def test_what_is_of_another_kind_is_one_line(tmp_path):
     (directory.path / "tensorboard").write_text("")
     with pytest.raises(BadInputError, match="tensorboard is not a directory"):
         directory.check(config(tmp_path), False)
+
+
+def link(path: Path) -> None:
+    path.symlink_to(path.parent / "nowhere")
+
+
+def link_to_a_directory(path: Path) -> None:
+    path.symlink_to(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (Path.touch, "is not a directory"),
+        (os.mkfifo, "is not a directory"),
+        (link, "is a symbolic link"),
+        (link_to_a_directory, "is a symbolic link"),
+    ],
+)
+def test_what_has_the_name_of_a_checkpoint_is_a_directory(tmp_path, make, why):
+    directory = RunDirectory(tmp_path / "run")
+    claim(directory, config(tmp_path))
+    make(directory.checkpoints / "40")
+    with pytest.raises(BadInputError, match=f"checkpoints/40 {why}") as refused:
+        directory.check(config(tmp_path), False)
+    assert len(refused.value.problems) == 1
+    # Whoever looks at the checkpoints is not shown a list without it.
+    for look in (checkpoint_command.describe, lambda run: list(checkpoint_command.verify(run))):
+        with pytest.raises(BadInputError, match=f"checkpoints/40 {why}"):
+            look(str(directory.path))
 
 
 @pytest.mark.parametrize("name", ["0.json", "17.json", ".blobjax-0.json"])

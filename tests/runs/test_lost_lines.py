@@ -48,6 +48,11 @@ def test_what_was_to_be_logged(events, expected):
     assert expected_steps(events) == expected
 
 
+@pytest.mark.parametrize("step", [[1], "x", None, 10**400])
+def test_a_line_whose_step_is_none_is_no_line_of_a_step(step):
+    assert missing_steps(attempt(0, 0, 60), [*logged(*TENS[1:]), {"step": step, "loss": 1.0}]) == ([10], 6)
+
+
 def test_a_branch_logs_from_where_it_begins():
     events = [*attempt(0, 0, 0, end=False), {"event": "branch", "time": 1, "step": 30}, *attempt(2, 40, 60)]
     assert expected_steps(events) == [40, 50, 60]

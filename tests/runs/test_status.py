@@ -68,6 +68,8 @@ def test_a_restart_says_what_ended_the_attempt_before(run):
         '{"event": "stragglers", "time": 2, "lag_seconds": "x"}',
         '{"event": "stop", "time": 2, "reason": null}',
         '{"event": [1], "time": 2}',
+        '{"event": "stragglers", "time": 2, "lag_seconds": 1, "step": "x"}',
+        '{"event": "start", "time": 2, "supervised": {"restart": 1, "previous_exit": -50}}',
         '{"event": "spent", "ti',
         "[" * 100_000,
     ],
@@ -151,6 +153,19 @@ def test_what_is_not_written_down_is_no_cost_to_look_for(run):
 def test_a_time_that_is_none_does_no_harm(run, time):
     found = write(run, start(0), {"event": "save", "time": time, "step": 7})
     assert lines(found)
+
+
+def test_an_integer_beyond_every_float_does_no_harm(run):
+    huge = 10**400
+    (run / "metrics.jsonl").write_text(json.dumps({"step": huge, "loss": huge, "tokens": huge}) + "\n")
+    (run / "energy").mkdir()
+    (run / "energy" / "0.json").write_text(json.dumps({"nvml": huge, "rapl": 3.0}))
+    slow = {"event": "stragglers", "time": 2, "step": huge, "slowest": huge, "lag_seconds": huge}
+    restarted = {"restart": 1, "previous_exit": -huge}
+    found = write(run, start(0, devices=huge, processes=huge, length=huge), slow, start(3, supervised=restarted))
+    assert lines(found)
+    assert (found["loss"], found["energy_joules"]) == ("inf", {"rapl": 3.0})
+    json.dumps(found["loss"], allow_nan=False)
 
 
 def test_sampling_at_the_end_has_an_account_of_its_own_and_every_account_its_words(run):

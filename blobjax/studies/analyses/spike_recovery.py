@@ -3,6 +3,7 @@
 import math
 
 from blobjax.report import plots
+from blobjax.runs.ledger import number
 from blobjax.studies import noise
 from blobjax.studies.analyses.reference import SAME, gap, listed
 from blobjax.studies.finding import Finding, Picture, verdict
@@ -16,8 +17,9 @@ NO_GUARD, ROLLBACK = "none", "rollback"
 
 def steps_lost(result: Result) -> int:
     """Steps that were computed and came to nothing: refused, or undone by going back."""
-    skipped = [event["step"] for event in result.events if event["event"] == "skip"]
-    undone = [(e["to_step"], e["step"]) for e in result.events if e["event"] == "rollback"]
+    skipped = [int(number(event.get("step"))) for event in result.events if event["event"] == "skip"]
+    rollbacks = [event for event in result.events if event["event"] == "rollback"]
+    undone = [(int(number(event.get("to_step"))), int(number(event.get("step")))) for event in rollbacks]
     # A refused step that was undone later is lost once.
     alone = [step for step in skipped if not any(first < step <= last for first, last in undone)]
     return len(alone) + sum(last - first for first, last in undone)

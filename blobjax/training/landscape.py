@@ -33,6 +33,7 @@ from blobjax.program.state import TrainState, architecture
 from blobjax.program.step import Batch
 from blobjax.runs.directory import EventLog, RunDirectory, read_jsonl
 from blobjax.training.recorder import Recorder
+from blobjax.training.run import Run
 
 # Weight of what is known against the newest estimate.
 _DECAY = 0.9
@@ -48,6 +49,8 @@ class LandscapeHook:
     Args:
       directory: where an earlier attempt's averages are found.
     """
+
+    account, patient = "other", True
 
     def __init__(
         self,
@@ -69,6 +72,13 @@ class LandscapeHook:
         self._average = _averages(directory, position.start)
         self._noise: Any = None
         self._curvature: Any = None
+
+    @classmethod
+    def make(cls, run: Run) -> "LandscapeHook | None":
+        """With `conditioning.noise_scale_every` or `conditioning.curvature_every`."""
+        if not run.config.conditioning.surveyed:
+            return None
+        return cls(run.program, run.stream, run.position, run.directory, run.recorder, run.events)
 
     def due(self, step: int) -> bool:
         """At multiples of either."""

@@ -169,8 +169,7 @@ class Product(nnx.Module):
         conditioning = config.conditioning
         scaling, simulate = conditioning.matmul_scaling, conditioning.simulate
         self.policy = policy(conditioning, path)
-        # What w's gradient leaves the product in, and is summed over devices in.
-        self.gradient = self.policy.compute if config.compute.gradient_reduction == "compute" else self.policy.gradient
+        self.gradient = gradient_format(config, path)
         matmul = self.policy.matmul
         device = target.device()
         if matmul and matmul.forward == "fp8_e4m3" and not simulate and not has_fp8(device):
@@ -230,6 +229,18 @@ class Product(nnx.Module):
             rhs_amax_history=known["weight"][1],
             grad_amax_history=known["gradient"][1],
         )
+
+
+def gradient_format(config: Config, path: str) -> DTypeLike:
+    """The format that a weight's gradient leaves its product in, and is summed over devices in.
+
+    Args:
+      path: place of the product (`Model.products`).
+    """
+    used = policy(config.conditioning, path)
+    # Products in a matmul format give float32 whatever is asked for.
+    asked = config.compute.gradient_reduction == "compute" and used.matmul is None
+    return used.compute if asked else used.gradient
 
 
 def make_products(config: Config, of: str = "") -> nnx.Dict:

@@ -8,6 +8,7 @@ from functools import partial
 
 import jax
 
+from blobjax.checkpointing import files
 from blobjax.checkpointing.checkpointer import Checkpointer
 from blobjax.compute.runtime import HEARTBEAT_SECONDS
 from blobjax.config import Config, HaltedError
@@ -35,7 +36,6 @@ from blobjax.training.hooks import (
     StopHook,
     StragglersHook,
 )
-from blobjax.training.inputs import size
 from blobjax.training.landscape import LandscapeHook
 from blobjax.training.loop import StepReport
 from blobjax.training.memory import ran_out, step_problem
@@ -110,7 +110,7 @@ def _attempt(run: Run, unfinished: str, allow_config_change: bool) -> int:
     past = run.past
     # Compiling and restoring draw power too.
     meter = meter_of_this_process(run.config.compute.device_watts)
-    cut = past.recorded.get("events_bytes", 0) - size(run.directory.events)
+    cut = past.recorded.get("events_bytes", 0) - files.size(run.directory.events)
     if past.resuming:
         run.open_log()
     announce_start(run)

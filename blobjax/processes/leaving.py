@@ -91,11 +91,19 @@ def _whose() -> str:
 
 
 @contextlib.contextmanager
-def failing_in_time(seconds: float) -> Iterator[None]:
+def failing_in_time(
+    seconds: float, together: type[BaseException] | tuple[type[BaseException], ...] = ()
+) -> Iterator[None]:
     """An error that leaves this block ends the process within so long, however long its way out would be: other
-    processes may wait for this one, and it for them."""
+    processes may wait for this one, and it for them.
+
+    Args:
+      together: errors that all processes come to together, so that none has to be ended.
+    """
     try:
         yield
+    except together:
+        raise
     except BaseException as error:
         timer = threading.Timer(seconds, leave, verdict(error))
         timer.daemon = True

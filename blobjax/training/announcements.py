@@ -1,15 +1,92 @@
-"""What a run says of itself when it starts: to a reader of events.jsonl, and to the person watching."""
+"""What a run says of itself when it starts and ends: to a reader of events.jsonl, and to the person watching."""
 
 from typing import Any
 
 import jax
 
 import blobjax
+from blobjax.checkpointing.checkpointer import Restored
 from blobjax.compute.flops import param_count
 from blobjax.compute.sharding import unsharded
+from blobjax.processes.supervisor import restarted
 from blobjax.processes.timers import Every
 from blobjax.program.program import Program
 from blobjax.program.state import flatten
+from blobjax.runs.directory import read_jsonl
+from blobjax.runs.energy import energy_line
+from blobjax.runs.outcome import sequences_before
+from blobjax.training.inference import sample
+from blobjax.training.run import Run
+
+
+def announce_start(run: Run) -> None:
+    """Writes that an attempt starts, and what it starts with."""
+    try:
+        # A sign of life of the attempt before this one: the last, if it died.
+        last_alive = run.directory.metrics.stat().st_mtime
+    except OSError:
+        last_alive = None
+    began, supervised = run.clock.began, restarted()
+    run.events.write("start", began=began, last_alive=last_alive, supervised=supervised, **facts(run.program))
+    trunk = run.past.recorded.get("trunk")
+    if trunk and not sequences_before(read_jsonl(run.directory.events)):
+        # The event that said so is lost.
+        run.events.write("branch", **trunk)
+
+
+def announce_origin(run: Run, restored: Restored | None, sequences: int, seconds: float, bad: bool) -> None:
+    """Writes where the state came from, and says what a reader must know of it.
+
+    Args:
+      restored: the checkpoint that it came from; None: the run's first state.
+      sequences: the data stream's position there.
+      seconds: that making or reading the state took.
+      bad: whether a bad checkpoint was found.
+    """
+    first, trunk = run.past.first, run.past.trunk
+    if restored:
+        run.events.write("restore", step=restored.step, seconds=seconds, verified=restored.verified)
+        run.events.write("resume", step=restored.step)
+        if not restored.verified:
+            run.say(f"checkpoint {restored.step} has no fingerprints: taken as it is, unverified")
+    elif run.past.resuming and (bad or run.directory.metrics.exists()):
+        none = "NO GOOD CHECKPOINT IS LEFT" if bad else "no checkpoint"
+        run.say(f"{none} in {run.directory.path}: starting again from step {first}")
+    if trunk and not restored:
+        run.say(f"begins from step {first} of {trunk.directory.path}")
+        changed = trunk.differences(run.config)
+        where = {"run": str(trunk.directory.path), "sequences": sequences, "changed": changed}
+        run.events.write("branch", step=first, seconds=seconds, **where)
+
+
+def announce_compiled(run: Run, seconds: float) -> None:
+    """Writes that the train step is compiled, and what it needs."""
+    batch_size, needed = run.stages.newest
+    run.events.write("compile", seconds=seconds, batch_size=batch_size, memory_bytes=needed)
+
+
+def introduce(run: Run) -> None:
+    """Says what is about to be trained, and what may not be what is wanted."""
+    run.say(headline(run.program, run.position.start))
+    for line in warnings(run.program):
+        run.say(f"warning: {line}")
+
+
+def conclude(run: Run, params: Any) -> None:
+    """Says what a run that is finished leaves: a sampled passage, what the devices drew, and where everything is."""
+    config = run.config
+    prompt, tokens = config.evaluation.sample_prompt, config.evaluation.sample_tokens
+    if prompt:
+        with run.pause("sampling", "sample"):
+            passage = sample(run.program.arch, params, run.stream.tokenizer, prompt, tokens, seed=config.seed)
+        run.clock.write(run.events)
+        run.console.rule("sampled")
+        run.say(prompt + passage)
+        run.console.rule()
+    if run.energy:
+        sequences = run.program.clockwork.batches.sequences(run.length)
+        run.say(energy_line(run.energy.totals(), run.own_tokens(sequences)))
+    run.say(f"run directory: {run.directory.path}")
 
 
 def facts(program: Program) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from jax.sharding import Mesh, PartitionSpec
 from blobjax.checkpointing.fingerprint import fingerprint, fingerprint_parts
 from blobjax.program.state import TrainState, flatten
 from blobjax.program.step import Batch, Metrics
+from blobjax.training.run import Run
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -39,8 +40,10 @@ class CorruptionCheck:
       train_step: the step; it is deterministic, or a difference means nothing.
       every: steps between checks.
       last: the run's last step.
-      passed: told of each step that was found good.
+      passed: called with each step that was found good.
     """
+
+    account, patient = "other", True
 
     def __init__(self, train_step: TrainStep, every: int, last: int, passed: Callable[[int], None]):
         self._train_step = train_step
@@ -52,6 +55,24 @@ class CorruptionCheck:
         self._twice: tuple[TrainState, TrainState] | None = None
         self._first: jax.Array | None = None
         self._second: jax.Array | None = None
+
+    @classmethod
+    def make(cls, run: Run) -> "CorruptionCheck | None":
+        """With `reliability.check_every`; around the run's train step."""
+        every, start = run.config.reliability.check_every, run.position.start
+        if not every:
+            return None
+        known = [step for step in run.past.checked if step <= start]
+        # The state that the first attempt with checks begins from is taken to be good.
+        run.good = max(known, default=start)
+        if not known:
+            run.events.write("check", step=start, taken=True)
+
+        def passed(step: int) -> None:
+            run.good = step
+            run.events.write("check", step=step)
+
+        return cls(run.stages, every, run.length, passed)
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One step; twice where the hook has left a copy of the state."""
@@ -89,6 +110,20 @@ class CorruptionCheck:
         if self._comes_before(step):
             self._twice = (state, jax.tree.map(jnp.copy, state))
         return False
+
+
+def disown(run: Run, found: CorruptionError) -> None:
+    """Quarantines what was saved since the last step that was found good, and ends the attempt."""
+    assert run.good is not None
+    reason = f"saved by devices that were found to be wrong later ({found})"
+    for step, moved_to in run.checkpointer.put_aside_after(run.good):
+        run.quarantined(step, reason, moved_to)
+    run.events.write("corruption", reason=str(found), good_step=run.good)
+    run.end(reason=f"silent corruption: {found}")
+    run.say(
+        f"silent corruption: {found}; what was saved after step {run.good}, the last that was found good, is put "
+        "aside; run the same command on other devices to go on"
+    )
 
 
 def _everywhere(parts: jax.Array) -> np.ndarray:

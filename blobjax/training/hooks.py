@@ -1,75 +1,135 @@
-"""What happens between steps: evaluation, stopping early, and a profiler window. (Saving: saving.py.)"""
+"""What happens between steps: evaluation, saving, stopping early, a profiler window and the search for stragglers.
+
+The other hooks: stages.py, corruption.py, landscape.py, snapshots.py. Each is built by `make(run)`, which returns None
+where the run's config does not need it.
+"""
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from blobjax.config import Duration
-from blobjax.data import Stream
-from blobjax.processes.clock import Clock
 from blobjax.processes.stopping import LIMIT, Stopping
-from blobjax.processes.timers import Every, everyone
-from blobjax.processes.watchdog import Watchdog
-from blobjax.program.program import Program
+from blobjax.processes.stragglers import Stragglers
+from blobjax.processes.timers import Earliest, Every, everyone
 from blobjax.program.state import TrainState
 from blobjax.runs.directory import EventLog
 from blobjax.training.evaluation import by_position, evaluate, summing
-from blobjax.training.loop import Hook
-from blobjax.training.recorder import Recorder
-from blobjax.training.saving import SaveHook
+from blobjax.training.loop import Hook, StepReport
+from blobjax.training.run import Run
+from blobjax.training.saving import Saver
+from blobjax.training.trouble import NotFinite
+
+
+class RunHook(Hook, Protocol):
+    """A hook that says what its time is.
+
+    Attributes:
+      account: of the clock, which its time goes to.
+      patient: it may take longer than a step, so the watchdog has more patience.
+    """
+
+    account: str
+    patient: bool
+
+
+class Accounted:
+    """A hook of a run, whose time goes to the account that it declares, with the patience that it declares."""
+
+    def __init__(self, hook: RunHook, run: Run):
+        self._hook = hook
+        self._run = run
+        self.due = hook.due
+
+    def run(self, step: int, state: TrainState) -> bool:
+        """Does what the hook does."""
+        hook, doing = self._hook, f"{type(self._hook).__name__} after step {step}"
+        with self._run.pause(doing, hook.account) if hook.patient else self._run.clock.on(hook.account):
+            return hook.run(step, state)
 
 
 class EvaluateHook:
     """Evaluates every domain when due and after the last step; compiled on first use, so training starts sooner."""
 
-    def __init__(
-        self,
-        program: Program,
-        stream: Stream,
-        every: Every,
-        recorder: Recorder,
-        events: EventLog,
-    ):
-        self._program = program
-        self._stream = stream
-        self._every = every
-        self._recorder = recorder
-        self._events = events
+    account, patient = "evaluate", True
+
+    def __init__(self, run: Run):
+        self._run = run
+        self._every = Every(run.config.evaluation.every, run.program.clockwork)
         self._eval_step: Any = None
         self._held_out: dict[str, Any] = {}
-        self._newest: tuple[int, dict[str, float]] = (-1, {})
+
+    @classmethod
+    def make(cls, run: Run) -> "EvaluateHook":
+        """Every run evaluates, at its end at least."""
+        return cls(run)
 
     def due(self, step: int) -> bool:
         """Every so often, and at the end."""
-        return self._every.due(step) or step == self._program.clockwork.length
+        return self._every.due(step) or step == self._run.length
 
     def run(self, step: int, state: TrainState) -> bool:
         """Evaluates, records and says it in one line."""
         began = time.perf_counter()
-        config = self._program.config
+        run, program, config = self._run, self._run.program, self._run.config
         if self._eval_step is None:
-            self._eval_step = self._program.lower_eval_step().compile()
+            self._eval_step = program.lower_eval_step().compile()
             self._held_out = {
-                domain: self._stream.held_out(domain, config.evaluation.sequences) for domain in config.data.mixture
+                domain: run.stream.held_out(domain, config.evaluation.sequences) for domain in config.data.mixture
             }
-        sums = summing(self._eval_step, state.params, self._program.batch_sharding, self._program.part_BT)
+        sums = summing(self._eval_step, state.params, program.batch_sharding, program.part_BT)
         metrics = evaluate(sums, self._held_out)
         if config.evaluation.by_position:
             metrics |= by_position(sums, self._held_out)
-        self._newest = (step, metrics)
-        self._recorder.write(step, metrics)
+        run.evaluated = (step, metrics)
+        run.recorder.write(step, metrics)
         figures = "  ".join(f"{domain} {metrics[f'eval/{domain}/bits_per_byte']:.3f}" for domain in self._held_out)
-        self._recorder.say(f"step {step}  held-out bits/byte: {figures}")
-        self._events.write("evaluate", step=step, seconds=time.perf_counter() - began)
+        run.say(f"step {step}  held-out bits/byte: {figures}")
+        run.events.write("evaluate", step=step, seconds=time.perf_counter() - began)
         return False
 
-    def newest(self, metric: str, step: int) -> float | None:
-        """What the newest evaluation found, if it was made by this process and at or before a step."""
-        evaluated, metrics = self._newest
-        return metrics.get(metric) if evaluated <= step else None
+
+class SaveHook:
+    """Saves the state when due and after the last step.
+
+    Args:
+      every: when a save is due.
+      length: the run's last step, which is always saved.
+    """
+
+    account, patient = "save", True
+
+    def __init__(self, saver: Saver, every: Earliest, length: int):
+        self._saver = saver
+        self._every = every
+        self._length = length
+
+    @classmethod
+    def make(cls, run: Run) -> "SaveHook":
+        """Every run is saved, at its end at least."""
+        return cls(run.saver, Earliest(run.config.checkpoint.every, run.program.clockwork), run.length)
+
+    def due(self, step: int) -> bool:
+        """Every so often, and at the end. What has become of the save in flight is told as soon as it is known."""
+        self._saver.look()
+        return self._every.due(step) or step == self._length
+
+    def run(self, step: int, state: TrainState) -> bool:
+        """Starts a save; waits for the last one.
+
+        Raises:
+          NotFinite: the parameters are not finite after the last step; on every process.
+        """
+        if step != self._length:
+            self._saver.save(step, state)
+            return False
+        self._saver.save_now(step, state)
+        if not self._saver.finite:
+            raise NotFinite(step, step + 1, "its parameters are not finite, although its loss was")
+        return False
 
 
 class StopHook:
@@ -78,23 +138,30 @@ class StopHook:
     Args:
       limit: how long process 0 may run.
       began: when it began, by time.monotonic().
-      save: the hook that saves.
+      saver: saves the state before the end.
 
     Attributes:
       reason: why the loop ended, the same on every process.
     """
 
-    def __init__(self, stopping: Stopping, limit: Duration | None, began: float, save: SaveHook, events: EventLog):
+    account, patient = "save", True
+
+    def __init__(self, stopping: Stopping, limit: Duration | None, began: float, saver: Saver, events: EventLog):
         self._stopping = stopping
         seconds = limit.seconds if limit is not None and jax.process_index() == 0 else None
         self._deadline = None if seconds is None else began + seconds
-        self._save = save
+        self._saver = saver
         self._events = events
         self.reason = ""
 
+    @classmethod
+    def make(cls, run: Run) -> "StopHook":
+        """Every run can be stopped."""
+        return cls(run.stopping, run.config.duration.wall_clock_limit, run.began, run.saver, run.events)
+
     def due(self, step: int) -> bool:
         """Whether to stop after this step."""
-        self._stopping.resumable = self._save.standing
+        self._stopping.resumable = self._saver.standing
         if self._deadline is not None and time.monotonic() >= self._deadline:
             self._stopping.request(LIMIT)
         return self._stopping.agreed()
@@ -102,7 +169,7 @@ class StopHook:
     def run(self, step: int, state: TrainState) -> bool:
         """Saves and stops."""
         self.explain(step)
-        self._save.save_now(step, state)
+        self._saver.save_now(step, state)
         return True
 
     def explain(self, step: int) -> None:
@@ -120,36 +187,28 @@ class StopHook:
                 self.reason = f"{reason} to process {process}"
 
 
-class Watched:
-    """A hook whose work may take longer than a step, and has an account of its own."""
-
-    def __init__(self, hook: Hook, account: str, watchdog: Watchdog, clock: Clock):
-        self._hook = hook
-        self._account = account
-        self._watchdog = watchdog
-        self._clock = clock
-        self.due = hook.due
-
-    def run(self, step: int, state: TrainState) -> bool:
-        """Does what the hook does."""
-        with self._watchdog.patience(f"{type(self._hook).__name__} after step {step}"), self._clock.on(self._account):
-            return self._hook.run(step, state)
-
-
 class ProfileHook:
     """Traces the steps after `first` up to `last` with jax.profiler; a context manager, so that no trace stays open.
 
     Args:
-      steps: first and last, or None for no trace.
+      steps: first and last.
       start: the step this attempt begins after.
       directory: where the trace goes.
     """
 
-    def __init__(self, steps: tuple[int, int] | None, start: int, directory: Path):
-        self._first, self._last = steps or (-1, -1)
+    account, patient = "other", True
+
+    def __init__(self, steps: tuple[int, int], start: int, directory: Path):
+        self._first, self._last = steps
         self._start = start
         self._directory = directory
         self._tracing = False
+
+    @classmethod
+    def make(cls, run: Run) -> "ProfileHook | None":
+        """With `logging.profile_steps`; the run closes it."""
+        steps = run.config.logging.profile_steps
+        return run.stack.enter_context(cls(steps, run.position.start, run.directory.profile)) if steps else None
 
     def __enter__(self) -> "ProfileHook":
         if self._first <= self._start < self._last:
@@ -176,3 +235,21 @@ class ProfileHook:
         elif not self._tracing:  # a rollback comes here twice
             self._begin()
         return False
+
+
+class StragglersHook(Stragglers):
+    """Says now and then which of several processes holds up the others."""
+
+    account, patient = "other", True
+
+    @classmethod
+    def make(cls, run: Run) -> "StragglersHook | None":
+        """With several processes, and `reliability.stragglers_every`."""
+        every = run.config.reliability.stragglers_every
+        if jax.process_count() == 1 or not every.amount:
+            return None
+        return cls(Every(every, run.program.clockwork), run.events, run.say)
+
+    def report(self, done: StepReport) -> None:
+        """Takes note of a step's time."""
+        self.note(done.seconds, done.data_wait, done.device_wait)

@@ -34,6 +34,7 @@ from blobjax.program.step import Batch
 from blobjax.runs.directory import EventLog, RunDirectory, read_jsonl
 from blobjax.runs.ledger import as_float
 from blobjax.training.recorder import Recorder
+from blobjax.training.run import Run
 
 # Weight of what is known against the newest estimate.
 _DECAY = 0.9
@@ -49,6 +50,8 @@ class LandscapeHook:
     Args:
       directory: where an earlier attempt's averages are found.
     """
+
+    account, patient = "other", True
 
     def __init__(
         self,
@@ -70,6 +73,13 @@ class LandscapeHook:
         self._average = _averages(directory, position.start)
         self._noise: Any = None
         self._curvature: Any = None
+
+    @classmethod
+    def make(cls, run: Run) -> "LandscapeHook | None":
+        """With `conditioning.noise_scale_every` or `conditioning.curvature_every`."""
+        if not run.config.conditioning.surveyed:
+            return None
+        return cls(run.program, run.stream, run.position, run.directory, run.recorder, run.events)
 
     def due(self, step: int) -> bool:
         """At multiples of either."""

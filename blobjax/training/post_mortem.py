@@ -36,7 +36,7 @@ _GROW = ("attention_logit_max", "residual_rms", "grad_rms")
 
 
 @dataclass(frozen=True)
-class Found:
+class BadPlace:
     """Where numbers went bad.
 
     Attributes:
@@ -61,7 +61,7 @@ class Examiner:
     def __init__(self, program: Program, batches: Callable[[range], Iterator[Batch]]):
         conditioning = program.config.conditioning.model_copy(update={"probe_every": 1})
         config = program.config.model_copy(update={"conditioning": conditioning})
-        self._step = Stages(dataclasses.replace(program, config=config), {}, EventLog(None))
+        self._step = Stages(dataclasses.replace(program, config=config), EventLog(None))
         self._batches = batches
 
     def probe(self, state: TrainState, step: int) -> tuple[Probes, bool]:
@@ -76,7 +76,7 @@ class Examiner:
 
     def search(
         self, state: TrainState, first: int, train_step: Any, patience: Callable[[str], AbstractContextManager[None]]
-    ) -> Found:
+    ) -> BadPlace:
         """Computes steps once more, the last two of them with probes, to find where numbers that spread came from.
 
         Args:
@@ -88,7 +88,7 @@ class Examiner:
         at = int(state.step)
         good: Probes = {}
         if first - at > _AGAIN_AT_MOST:
-            return Found(first, f"not looked for, the newest finite checkpoint is {first - at:,} steps back", {}, {})
+            return BadPlace(first, f"not looked for, the newest finite checkpoint is {first - at:,} steps back", {}, {})
         batches = self._batches(range(at + 1, first + 1))
         for step in range(at + 1, first + 1):
             with patience(f"computing step {step} once more"):
@@ -98,9 +98,9 @@ class Examiner:
                     continue
                 state, bad, finite = self._probe(state, batch)
             if not finite or not all(math.isfinite(x) for probes in bad.values() for x in _read(probes)):
-                return Found(step, first_bad(bad, good, finite), bad, good)
+                return BadPlace(step, first_bad(bad, good, finite), bad, good)
             good = bad
-        return Found(first, "not found, the steps were finite when they were computed once more", good, {})
+        return BadPlace(first, "not found, the steps were finite when they were computed once more", good, {})
 
 
 def _read(probes: dict[str, float]) -> list[float]:

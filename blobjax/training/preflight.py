@@ -27,22 +27,42 @@ from blobjax.training.memory import state_problem
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What an attempt at a run goes out from.
+class Past:
+    """What a run's directory says of the attempts before this one.
 
     Attributes:
-      began: when, by time.monotonic().
+      resuming: whether a run lives there already.
+      saved: steps with a checkpoint, ascending.
+      recorded: what the newest checkpoint records besides arrays; empty where there is none.
+      trunk: where the run begins, or began; None: from nothing.
+      passages: windows of data that rollbacks left out.
+      checked: steps that a check for silent corruption found good.
+    """
+
+    resuming: bool
+    saved: list[int]
+    recorded: Inputs
+    trunk: Trunk | None
+    passages: list[Passage]
+    checked: list[int]
+
+    @property
+    def first(self) -> int:
+        """The step the run begins from."""
+        return self.trunk.step if self.trunk else 0
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Everything an attempt at a run needs before it starts.
+
+    Attributes:
+      began: when it began, by time.monotonic().
       program: the config bound to the devices there are.
       stream: its data.
       data: fingerprint of that data.
       directory: where the run lives.
-      resuming: whether a run lives there already.
-      saved: steps with a checkpoint, ascending.
-      trunk: where the run begins, or began, if not from nothing.
-      passages: windows of data that earlier rollbacks passed over.
-      checked: steps that a check for silent corruption has found good.
-      recorded: what the newest checkpoint says of all this; empty where there is none.
-      writes: whether this process is the one that writes into the directory.
+      past: what is there of it.
     """
 
     began: float
@@ -50,31 +70,25 @@ class Setting:
     stream: Stream
     data: str
     directory: RunDirectory
-    resuming: bool
-    saved: list[int]
-    trunk: Trunk | None
-    passages: list[Passage]
-    checked: list[int]
-    recorded: Inputs
-    writes: bool
+    past: Past
 
     @property
     def config(self) -> Config:
-        """The run."""
+        """The run's."""
         return self.program.config
 
     @property
-    def first(self) -> int:
-        """The step the run begins from."""
-        return self.trunk.step if self.trunk else 0
-
-    @property
     def length(self) -> int:
-        """Of the run, in steps."""
+        """The run's, in steps."""
         return self.program.clockwork.length
 
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes into the directory."""
+        return jax.process_index() == 0
 
-def preflight(config: Config, allow_config_change: bool) -> Setting:
+
+def preflight(config: Config, allow_config_change: bool) -> Ready:
     """Checks everything, prepares the data, and returns once all processes have come to the same.
 
     Raises:
@@ -136,21 +150,8 @@ def preflight(config: Config, allow_config_change: bool) -> Setting:
         **{"data passed over": json.dumps(passages), "steps checked for corruption": str(checked)},
     )
     refuse_together(state_problem(program))
-    writes = jax.process_index() == 0
-    return Setting(
-        began,
-        program,
-        stream,
-        prepared.fingerprint,
-        directory,
-        resuming,
-        saved,
-        trunk,
-        passages,
-        checked,
-        recorded,
-        writes,
-    )
+    past = Past(resuming, saved, recorded, trunk, passages, checked)
+    return Ready(began, program, stream, prepared.fingerprint, directory, past)
 
 
 def _passages(directory: RunDirectory, record: Record | None, trunk: Trunk | None, begun: bool) -> list[Passage]:

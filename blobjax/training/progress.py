@@ -81,11 +81,8 @@ class ProgressLine:
             self._shown = now
             done = self._sequences(step)
             left = (now - self._begun) / max(done - self._start, 1) * (self._end - done)
-            self.say(f"step {step}/{self._length}  {figures}  ETA {int(left) // 60}:{int(left) % 60:02d}")
-
-    def say(self, line: str) -> None:
-        """Prints a line of its own, above the live one."""
-        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+            line = f"step {step}/{self._length}  {figures}  ETA {int(left) // 60}:{int(left) % 60:02d}"
+            self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def close(self) -> None:
         """Ends the live line."""

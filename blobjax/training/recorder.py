@@ -3,6 +3,7 @@
 import math
 import resource
 import sys
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -12,7 +13,6 @@ from rich.console import Console
 
 from blobjax.compute import accelerators
 from blobjax.data import Stream
-from blobjax.processes.energy_log import EnergyLog
 from blobjax.processes.timers import Every
 from blobjax.program.batches import Position
 from blobjax.program.program import Program
@@ -27,8 +27,7 @@ class Recorder:
 
     Args:
       directory: where metrics go; None on a process that writes nothing.
-      energy: what the run draws; None where that is not known.
-      sequences_before: of the position, those that the run it began from was trained on.
+      energy: metrics of what the run has drawn up to a position in the stream; empty where that is not known.
     """
 
     def __init__(
@@ -38,14 +37,12 @@ class Recorder:
         position: Position,
         directory: RunDirectory | None,
         console: Console,
-        energy: EnergyLog | None = None,
-        sequences_before: int = 0,
+        energy: Callable[[int], dict[str, Any]],
     ):
         self._program = program
         self._stream = stream
         self._position = position
         self._energy = energy
-        self._sequences_before = sequences_before
         self._every = Every(program.config.logging.every, program.clockwork)
         self._writers: list[Writer] = make_writers(program.config, directory, position.start) if directory else []
         self._line = ProgressLine(program.clockwork.length, position.start, program.clockwork.batches, console)
@@ -71,10 +68,6 @@ class Recorder:
         for writer in self._writers:
             writer.undo(step)
 
-    def say(self, line: str) -> None:
-        """Prints a line for the person watching."""
-        self._line.say(line)
-
     def report(self, done: StepReport) -> None:
         """Records a step when logging is due, and the last one always."""
         if self._every.due(done.step) or done.step == self._program.clockwork.length or self._probed(done.step):
@@ -98,20 +91,19 @@ class Recorder:
         rate = batch_size * seq_len / done.seconds
         peak = accelerators.peak_flops(jax.devices()[0])
         sequences = self._position.sequences(done.step)
-        tokens, own = sequences * seq_len, (sequences - self._sequences_before) * seq_len
         return {
             **metrics,
             **(named(flow) if self._probed(done.step) else {}),
             **({"batch_size": batch_size} if clockwork.batches.smaller else {}),
             "perplexity": math.exp(min(metrics["cross_entropy"], 700.0)),
-            "tokens": tokens,
+            "tokens": sequences * seq_len,
             "tokens_per_second": rate,
             # None where the chip's peak is not in the table (a CPU): no figure is better than a wrong one.
             "model_flops_utilization": rate * clockwork.flops_per_token / (peak * len(jax.devices())) if peak else None,
             "step_seconds": done.seconds,
             "data_wait_seconds": done.data_wait,
             **memory_peaks(),
-            **(self._energy.metrics(own) if self._energy else {}),
+            **self._energy(sequences),
             **{f"data/{domain}/epochs": epochs for domain, epochs in self._stream.epochs(sequences).items()},
         }
 

@@ -12,39 +12,25 @@ from typing import Any, NoReturn
 
 import jax
 
-from blobjax.checkpointing.checkpointer import Checkpointer
 from blobjax.checkpointing.files import newest_finite
 from blobjax.config import DivergedError, HaltedError
-from blobjax.data import Stream
 from blobjax.processes.agreement import check_agreement
-from blobjax.processes.clock import Clock
-from blobjax.processes.watchdog import Watchdog
-from blobjax.program.batches import Position
-from blobjax.program.program import Program
 from blobjax.program.state import TrainState
 from blobjax.program.step import Batch, Metrics
-from blobjax.runs.directory import EventLog, RunDirectory, write_atomically
-from blobjax.runs.passages import Passage, write_passages
-from blobjax.training.finite import NotFinite, remedy
-from blobjax.training.guard_watch import Trouble
+from blobjax.runs.directory import write_atomically
+from blobjax.runs.passages import write_passages
+from blobjax.training import loop
 from blobjax.training.inputs import windows
-from blobjax.training.loop import Hook, StepReport, run
+from blobjax.training.loop import Hook, StepReport
 from blobjax.training.post_mortem import Examiner, as_json, first_bad
-from blobjax.training.recorder import Recorder
-from blobjax.training.saving import SaveHook
+from blobjax.training.run import Run
 from blobjax.training.snapshots import SnapshotRing
-
-
-def quarantined(events: EventLog, step: int, reason: str, moved_to: str) -> str:
-    """Writes down that a bad checkpoint was put aside, and returns the line that says so."""
-    events.write("quarantine", step=step, reason=reason, moved_to=moved_to)
-    return f"checkpoint {step} is bad ({reason}): moved to {moved_to}"
-
+from blobjax.training.trouble import NotFinite, Trouble, remedy
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-class _Watched:
+class _KeepsNewest:
     """A train step that keeps hold of the newest state, for when trouble ends the loop."""
 
     def __init__(self, train_step: TrainStep):
@@ -61,10 +47,10 @@ class _Watched:
         return newest
 
 
-def _run_until_trouble(*loop: Any) -> TrainState | Trouble:
+def _run_until_trouble(*arguments: Any) -> TrainState | Trouble:
     """The loop's last state, or the trouble that ended it. Arguments as of `loop.run`."""
     try:
-        return run(*loop)
+        return loop.run(*arguments)
     except Trouble as trouble:
         # Its traceback would keep the loop's state on the devices, where another has to find room.
         return trouble.with_traceback(None)
@@ -79,47 +65,15 @@ class Recovery:
 
     Args:
       batches: the batches of these steps, which count from 1, from the stream as it is then.
-      passages: what earlier rollbacks of this run passed over; grows with each one.
-      directory: the run's; process 0 writes there.
-      first: the step the run began from, which is never gone back beyond.
-      beginning: the state at that step.
+      ring: snapshots to go back to; None: there are none.
     """
 
-    def __init__(
-        self,
-        program: Program,
-        stream: Stream,
-        position: Position,
-        batches: Callable[[range], Iterator[Batch]],
-        passages: list[Passage],
-        ring: SnapshotRing | None,
-        checkpointer: Checkpointer,
-        save: SaveHook,
-        recorder: Recorder,
-        events: EventLog,
-        directory: RunDirectory,
-        watchdog: Watchdog,
-        clock: Clock,
-        first: int,
-        beginning: Callable[[], TrainState],
-    ):
-        guard = program.config.conditioning.guard
+    def __init__(self, run: Run, batches: Callable[[range], Iterator[Batch]], ring: SnapshotRing | None):
+        guard = run.config.conditioning.guard
         self._rollback = guard.rollback if guard else None
-        self._program = program
-        self._stream = stream
-        self._position = position
+        self._run = run
         self._batches = batches
-        self._passages = passages
         self._ring = ring
-        self._checkpointer = checkpointer
-        self._save = save
-        self._recorder = recorder
-        self._events = events
-        self._directory = directory
-        self._watchdog = watchdog
-        self._clock = clock
-        self._first = first
-        self._beginning = beginning
 
     def run(
         self,
@@ -134,29 +88,29 @@ class Recovery:
           HaltedError: on trouble, where there is no rollback, or no more of them.
           DivergedError: the numbers are not finite, and no guard has kept the state from it.
         """
-        step = _Watched(train_step)
+        step = _KeepsNewest(train_step)
         while True:
-            steps = range(int(state.step) + 1, self._program.clockwork.length + 1)
+            steps = range(int(state.step) + 1, self._run.length + 1)
             outcome = _run_until_trouble(step, state, self._batches(steps), steps, report, hooks)
             if not isinstance(outcome, Trouble):
                 return outcome
             # Steps that may be undone have an entry of their own.
-            self._clock.write(self._events)
-            with self._watchdog.patience("going back"), self._clock.on("rollback"):
+            self._run.clock.write(self._run.events)
+            with self._run.pause("going back", "rollback"):
                 state = self._after(outcome, step)
 
-    def _after(self, trouble: Trouble, step: _Watched) -> TrainState:
+    def _after(self, trouble: Trouble, step: _KeepsNewest) -> TrainState:
         """The state to go on from, the stream without what led to the trouble."""
         if isinstance(trouble, NotFinite):
             self._diverge(trouble, step)
         if self._rollback is None:
             self._halt(trouble, trouble.first - 1, step.give_up())
         # The last step whose state is taken to be good.
-        good = max(trouble.first - 1 - self._rollback.margin, self._first)
-        if len(self._passages) >= self._rollback.at_most:
+        good = max(trouble.first - 1 - self._rollback.margin, self._run.past.first)
+        if len(self._run.passages) >= self._rollback.at_most:
             self._halt(trouble, good, step.give_up())
         step.give_up()
-        self._save.finish()
+        self._run.saver.finish()
         state = self._state(good)
         self._pass_over(trouble, good, int(state.step))
         return state
@@ -164,66 +118,66 @@ class Recovery:
     def _state(self, step: int) -> TrainState:
         """The newest state at hand that is not after a step."""
         snapshot = self._ring.newest(step) if self._ring else None
-        saved = [each for each in self._checkpointer.steps() if each <= step]
+        saved = [each for each in self._run.checkpointer.steps() if each <= step]
         if snapshot is not None and (not saved or saved[-1] <= snapshot.step):
-            return snapshot.restore(self._program.state)
-        restored = self._checkpointer.restore_newest(self._program.state, None, step, self._put_aside)
+            return snapshot.restore(self._run.program.state)
+        restored = self._run.checkpointer.restore_newest(self._run.program.state, None, step, self._run.quarantined)
         if restored is None:
-            return self._beginning()
+            return self._run.first_state(None)[0]
         if snapshot is not None and restored.step < snapshot.step:
-            return snapshot.restore(self._program.state)
+            return snapshot.restore(self._run.program.state)
         return restored.state
-
-    def _put_aside(self, step: int, reason: str, moved_to: str) -> None:
-        self._recorder.say(quarantined(self._events, step, reason, moved_to))
 
     def _pass_over(self, trouble: Trouble, good: int, back_to: int) -> None:
         """Leaves out the data from the last good step on, and everything that came of it."""
         assert self._rollback is not None
-        number, sequences = self._stream.passed_over.number, self._position.sequences
+        number, sequences = self._run.stream.passed_over.number, self._run.position.sequences
         first, last = number(sequences(good)), number(sequences(trouble.step + self._rollback.skip))
-        self._passages.append({"first": first, "last": last, "step": trouble.step, "reason": trouble.reason})
+        self._run.passages.append({"first": first, "last": last, "step": trouble.step, "reason": trouble.reason})
         # In this order: a run that is killed in between comes back without the window, from before the trouble, and
         # decides the same once more. The other way round it could come back from a state that has seen the window.
-        self._save.undo(good)
+        self._run.saver.undo(good)
         if jax.process_index() == 0:
-            write_passages(self._directory.passed_over, self._passages)
-        check_agreement(**{"data passed over": json.dumps(self._passages)})
-        self._stream.passed_over = windows(self._passages)
+            write_passages(self._run.directory.passed_over, self._run.passages)
+        check_agreement(**{"data passed over": json.dumps(self._run.passages)})
+        self._run.stream.passed_over = windows(self._run.passages)
         if self._ring:
             self._ring.undo(good)
-        self._recorder.undo(back_to)
-        self._events.write(
+        self._run.recorder.undo(back_to)
+        self._run.events.write(
             "rollback", step=trouble.step, to_step=back_to, reason=trouble.reason, passed_over=[first, last]
         )
-        self._recorder.say(
+        self._run.say(
             f"step {trouble.step}: {trouble.reason}; rolled back to step {back_to} "
-            f"({len(self._passages)} of {self._rollback.at_most}), sequences {first:,} to {last:,} are passed over"
+            f"({len(self._run.passages)} of {self._rollback.at_most}), sequences {first:,} to {last:,} are passed over"
         )
 
-    def _diverge(self, trouble: NotFinite, step: _Watched) -> NoReturn:
+    def _diverge(self, trouble: NotFinite, step: _KeepsNewest) -> NoReturn:
         step.give_up()
         try:
-            self._save.finish()
-            found = Examiner(self._program, self._batches).search(
-                self._state(max(trouble.first - 2, self._first)), trouble.first, step, self._watchdog.patience
+            self._run.saver.finish()
+            found = Examiner(self._run.program, self._batches).search(
+                self._state(max(trouble.first - 2, self._run.past.first)),
+                trouble.first,
+                step,
+                self._run.watchdog.patience,
             )
             place = f"{found.place} at step {found.step}"
             if jax.process_index() == 0:
                 facts = {"step": trouble.step, "reason": trouble.reason, "first_bad": found.place}
                 facts |= {"first_bad_step": found.step, "good_step": found.step - 1 if found.good else None}
-                write_atomically(self._directory.halt, as_json(found.bad, found.good, **facts))
+                write_atomically(self._run.directory.halt, as_json(found.bad, found.good, **facts))
         except Exception as error:
             place = _unfound(error)
-        finite = newest_finite(self._directory.checkpoints)
+        finite = newest_finite(self._run.directory.checkpoints)
         left = "no checkpoint is finite" if finite is None else f"the newest finite checkpoint is that of step {finite}"
         raise DivergedError(
             f"halted at step {trouble.step}: {trouble.reason}; first bad numbers: {place}; "
-            f"{remedy(self._program.config, place)}; {left}"
+            f"{remedy(self._run.config, place)}; {left}"
         )
 
     def _halt(self, trouble: Trouble, good: int, newest: TrainState | None) -> NoReturn:
-        count = len(self._passages)
+        count = len(self._run.passages)
         rollbacks = f"{count} rollback{'s' if count > 1 else ''}"
         used = f", after {rollbacks} (conditioning.guard.rollback.at_most)" if self._rollback else ""
         try:
@@ -238,8 +192,8 @@ class Recovery:
     def _examine(self, trouble: Trouble, good: int, newest: TrainState | None) -> str:
         """Writes halt.json and returns the first place whose numbers went bad."""
         assert newest is not None
-        self._save.finish()
-        examiner = Examiner(self._program, self._batches)
+        self._run.saver.finish()
+        examiner = Examiner(self._run.program, self._batches)
         # Refused steps have changed nothing: these are the parameters of the bad step, or those one good step on.
         bad, finite = examiner.probe(newest, trouble.step)
         state = self._state(good)
@@ -249,5 +203,5 @@ class Recovery:
         found = first_bad(bad, reference, finite)
         if jax.process_index() == 0:
             facts = {"step": trouble.step, "reason": trouble.reason, "first_bad": found, "good_step": step}
-            write_atomically(self._directory.halt, as_json(bad, reference, **facts))
+            write_atomically(self._run.directory.halt, as_json(bad, reference, **facts))
         return found

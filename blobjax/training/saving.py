@@ -1,4 +1,4 @@
-"""When the state is saved, and what follows where storage is slow or fails: training goes on while it can."""
+"""How states are saved, and what follows where storage is slow or fails: training goes on while it can."""
 
 import sys
 import time
@@ -12,11 +12,9 @@ from blobjax.checkpointing.checkpointer import Checkpointer
 from blobjax.checkpointing.files import first_line
 from blobjax.config import HaltedError
 from blobjax.config.schema import Checkpoint
-from blobjax.processes.timers import Earliest, everyone
-from blobjax.program.batches import Position
+from blobjax.processes.timers import everyone
 from blobjax.program.state import TrainState
 from blobjax.runs.directory import EventLog
-from blobjax.training.finite import NotFinite
 from blobjax.training.inputs import Inputs
 
 # So many saves may fail one after the other before the run ends: what it computes is lost if it ends otherwise.
@@ -28,81 +26,56 @@ _PARTING_SECONDS = 60.0
 _READY, _CANNOT_WRITE, _WRITING, _OVERDUE = range(4)
 
 
-class SaveHook:
-    """Saves the state when due and after the last step. Every process does the same, also where only one has trouble.
+SaveRecord = tuple[int, str, float | None, Inputs]
+"""What a checkpoint records besides arrays: position in the data stream, in sequences; fingerprint of the data; what
+`checkpoint.keep_best` ranks it by, if anything; what else decides how the run goes on from it."""
+
+
+class Saver:
+    """Saves states in the background. Every process does the same, also where only one has trouble.
 
     Args:
-      every: when a save is due.
-      length: the run's last step, which is always saved.
-      data: fingerprint of the training data.
-      metric: what the state at a step is ranked by, if anything has been evaluated by then.
-      inputs: what else decides how the run goes on from now.
+      record: what is recorded of the state at a step, now.
       say: prints a line for the person watching.
-      standing: whether the run has a checkpoint to go on from already.
       clock: seconds; injectable for tests.
 
     Attributes:
-      standing: whether it has one now.
+      standing: whether the run has a checkpoint to go on from.
+      finite: whether all parameters of the newest save are.
     """
 
     def __init__(
         self,
         checkpointer: Checkpointer,
         policy: Checkpoint,
-        every: Earliest,
-        length: int,
-        position: Position,
-        data: str,
         events: EventLog,
-        metric: Callable[[int], float | None] = lambda step: None,
-        inputs: Callable[[], Inputs | None] = lambda: None,
-        say: Callable[[str], None] = print,
-        standing: bool = False,
+        record: Callable[[int], SaveRecord],
+        say: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ):
         self._checkpointer = checkpointer
         self._stall_seconds = policy.stall_limit.seconds or 0.0
         self._write_limit = policy.write_limit
         self._write_seconds = policy.write_limit.seconds or 0.0
-        self._every = every
-        self._length = length
-        self._position = position
-        self._data = data
         self._events = events
-        self._metric = metric
-        self._inputs = inputs
+        self._record = record
         self._say = say
-        self.standing = standing
         self._clock = clock
+        self.standing = False
+        self.finite = True
         self._newest = -1
         self._began = 0.0
         self._in_flight: dict[str, Any] | None = None
         # How the save that ended last did so on this process, until all know; and how many failed in a row.
         self._committed = self._failed = False
         self._failures = 0
-        # Whether all parameters of the newest save are.
-        self._finite = True
         self._given_up = False
         self._failed_on: list[int] = []
 
-    def due(self, step: int) -> bool:
-        """Every so often, and at the end. What has become of the save in flight is told as soon as it is known."""
-        self._look()
-        return self._every.due(step) or step == self._length
-
-    def run(self, step: int, state: TrainState) -> bool:
-        """Starts a save in the background, or leaves it out where the one before takes too long to be written.
-
-        Raises:
-          NotFinite: the parameters are not finite after the last step; on every process.
-        """
-        if step == self._length:
-            self.save_now(step, state)
-            if not self._finite:
-                raise NotFinite(step, step + 1, "its parameters are not finite, although its loss was")
-        elif step != self._newest:
+    def save(self, step: int, state: TrainState) -> None:
+        """Starts a save in the background, or leaves it out where the one before takes too long to be written."""
+        if step != self._newest:
             self._save(step, state)
-        return False
 
     def save_now(self, step: int, state: TrainState, within: float | None = None) -> None:
         """Saves because there may be no later: waits for the save in flight, then for this one. A collective.
@@ -135,7 +108,23 @@ class SaveHook:
         """The same for a run that ends by an error, on this process alone: a save under way is worth a while."""
         if not self._given_up:
             self._wait(self._clock() + _PARTING_SECONDS)
-            self._look()
+            self.look()
+
+    def verify(self, step: int) -> None:
+        """Reads a run's last checkpoint as a whole; a bad one goes to the quarantine. A collective.
+
+        Raises:
+          HaltedError: it is not what was saved, or cannot be read.
+        """
+        began = time.monotonic()
+        if problem := self._checkpointer.check(step):
+            moved_to = self._checkpointer.put_aside(step)
+            self._events.write("quarantine", step=step, reason=problem, moved_to=moved_to)
+            raise HaltedError(
+                f"the last checkpoint, of step {step}, is not what was saved ({problem}): moved to {moved_to}; see to "
+                "the storage, and run the same command to go on from the one before it"
+            )
+        self._events.write("verify", step=step, seconds=time.monotonic() - began)
 
     def undo(self, step: int) -> None:
         """Lets go of every checkpoint after a step, on all processes: the run goes another way from there."""
@@ -160,11 +149,9 @@ class SaveHook:
             self._count()
         else:
             self._in_flight, self._newest, self._began = {"step": step}, step, began
-            self._finite = self._checkpointer.save(
-                state, step, self._position.sequences(step), self._data, self._metric(step), self._inputs()
-            )
+            self.finite = self._checkpointer.save(state, step, *self._record(step))
             self._in_flight["stall_seconds"] = self._clock() - began
-            if not self._finite:
+            if not self.finite:
                 self._in_flight["finite"] = False
                 self._say(f"step {step}: saved, but its parameters are not finite: nothing goes on from it")
 
@@ -176,15 +163,15 @@ class SaveHook:
         except Exception as error:
             self._ended(error)
 
-    def _look(self) -> None:
-        """Tells what has become of the save in flight, if this process knows it yet."""
+    def look(self) -> None:
+        """Writes down what has become of the save in flight, as soon as this process knows it."""
         if self._in_flight is not None and not self._checkpointer.writing:
             self._wait(self._clock())
             self._ended(None)
 
     def _look_all(self, mine: int) -> int:
         """What holds for all processes; a failed save counts for all once it failed on process 0, which commits it."""
-        self._look()
+        self.look()
         writing = _WRITING if self._checkpointer.writing else _READY
         known = everyone([max(mine, writing), self._committed, self._failed])
         status, (_, committed, failed) = int(known[:, 0].max()), known[0]

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from blobjax.program.state import TrainState
-from blobjax.training.guard_watch import GuardWatch
+from blobjax.training.run import Run
+from blobjax.training.trouble import GuardWatch
 
 # Which part of an array a shard is: start and stop along each dim.
 _Part = tuple[tuple[int | None, int | None], ...]
@@ -65,10 +66,20 @@ class SnapshotRing:
       watch: says whether there is trouble.
     """
 
+    account, patient = "other", True
+
     def __init__(self, size: int, every: int, watch: GuardWatch):
         self._snapshots: deque[Snapshot] = deque(maxlen=size)
         self._every = every
         self._watch = watch
+
+    @classmethod
+    def make(cls, run: Run) -> "SnapshotRing | None":
+        """With `conditioning.guard.rollback`."""
+        guard, watch = run.config.conditioning.guard, run.watch
+        if not isinstance(watch, GuardWatch) or not guard or not guard.rollback:
+            return None
+        return cls(guard.rollback.snapshots, guard.rollback.snapshot_every, watch)
 
     def due(self, step: int) -> bool:
         """At multiples of the interval, so that a resumed run takes the same ones."""

@@ -1,51 +1,49 @@
 """A whole training run: checks first, then state (new or restored), the loop with its hooks, and what came of it."""
 
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 
 import jax
-from rich.console import Console
 
-from blobjax.checkpointing import files as checkpoint_files
+from blobjax.checkpointing import files
 from blobjax.checkpointing.checkpointer import Checkpointer
+from blobjax.compute.runtime import HEARTBEAT_SECONDS
 from blobjax.config import Config, HaltedError
 from blobjax.processes.agreement import failing_together
 from blobjax.processes.clock import Clock
 from blobjax.processes.energy_log import EnergyLog, meter_of_this_process
+from blobjax.processes.leaving import failing_in_time
 from blobjax.processes.stopping import RESUMABLE, Stopping
-from blobjax.processes.stragglers import Stragglers
-from blobjax.processes.supervisor import restarted
-from blobjax.processes.timers import Earliest, Every, refuse_together
+from blobjax.processes.timers import refuse_together
 from blobjax.processes.watchdog import Watchdog
 from blobjax.program.batches import Position, training_batches
 from blobjax.program.state import TrainState
 from blobjax.program.step import Batch
 from blobjax.runs import lost_lines
-from blobjax.runs.directory import EventLog, read_jsonl
-from blobjax.runs.energy import energy_line
+from blobjax.runs.directory import read_jsonl
 from blobjax.runs.outcome import sequences_before
-from blobjax.runs.passages import write_passages
-from blobjax.training import flow_summary
-from blobjax.training.announcements import facts, headline, warnings
-from blobjax.training.beginning import Begun, alone_or_in_time, announce, begin, first_state
-from blobjax.training.corruption import CorruptionCheck, CorruptionError
-from blobjax.training.finishing import looks_finished, verify_the_last, wrong_with_the_last
-from blobjax.training.finite import FiniteWatch
-from blobjax.training.guard_watch import GuardWatch
-from blobjax.training.hooks import EvaluateHook, ProfileHook, StopHook, Watched
-from blobjax.training.inference import sample
-from blobjax.training.inputs import inputs
+from blobjax.training.announcements import announce_compiled, announce_origin, announce_start, conclude, introduce
+from blobjax.training.corruption import CorruptionCheck, CorruptionError, disown
+from blobjax.training.hooks import (
+    Accounted,
+    EvaluateHook,
+    ProfileHook,
+    RunHook,
+    SaveHook,
+    StopHook,
+    StragglersHook,
+)
 from blobjax.training.landscape import LandscapeHook
-from blobjax.training.loop import Hook, StepReport
+from blobjax.training.loop import StepReport
 from blobjax.training.memory import ran_out, step_problem
-from blobjax.training.preflight import Setting, preflight
+from blobjax.training.preflight import preflight
 from blobjax.training.progress import PatientConsole
-from blobjax.training.recorder import Recorder
-from blobjax.training.recovery import Recovery, quarantined
-from blobjax.training.saving import SaveHook
+from blobjax.training.recovery import Recovery
+from blobjax.training.run import Run
 from blobjax.training.snapshots import SnapshotRing
-from blobjax.training.stages import Stages
 
 FINISHED = 0
 
@@ -73,332 +71,184 @@ def train(
     if stopping is None:
         stopping = Stopping(config.reliability.grace.seconds or 0)
     stopping.join()
-    setting = preflight(config, allow_config_change)
-    console = PatientConsole(quiet=not setting.writes)
+    ready = preflight(config, allow_config_change)
+    console, saved = PatientConsole(quiet=not ready.writes), ready.past.saved
     unfinished = ""
-    if looks_finished(setting):
-        unfinished = wrong_with_the_last(setting)
+    if saved and saved[-1] >= ready.length:
+        # Finished only if its last checkpoint is good on the storage, which takes reading it as a whole.
+        unfinished = Checkpointer(ready.directory.checkpoints).check(saved[-1])
         if not unfinished:
-            line = f"already finished: {setting.directory.path} is at step {setting.saved[-1]} of {setting.length}"
+            line = f"already finished: {ready.directory.path} is at step {saved[-1]} of {ready.length}"
             console.print(line, highlight=False, soft_wrap=True)
             return FINISHED
     limit = config.reliability.hang_limit
     with Watchdog(limit.seconds if limit else None, jax.process_index()) as watchdog, ExitStack() as stack:
         # Not before: the others wait for the process that prepares the data, however long it takes.
         watchdog.start("compiling and restoring")
-        # Before anything is put aside or cleared away that might be another run's.
+        # Before anything is quarantined or cleared away that might be another run's.
         with failing_together():
-            if setting.writes:
-                stack.enter_context(setting.directory.lock())
-        events = stack.enter_context(EventLog(setting.directory.events if setting.writes else None, wait=True))
-        attempt = _Attempt(setting, console, events, stopping, watchdog, clock, unfinished)
-        # Whoever is cut off says so where it can; which step it was at is not known to it.
-        stopping.farewell = lambda why: events.write("stop", reason=why, resumable=stopping.resumable)
+            if ready.writes:
+                stack.enter_context(ready.directory.lock())
+        run = Run(ready, console, watchdog, stopping, clock, stack)
+        # If killed early, log a stop event; the step is unknown.
+        stopping.farewell = lambda why: run.events.write("stop", reason=why, resumable=stopping.resumable)
         try:
-            return attempt.run(allow_config_change, stack)
+            return _attempt(run, unfinished, allow_config_change)
         except BaseException as error:
-            attempt.end(reason=f"{type(error).__name__}: {error}"[:500].removesuffix(": "))
-            batch_size, needed = attempt.stages.newest if attempt.stages else (config.duration.global_batch_size, {})
-            if problem := ran_out(setting.program, batch_size, needed, error):
+            run.end(reason=f"{type(error).__name__}: {error}"[:500].removesuffix(": "))
+            if problem := ran_out(run.program, *run.stages.newest, error):
                 raise HaltedError(problem) from None
             raise
 
 
-def _last_written(setting: Setting) -> float | None:
-    """When the attempt before this one last wrote a metric, in seconds since 1970: its last sign of life if it died."""
-    try:
-        return setting.directory.metrics.stat().st_mtime
-    except OSError:
-        return None
-
-
-class _Attempt:
-    """One process's life with a run, from its state to its end.
+def _attempt(run: Run, unfinished: str, allow_config_change: bool) -> int:
+    """Goes on with the run to its end, or until it is stopped; returns the exit code.
 
     Args:
       unfinished: what is wrong with the newest checkpoint, which would be the run's last if it were good.
     """
-
-    def __init__(
-        self,
-        setting: Setting,
-        console: Console,
-        events: EventLog,
-        stopping: Stopping,
-        watchdog: Watchdog,
-        clock: Clock,
-        unfinished: str = "",
-    ):
-        self.setting = setting
-        self.unfinished = unfinished
-        self.console = console
-        self.events = events
-        self.stopping = stopping
-        self.watchdog = watchdog
-        self.clock = clock
-        self.checkpointer = Checkpointer(setting.directory.checkpoints, setting.config.checkpoint)
-        self.energy: EnergyLog | None = None
-        self.sequences_before = 0
-        self.stages: Stages | None = None
-        self.trunk: dict[str, Any] | None = None
-        # The last step that a check for silent corruption has found good.
-        self.good: int | None = setting.recorded.get("good_step")
-
-    def run(self, allow_config_change: bool, stack: ExitStack) -> int:
-        """All of it; returns the exit code."""
-        setting, events = self.setting, self.events
-        # Compiling and restoring draw power too.
-        meter = meter_of_this_process(setting.config.compute.device_watts)
-        cut = setting.recorded.get("events_bytes", 0) - checkpoint_files.size(setting.directory.events)
-        if setting.resuming:
-            self._open_log()
-        events.write(
-            "start",
-            began=self.clock.began,
-            last_alive=_last_written(setting),
-            supervised=restarted(),
-            **facts(setting.program),
-        )
-        began_from = setting.recorded.get("trunk")
-        if began_from and not sequences_before(read_jsonl(setting.directory.events)):
-            # The event that said so is lost.
-            events.write("branch", **began_from)
-        begun = self._begin(None if allow_config_change else setting.data)
-        if setting.resuming:
-            # Before this attempt has an account of energy.
-            for line in lost_lines.notes(setting.directory, list(read_jsonl(setting.directory.events)), cut):
-                self._say(f"lost: {line}")
-        if setting.writes:
-            setting.directory.claim(setting.config)
-            if setting.passages and not setting.directory.passed_over.is_file():
-                write_passages(setting.directory.passed_over, setting.passages)
-                if not setting.trunk or begun.restored:
-                    source = "a checkpoint's record" if setting.recorded else setting.directory.events.name
-                    self._say(f"{setting.directory.passed_over} is gone: written anew from {source}")
-        if meter:
-            self.energy = stack.enter_context(EnergyLog(setting.directory.energy, jax.process_index(), meter))
-        self._open_log()
-        if setting.trunk:
-            self.sequences_before = sequences_before(read_jsonl(setting.directory.events))
-            self.trunk = {
-                "run": str(setting.trunk.directory.path),
-                "step": setting.trunk.step,
-                "sequences": self.sequences_before,
-            }
-        start = int(begun.state.step)
-        self._say(headline(setting.program, start))
-        for line in warnings(setting.program):
-            self._say(f"warning: {line}")
-        try:
-            state, reason = self._train(begun, start, stack)
-        except CorruptionError as found:
-            return self._corrupted(found)
-        stopped = int(state.step)
-        finished = stopped >= setting.length
-        if finished:
-            verify_the_last(self.checkpointer, stopped, events, self.watchdog, self.clock)
-        self.end(step=stopped, reason="finished" if finished else reason)
-        if not finished:
-            kept = ", saved" if stopped > start else ""
-            self._say(f"stopped at step {stopped} of {setting.length} ({reason}){kept}; run the same command to go on")
-            return RESUMABLE
-        self._conclude(state.params)
-        return FINISHED
-
-    def end(self, **facts: Any) -> None:
-        """Writes the attempt's last words: what its time went to, and why it ends."""
-        self.stopping.farewell = None
-        self.clock.write(self.events)
-        self.events.write("stop", **facts)
-
-    def _say(self, line: str) -> None:
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-    def _open_log(self) -> None:
-        """From now on events are written to the disk: a new directory holds none before it is the run's."""
-        self.events.open()
-        self.watchdog.write_to(self.setting.directory.path, self.events)
-
-    def _begin(self, data: str | None) -> Begun:
-        """Compiles the step while the state is made or read."""
-        setting, bad = self.setting, []
-
-        def put_aside(step: int, reason: str, moved_to: str) -> None:
-            bad.append(step)
-            self._say(quarantined(self.events, step, reason, moved_to))
-
-        if self.unfinished:
-            put_aside(setting.saved[-1], self.unfinished, self.checkpointer.put_aside(setting.saved[-1]))
-        begun = begin(setting, self.checkpointer, self.clock, data, put_aside)
-        self.stages = Stages(setting.program, {begun.batch_size: begun.train_step}, self.events)
-        refuse_together(step_problem(setting.program, begun.batch_size, begun.train_step))
-        announce(setting, begun, self.events, self._say, bool(bad))
-        return begun
-
-    def _train(self, begun: Begun, start: int, stack: ExitStack) -> tuple[TrainState, str]:
-        """Runs the loop; returns the last state, and why it ended if it did before the run's length."""
-        setting, events, program, config = self.setting, self.events, self.setting.program, self.setting.config
-        stream, clockwork = setting.stream, program.clockwork
-        position = Position(start, begun.sequences, clockwork.batches)
-        writes_to = setting.directory if setting.writes else None
-        if writes_to and config.conditioning.probes:
-            # Behind the recorder, so after it has written its last, however the run ends.
-            stack.callback(self._summarise_flow)
-        recorder = stack.enter_context(
-            Recorder(program, stream, position, writes_to, self.console, self.energy, self.sequences_before)
-        )
-        evaluation = EvaluateHook(program, stream, Every(config.evaluation.every, clockwork), recorder, events)
-        best, passages = config.checkpoint.keep_best, list(setting.passages)
-        save = SaveHook(
-            self.checkpointer,
-            config.checkpoint,
-            Earliest(config.checkpoint.every, clockwork),
-            setting.length,
-            position,
-            setting.data,
-            events,
-            metric=lambda step: evaluation.newest(best.metric, step) if best else None,
-            inputs=lambda: inputs(
-                config, stream.tokenizer.fingerprint, passages, self.trunk, self.good, setting.directory.events
-            ),
-            say=recorder.say,
-            standing=begun.restored is not None,
-        )
-        stop = StopHook(self.stopping, config.duration.wall_clock_limit, setting.began, save, events)
-        profile = stack.enter_context(ProfileHook(config.logging.profile_steps, start, setting.directory.profile))
-        stages = self.stages
-        assert stages is not None
-        watched: list[Hook] = [
-            self._watched("evaluate", evaluation),
-            self._watched("save", save),
-            self._watched("save", stop),
-            self._watched("other", profile),
-            self._watched("compile", stages),
-        ]
-        train_step: Any = stages
-        if config.reliability.check_every:
-            known = [step for step in setting.checked if step <= start]
-            # What the first attempt with checks goes out from is taken to be good.
-            self.good = max(known, default=start)
-            if not known:
-                events.write("check", step=start, taken=True)
-            train_step = CorruptionCheck(stages, config.reliability.check_every, setting.length, self._checked)
-            # Before anything is saved.
-            watched.insert(0, self._watched("other", train_step))
-        if config.conditioning.surveyed:
-            survey = LandscapeHook(program, stream, position, setting.directory, recorder, events)
-            watched.append(self._watched("other", survey))
-        guard = config.conditioning.guard
-        watch = (
-            GuardWatch(guard, recorder.say, events)
-            if guard
-            else FiniteWatch(config.reliability.nonfinite_limit, setting.length)
-        )
-        ring = None
-        if isinstance(watch, GuardWatch) and guard and guard.rollback:
-            ring = SnapshotRing(guard.rollback.snapshots, guard.rollback.snapshot_every, watch)
-            watched.append(self._watched("other", ring))
-        stragglers = None
-        if jax.process_count() > 1 and config.reliability.stragglers_every.amount:
-            gather_every = Every(config.reliability.stragglers_every, clockwork)
-            stragglers = Stragglers(gather_every, events, recorder.say)
-            watched.append(self._watched("other", stragglers))
-
-        def batches(steps: range) -> Iterator[Batch]:
-            made = training_batches(stream, position, steps, program.batch_sharding, config.data.seq_len)
-            return self.clock.waiting(made)
-
-        recovery = Recovery(
-            program,
-            stream,
-            position,
-            batches,
-            passages,
-            ring,
-            self.checkpointer,
-            save,
-            recorder,
-            events,
-            setting.directory,
-            self.watchdog,
-            self.clock,
-            setting.first,
-            lambda: first_state(setting, None)[0],
-        )
-
-        def report(done: StepReport) -> None:
-            self.watchdog.beat(f"the step after {done.step}")
-            self.clock.step(done.step, events)
-            if self.energy:
-                self.energy.beat()
-            if stragglers:
-                stragglers.note(done.seconds, done.data_wait, done.device_wait)
-            recorder.report(done)
-            watch.report(done)
-
-        state = begun.state
-        try:
-            if self.stopping.agreed():
-                stop.explain(start)
-            else:
-                # The first step is not timed as a step: it waits for processes that compile, or read, for longer.
-                corrupted = None
-                with self.clock.on("train"), alone_or_in_time():
-                    try:
-                        state = recovery.run(train_step, state, report, watched)
-                    except CorruptionError as found:  # to which all come together
-                        corrupted = found
-                if corrupted:
-                    raise corrupted
-        except BaseException:
-            # Whatever ended the loop, a save under way is worth finishing.
-            with self.watchdog.patience("finishing the save"), self.clock.on("save"):
-                save.part()
-            raise
-        with self.watchdog.patience("finishing the save"), self.clock.on("save"):
-            save.finish()
-            self.checkpointer.close()
-        return state, stop.reason
-
-    def _watched(self, account: str, hook: Any) -> Watched:
-        return Watched(hook, account, self.watchdog, self.clock)
-
-    def _checked(self, step: int) -> None:
-        """A step was found good by the check for silent corruption."""
-        self.good = step
-        self.events.write("check", step=step)
-
-    def _corrupted(self, found: CorruptionError) -> int:
-        """Puts aside what was saved since the last step that was found good, and ends: elsewhere the run may go on."""
-        assert self.good is not None
-        reason = f"saved by devices that were found to be wrong later ({found})"
-        for step, moved_to in self.checkpointer.put_aside_after(self.good):
-            self._say(quarantined(self.events, step, reason, moved_to))
-        self.events.write("corruption", reason=str(found), good_step=self.good)
-        self.end(reason=f"silent corruption: {found}")
-        self._say(
-            f"silent corruption: {found}; what was saved after step {self.good}, the last that was found good, is put "
-            "aside; run the same command on other devices to go on"
-        )
+    past = run.past
+    # Compiling and restoring draw power too.
+    meter = meter_of_this_process(run.config.compute.device_watts)
+    cut = past.recorded.get("events_bytes", 0) - files.size(run.directory.events)
+    if past.resuming:
+        run.open_log()
+    announce_start(run)
+    state = _begin(run, unfinished, None if allow_config_change else run.data)
+    if past.resuming:
+        # Before this attempt has an account of energy.
+        for line in lost_lines.notes(run.directory, list(read_jsonl(run.directory.events)), cut):
+            run.say(f"lost: {line}")
+    if run.writes:
+        run.claim()
+    if meter:
+        run.energy = run.stack.enter_context(EnergyLog(run.directory.energy, jax.process_index(), meter))
+    run.open_log()
+    if trunk := past.trunk:
+        sequences = sequences_before(read_jsonl(run.directory.events))
+        run.trunk = {"run": str(trunk.directory.path), "step": trunk.step, "sequences": sequences}
+    introduce(run)
+    try:
+        state, reason = _train(run, state)
+    except CorruptionError as found:
+        disown(run, found)
         return RESUMABLE
+    stopped = int(state.step)
+    finished = stopped >= run.length
+    if finished:
+        with run.pause("verifying the last checkpoint", "save"):
+            run.saver.verify(stopped)
+    run.end(step=stopped, reason="finished" if finished else reason)
+    if not finished:
+        kept = ", saved" if stopped > run.position.start else ""
+        run.say(f"stopped at step {stopped} of {run.length} ({reason}){kept}; run the same command to go on")
+        return RESUMABLE
+    conclude(run, state.params)
+    return FINISHED
 
-    def _summarise_flow(self) -> None:
-        found = flow_summary.conclude(self.setting.directory, self.setting.config, self.setting.stream)
-        if found is not None:
-            flow_summary.show(found, self.console)
 
-    def _conclude(self, params: Any) -> None:
-        """The sampled passage, what the devices drew, and where everything is."""
-        config, program = self.setting.config, self.setting.program
-        prompt, tokens = config.evaluation.sample_prompt, config.evaluation.sample_tokens
-        if prompt:
-            with self.watchdog.patience("sampling"), self.clock.on("sample"):
-                passage = sample(program.arch, params, self.setting.stream.tokenizer, prompt, tokens, seed=config.seed)
-            self.clock.write(self.events)
-            self.console.rule("sampled")
-            self._say(prompt + passage)
-            self.console.rule()
-        if self.energy:
-            sequences = program.clockwork.batches.sequences(self.setting.length) - self.sequences_before
-            self._say(energy_line(self.energy.totals(), sequences * config.data.seq_len))
-        self._say(f"run directory: {self.setting.directory.path}")
+def _begin(run: Run, unfinished: str, data: str | None) -> TrainState:
+    """Compiles the step, and makes or restores the state meanwhile, which saves the time of the shorter one.
+
+    Whether the compiled step fits into memory is known only after both.
+
+    Args:
+      unfinished: as of `_attempt`.
+      data: fingerprint of the data training goes on with; None: any.
+    """
+    program, past, bad = run.program, run.past, []
+
+    def quarantined(step: int, reason: str, moved_to: str) -> None:
+        bad.append(step)
+        run.quarantined(step, reason, moved_to)
+
+    if unfinished:
+        quarantined(past.saved[-1], unfinished, run.checkpointer.put_aside(past.saved[-1]))
+    run.checkpointer.prepare(program.state)
+    compile_began = time.monotonic()
+    batch_size = program.clockwork.batches.at((past.saved[-1] if past.saved else past.first) + 1)
+    with run.clock.on("compile"):
+        lowered = program.lower_train_step(batch_size)
+    restoring = time.monotonic()
+    with ThreadPoolExecutor(1) as compiler, _alone_or_in_time():
+        # XLA compiles without Python's lock.
+        compiling = compiler.submit(lambda: (lowered.compile(), time.monotonic() - compile_began))
+        with run.clock.on("restore"):
+            checkpointer = run.checkpointer
+            newest = checkpointer.restore_newest(program.state, data, None, quarantined) if past.resuming else None
+            state, sequences = (newest.state, newest.sequences) if newest else run.first_state(data)
+        seconds = time.monotonic() - restoring
+        with run.clock.on("compile"):
+            compiled, compile_seconds = compiling.result()
+    run.stages.compiled[batch_size] = compiled
+    run.saver.standing = newest is not None
+    refuse_together(step_problem(program, batch_size, compiled))
+    announce_origin(run, newest, sequences, seconds, bool(bad))
+    announce_compiled(run, compile_seconds)
+    run.position = Position(int(state.step), sequences, program.clockwork.batches)
+    return state
+
+
+def _train(run: Run, state: TrainState) -> tuple[TrainState, str]:
+    """Runs the loop; returns the last state, and why it ended if it did before the run's length."""
+    run.open_recorder()
+    check, stop = CorruptionCheck.make(run), StopHook.make(run)
+    ring, stragglers = SnapshotRing.make(run), StragglersHook.make(run)
+    hooks: list[RunHook | None] = [
+        check,  # before anything is saved
+        EvaluateHook.make(run),
+        SaveHook.make(run),
+        stop,
+        ProfileHook.make(run),
+        run.stages,
+        LandscapeHook.make(run),
+        ring,
+        stragglers,
+    ]
+
+    def batches(steps: range) -> Iterator[Batch]:
+        made = training_batches(run.stream, run.position, steps, run.program.batch_sharding, run.config.data.seq_len)
+        return run.clock.waiting(made)
+
+    recovery, report = Recovery(run, batches, ring), partial(_report, run, stragglers)
+    with _saves_finished(run):
+        if run.stopping.agreed():
+            stop.explain(run.position.start)
+            return state, stop.reason
+        with run.clock.on("train"), _alone_or_in_time():
+            state = recovery.run(check or run.stages, state, report, [Accounted(hook, run) for hook in hooks if hook])
+    return state, stop.reason
+
+
+def _report(run: Run, stragglers: StragglersHook | None, done: StepReport) -> None:
+    """Takes note of a finished step, for everything that does so at each one; the last may raise `Trouble`."""
+    # The first step is not timed as a step: it waits for processes that compile, or read, for longer.
+    run.watchdog.beat(f"the step after {done.step}")
+    run.clock.step(done.step, run.events)
+    if run.energy:
+        run.energy.beat()
+    if stragglers:
+        stragglers.report(done)
+    run.recorder.report(done)
+    run.watch.report(done)
+
+
+@contextmanager
+def _saves_finished(run: Run) -> Iterator[None]:
+    """Finishes the save under way, whatever ends what is done within."""
+    try:
+        yield
+    except BaseException:
+        with run.pause("finishing the save", "save"):
+            run.saver.part()
+        raise
+    with run.pause("finishing the save", "save"):
+        run.saver.finish()
+        run.checkpointer.close()
+
+
+def _alone_or_in_time() -> AbstractContextManager[None]:
+    """An error within waits for a compilation or a save on its way out; one of several processes does not for long."""
+    if jax.process_count() == 1:
+        return nullcontext()
+    return failing_in_time(HEARTBEAT_SECONDS, together=CorruptionError)

@@ -96,7 +96,7 @@ def test_code_versions_and_flags_that_differ_are_named(tmp_path):
     """One host has a source with another constant, and an environment of its own."""
     shutil.copytree(PACKAGE, tmp_path / "stale" / "blobjax", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(PACKAGE.parent / "configs", tmp_path / "stale" / "configs")
-    optimizer = tmp_path / "stale" / "blobjax" / "training" / "optimizer.py"
+    optimizer = tmp_path / "stale" / "blobjax" / "program" / "optimizer.py"
     optimizer.write_text(optimizer.read_text() + "\nMOMENTUM = 0.9\n")
     stale = {
         "PYTHONPATH": str(tmp_path / "stale"),

@@ -20,10 +20,10 @@ from blobjax.program.state import all_finite
 from blobjax.runs.directory import RunDirectory, read_jsonl
 from blobjax.runs.outcome import read
 from blobjax.runs.status import status
-from blobjax.training.finite import FiniteWatch, NotFinite, remedy
 from blobjax.training.inference import sample_run
 from blobjax.training.loop import StepReport
 from blobjax.training.trainer import train
+from blobjax.training.trouble import FiniteWatch, NotFinite, remedy
 from tests.tiny import tiny
 from tests.training.test_processes import train as train_processes
 

@@ -12,9 +12,9 @@ from blobjax.config.schema import Guard, Rollback, Sustained
 from blobjax.program.batches import global_batches
 from blobjax.program.program import make_program
 from blobjax.runs.directory import EventLog, RunDirectory, read_jsonl
-from blobjax.training.guard_watch import GuardWatch, Trouble
 from blobjax.training.loop import StepReport
 from blobjax.training.trainer import train as train_run
+from blobjax.training.trouble import GuardWatch, Trouble
 from tests.tiny import tiny
 
 POISONED = 4

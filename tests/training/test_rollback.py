@@ -111,7 +111,7 @@ def test_two_processes_decide_as_one(tmp_path, rolled_back):
 KILLED = """
 import os, signal
 from blobjax import cli
-from blobjax.training import {module}
+from blobjax.{room} import {module}
 inner = {name}
 def killed(*given):
     if {when}: os.kill(os.getpid(), signal.SIGKILL)
@@ -123,17 +123,19 @@ cli.main()
 
 
 @pytest.mark.parametrize(
-    ("module", "name", "when", "whether"),
+    ("room", "module", "name", "when", "whether"),
     [
-        ("recovery", "recovery.Recovery._pass_over", False, True),
-        ("passages", "passages.write_atomically", "'passed_over' in str(given[0])", False),
+        ("training", "recovery", "recovery.Recovery._pass_over", False, True),
+        ("runs", "passages", "passages.write_atomically", "'passed_over' in str(given[0])", False),
     ],
     ids=["before the next checkpoint", "before the window is written"],
 )
-def test_killed_in_a_rollback_and_run_again_is_the_run_that_was_not(rolled_back, tmp_path, module, name, when, whether):
+def test_killed_in_a_rollback_and_run_again_is_the_run_that_was_not(
+    rolled_back, tmp_path, room, module, name, when, whether
+):
     """Neither of the two restarts makes anything of the trouble that the undisturbed run did not make of it."""
     settings = [*TINY, *SETTINGS, "compute.virtual_cpu_devices=8", f"logging.run_dir={tmp_path}/run"]
-    script = KILLED.format(module=module, name=name, when=when, whether=whether)
+    script = KILLED.format(room=room, module=module, name=name, when=when, whether=whether)
     killed = subprocess.run(
         [sys.executable, "-c", script, "train", "laptop", *settings], capture_output=True, text=True, timeout=300
     )

@@ -10,7 +10,8 @@ from blobjax.config.schema import Checkpoint
 from blobjax.processes.timers import Earliest
 from blobjax.program.batches import Position
 from blobjax.runs.directory import EventLog, read_jsonl
-from blobjax.training.saving import SaveHook
+from blobjax.training.hooks import SaveHook
+from blobjax.training.saving import Saver
 
 CLOCKWORK = Clockwork(tokens_per_step=1, flops_per_token=1.0, params=1, tokens_per_epoch=1, length=10)
 
@@ -56,26 +57,23 @@ class Storage:
 
 
 class Hooks:
-    """A SaveHook with everything around it; time stands still unless it is moved."""
+    """A Saver and its hook with everything around it; time stands still unless it is moved."""
 
     def __init__(self, path, every="4 steps"):
         self.path = path / "events.jsonl"
         self.now = 0.0
         self.storage = Storage()
         self.said = []
-        clock = lambda: self.now  # noqa: E731
-        self.hook = SaveHook(
+        clock, position = lambda: self.now, Position(2, 100, BatchSizes(8))
+        self.saver = Saver(
             self.storage,
             Checkpoint(stall_limit="5 seconds", write_limit="1 minute"),
-            Earliest(Durations.parse(every), CLOCKWORK, clock),
-            10,
-            Position(2, 100, BatchSizes(8)),
-            "text",
             EventLog(self.path),
-            metric=lambda step: step / 10,
-            say=self.said.append,
-            clock=clock,
+            lambda step: (position.sequences(step), "text", step / 10, {}),
+            self.said.append,
+            clock,
         )
+        self.hook = SaveHook(self.saver, Earliest(Durations.parse(every), CLOCKWORK, clock), 10)
 
     def step(self, step):
         if self.hook.due(step):
@@ -140,13 +138,13 @@ def test_a_save_that_is_not_written_within_the_limit_ends_the_run(run):
 
 def test_a_stop_waits_for_the_save_under_way_and_for_its_own(run):
     run.step(4)
-    run.hook.save_now(5, None)
+    run.saver.save_now(5, None)
     assert run.storage.committed == [4, 5]
     run.storage.slow = True
     with pytest.raises(
         HaltedError, match=r"step 6 could not be saved within 3 s; the newest checkpoint is that of step 5"
     ):
-        run.hook.save_now(6, None, within=3.0)
+        run.saver.save_now(6, None, within=3.0)
 
 
 def test_a_failed_save_is_said_at_the_next_step_and_training_goes_on(run):
@@ -201,7 +199,7 @@ def test_a_last_save_that_fails_is_no_success(run):
 
 def test_a_run_that_ends_by_an_error_finishes_its_save(run):
     run.step(4)
-    run.hook.part()
+    run.saver.part()
     assert run.events() == [("save", 4)]
 
 

@@ -229,7 +229,7 @@ trainer.training_batches = hang
 
 
 def test_a_save_that_hangs_does_not_keep_it_beyond_the_grace_period(tmp_path):
-    fault = SLOW + "hooks.SaveHook.save_now = lambda *_: time.sleep(1e6)"
+    fault = SLOW + "hooks.Saver.save_now = lambda *_: time.sleep(1e6)"
     never = "checkpoint.every=1000 steps"
     with Processes(tmp_path / "run", never, "reliability.grace=1 second", count=1, fault=fault) as run:
         run.wait_for_step(2)

@@ -320,26 +320,13 @@ def _matmul_formats(config: "Config") -> list[str]:
             for name in names
             if name not in ("int8", "fp8")
         ]
-    can_scale = {"current": MATMUL_FORMATS, "blocks": ("int8", "fp8"), "delayed": ("fp8",)}[scaling]
+    can_scale = {"current": MATMUL_FORMATS, "blocks": ("int8", "fp8")}[scaling]
     found += [
-        f"conditioning.matmul_scaling {scaling} is for {' and '.join(can_scale)}, and {name} "
-        f"{'is scaled by the current largest magnitude' if name == 'int8' else 'has scales of its own'}; "
+        f"conditioning.matmul_scaling {scaling} is for {' and '.join(can_scale)}, and {name} has scales of its own; "
         "set conditioning.matmul_scaling=current"
         for name in names
         if name not in can_scale
     ]
-    if scaling == "delayed":
-        if config.compute.loss_chunk_tokens and "output" in formats:
-            found.append(
-                "conditioning.matmul_scaling delayed records one largest magnitude a step, and "
-                "compute.loss_chunk_tokens makes many output products of it; set compute.loss_chunk_tokens=0 or "
-                "conditioning.precision_overrides.output=bfloat16"
-            )
-        if conditioning.precision == "bfloat16_params":
-            found.append(
-                "conditioning.matmul_scaling delayed keeps its scales among the parameters, which "
-                "conditioning.precision bfloat16_params rounds; set conditioning.precision=bfloat16"
-            )
     return found
 
 

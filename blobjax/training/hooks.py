@@ -2,13 +2,11 @@
 
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from blobjax.config import Duration
-from blobjax.data import Stream
 from blobjax.processes.clock import Clock
 from blobjax.processes.stopping import LIMIT, Stopping
 from blobjax.processes.timers import Every, everyone
@@ -16,30 +14,28 @@ from blobjax.processes.watchdog import Watchdog
 from blobjax.program.program import Program
 from blobjax.program.state import TrainState
 from blobjax.runs.directory import EventLog
-from blobjax.training.evaluation import by_position, evaluate, summing
+from blobjax.training.context import RunContext
 from blobjax.training.loop import Hook
 from blobjax.training.recorder import Recorder
 from blobjax.training.saving import SaveHook
 
 
 class EvaluateHook:
-    """Evaluates every domain when due and after the last step; compiled on first use, so training starts sooner."""
+    """Evaluates as the objective does, when due and after the last step."""
 
     def __init__(
         self,
         program: Program,
-        stream: Stream,
+        context: RunContext,
         every: Every,
         recorder: Recorder,
         events: EventLog,
     ):
         self._program = program
-        self._stream = stream
+        self._context = context
         self._every = every
         self._recorder = recorder
         self._events = events
-        self._eval_step: Any = None
-        self._held_out: dict[str, Any] = {}
         self._newest: tuple[int, dict[str, float]] = (-1, {})
 
     def due(self, step: int) -> bool:
@@ -49,20 +45,16 @@ class EvaluateHook:
     def run(self, step: int, state: TrainState) -> bool:
         """Evaluates, records and says it in one line."""
         began = time.perf_counter()
-        config = self._program.config
-        if self._eval_step is None:
-            self._eval_step = self._program.lower_eval_step().compile()
-            self._held_out = {
-                domain: self._stream.held_out(domain, config.evaluation.sequences) for domain in config.data.mixture
-            }
-        sums = summing(self._eval_step, state.params, self._program.batch_sharding, self._program.part_BT)
-        metrics = evaluate(sums, self._held_out)
-        if config.evaluation.by_position:
-            metrics |= by_position(sums, self._held_out)
+        metrics = self._program.objective.evaluate(self._context, state.params)
         self._newest = (step, metrics)
         self._recorder.write(step, metrics)
-        figures = "  ".join(f"{domain} {metrics[f'eval/{domain}/bits_per_byte']:.3f}" for domain in self._held_out)
-        self._recorder.say(f"step {step}  held-out bits/byte: {figures}")
+        name, label = self._program.objective.watched
+        figures = "  ".join(
+            f"{key.removeprefix('eval/').removesuffix(f'/{name}')} {value:.3f}"
+            for key, value in metrics.items()
+            if key.endswith(f"/{name}")
+        )
+        self._recorder.say(f"step {step}  held-out {label}: {figures}")
         self._events.write("evaluate", step=step, seconds=time.perf_counter() - began)
         return False
 

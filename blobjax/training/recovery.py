@@ -7,7 +7,7 @@ why the windows, written down before training goes on, are all that a restart ne
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
@@ -16,13 +16,14 @@ from blobjax.checkpointing.checkpointer import Checkpointer
 from blobjax.checkpointing.files import newest_finite
 from blobjax.config import DivergedError, HaltedError
 from blobjax.data import Stream
+from blobjax.objectives import Batch, Source
 from blobjax.processes.agreement import check_agreement
 from blobjax.processes.clock import Clock
 from blobjax.processes.watchdog import Watchdog
 from blobjax.program.batches import Position
 from blobjax.program.program import Program
 from blobjax.program.state import TrainState
-from blobjax.program.step import Batch, Metrics
+from blobjax.program.step import Metrics
 from blobjax.runs.directory import EventLog, RunDirectory, write_atomically
 from blobjax.runs.passages import Passage, write_passages
 from blobjax.training.finite import NotFinite, remedy
@@ -78,7 +79,7 @@ class Recovery:
     """Decides what follows on trouble, the same on every process.
 
     Args:
-      batches: the batches of these steps, which count from 1, from the stream as it is then.
+      sources: where the batches of these steps come from, which count from 1, from the stream as it is then.
       passages: what earlier rollbacks of this run passed over; grows with each one.
       directory: the run's; process 0 writes there.
       first: the step the run began from, which is never gone back beyond.
@@ -90,7 +91,7 @@ class Recovery:
         program: Program,
         stream: Stream,
         position: Position,
-        batches: Callable[[range], Iterator[Batch]],
+        sources: Callable[[range], Source],
         passages: list[Passage],
         ring: SnapshotRing | None,
         checkpointer: Checkpointer,
@@ -108,7 +109,7 @@ class Recovery:
         self._program = program
         self._stream = stream
         self._position = position
-        self._batches = batches
+        self._sources = sources
         self._passages = passages
         self._ring = ring
         self._checkpointer = checkpointer
@@ -137,7 +138,7 @@ class Recovery:
         step = _Watched(train_step)
         while True:
             steps = range(int(state.step) + 1, self._program.clockwork.length + 1)
-            outcome = _run_until_trouble(step, state, self._batches(steps), steps, report, hooks)
+            outcome = _run_until_trouble(step, state, self._sources(steps), steps, report, hooks)
             if not isinstance(outcome, Trouble):
                 return outcome
             # Steps that may be undone have an entry of their own.
@@ -205,7 +206,7 @@ class Recovery:
         step.give_up()
         try:
             self._save.finish()
-            found = Examiner(self._program, self._batches).search(
+            found = Examiner(self._program, self._sources).search(
                 self._state(max(trouble.first - 2, self._first)), trouble.first, step, self._watchdog.patience
             )
             place = f"{found.place} at step {found.step}"
@@ -239,7 +240,7 @@ class Recovery:
         """Writes halt.json and returns the first place whose numbers went bad."""
         assert newest is not None
         self._save.finish()
-        examiner = Examiner(self._program, self._batches)
+        examiner = Examiner(self._program, self._sources)
         # Refused steps have changed nothing: these are the parameters of the bad step, or those one good step on.
         bad, finite = examiner.probe(newest, trouble.step)
         state = self._state(good)

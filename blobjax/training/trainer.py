@@ -1,6 +1,5 @@
 """A whole training run: checks first, then state (new or restored), the loop with its hooks, and what came of it."""
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -9,6 +8,7 @@ from rich.console import Console
 
 from blobjax.checkpointing.checkpointer import Checkpointer
 from blobjax.config import Config, HaltedError
+from blobjax.objectives import Source
 from blobjax.processes.agreement import failing_together
 from blobjax.processes.clock import Clock
 from blobjax.processes.energy_log import EnergyLog, meter_of_this_process
@@ -17,9 +17,8 @@ from blobjax.processes.stragglers import Stragglers
 from blobjax.processes.supervisor import restarted
 from blobjax.processes.timers import Earliest, Every, refuse_together
 from blobjax.processes.watchdog import Watchdog
-from blobjax.program.batches import Position, training_batches
+from blobjax.program.batches import Position
 from blobjax.program.state import TrainState
-from blobjax.program.step import Batch
 from blobjax.runs import lost_lines
 from blobjax.runs.directory import EventLog, read_jsonl
 from blobjax.runs.energy import energy_line
@@ -28,6 +27,7 @@ from blobjax.runs.passages import write_passages
 from blobjax.training import flow_summary
 from blobjax.training.announcements import facts, headline, warnings
 from blobjax.training.beginning import Begun, alone_or_in_time, announce, begin, first_state
+from blobjax.training.context import RunContext, TimedSource
 from blobjax.training.corruption import CorruptionCheck, CorruptionError
 from blobjax.training.finishing import looks_finished, verify_the_last, wrong_with_the_last
 from blobjax.training.finite import FiniteWatch
@@ -239,6 +239,7 @@ class _Attempt:
         setting, events, program, config = self.setting, self.events, self.setting.program, self.setting.config
         stream, clockwork = setting.stream, program.clockwork
         position = Position(start, begun.sequences, clockwork.batches)
+        context = RunContext(program, stream, position)
         writes_to = setting.directory if setting.writes else None
         if writes_to and config.conditioning.probes:
             # Behind the recorder, so after it has written its last, however the run ends.
@@ -246,7 +247,7 @@ class _Attempt:
         recorder = stack.enter_context(
             Recorder(program, stream, position, writes_to, self.console, self.energy, self.sequences_before)
         )
-        evaluation = EvaluateHook(program, stream, Every(config.evaluation.every, clockwork), recorder, events)
+        evaluation = EvaluateHook(program, context, Every(config.evaluation.every, clockwork), recorder, events)
         best, passages = config.checkpoint.keep_best, list(setting.passages)
         save = SaveHook(
             self.checkpointer,
@@ -303,15 +304,14 @@ class _Attempt:
             stragglers = Stragglers(gather_every, events, recorder.say)
             watched.append(self._watched("other", stragglers))
 
-        def batches(steps: range) -> Iterator[Batch]:
-            made = training_batches(stream, position, steps, program.batch_sharding, config.data.seq_len)
-            return self.clock.waiting(made)
+        def sources(steps: range) -> Source:
+            return TimedSource(program.objective.source(context, steps), self.clock)
 
         recovery = Recovery(
             program,
             stream,
             position,
-            batches,
+            sources,
             passages,
             ring,
             self.checkpointer,

@@ -103,6 +103,18 @@ def _data(config: "Config") -> list[str]:
             f"data.seq_len {data.seq_len} is longer than the {model.max_seq_len} tokens of model.max_seq_len that the "
             "rotary embeddings are set for; lower one or raise the other"
         )
+    for name in data.mixture:
+        examples = name in data.sources and data.sources[name].kind == "examples"
+        if config.objective.kind == "supervised" and not examples:
+            found.append(
+                f"objective.kind supervised learns answers, and domain {brief(name)} has none; give prompts and "
+                f"answers as data.sources.{name} of the kind examples, or set objective.kind=next_token"
+            )
+        if config.objective.kind != "supervised" and examples:
+            found.append(
+                f"data.sources.{name}.kind examples is for objective.kind supervised, not {config.objective.kind}; set "
+                "objective.kind=supervised"
+            )
     if data.tokenizer == "bytes" and model.vocab_size < 256:
         found.append(f"model.vocab_size {model.vocab_size} is smaller than the byte tokenizer's 256 (data.tokenizer)")
     return found

@@ -7,8 +7,9 @@ from blobjax.objectives.logprobs import TokenScores
 from blobjax.objectives.loss import LossReport, loss
 from blobjax.objectives.next_token import NextToken
 from blobjax.objectives.objective import Batch, Context, Objective, Parts, Source, Windows
+from blobjax.objectives.supervised import Supervised
 
-OBJECTIVES: dict[str, Callable[[Config], Objective]] = {"next_token": NextToken}
+OBJECTIVES: dict[str, Callable[[Config], Objective]] = {"next_token": NextToken, "supervised": Supervised}
 """`objective.kind` to what makes the objective from a config."""
 
 

@@ -5,8 +5,8 @@
 #     launch/mpi.sh -n 2 -- laptop name=two-here                      # two processes on this machine
 #
 # What stands before `--` is for mpirun, what stands behind it for `blobjax train`. Process 0 is on the first host; give
-# COORDINATOR=HOST:PORT if the others reach it under another name. Told to stop (Ctrl-C, or SIGTERM to this script) all
-# save at the same step. The exit code is that of the run: 75 can be resumed by the same command.
+# COORDINATOR=HOST:PORT if the others reach it under another name. Told to stop (Ctrl-C, or SIGTERM or SIGHUP
+# to this script) all save at the same step. The exit code is that of the run: 75 can be resumed by the same command.
 set -u
 
 options=()
@@ -37,8 +37,8 @@ export JAX_COORDINATOR_ADDRESS=$COORDINATOR
 [ -t 1 ] || export TTY_COMPATIBLE=0
 
 # mpirun told to stop kills its processes after a second. What it passes on, and lets them take their time over, is
-# SIGUSR1, to a process's children too: so this script takes SIGTERM, SIGHUP and Ctrl-C in its place, and the shell around each
-# process, which itself is deaf to SIGUSR1, gives it a SIGTERM again.
+# SIGUSR1, to a process's children too: so this script takes SIGTERM, SIGHUP and Ctrl-C in its place, and the shell
+# around each process, which itself is deaf to SIGUSR1, gives it a SIGTERM again.
 # Open MPI 4 and 5 both tell each process its rank and how many there are; jax itself finds only 4's.
 # shellcheck disable=SC2016  # each process's own variables
 setsid mpirun "${options[@]}" -x BLOBJAX -x JAX_COORDINATOR_ADDRESS ${TTY_COMPATIBLE+-x TTY_COMPATIBLE} bash -c '

@@ -174,11 +174,11 @@ def committed(checkpoints: Path) -> list[int]:
     return [step for step in numbered(checkpoints) if (checkpoints / str(step) / COMMITTED).is_file()]
 
 
-def size(folder: Path) -> int:
-    """Bytes of all files in a folder, or of those that can be seen: it may be in the course of being deleted."""
+def size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder that can be seen: it may be in the course of being deleted."""
     total = 0
     with suppress(OSError):  # a folder that is deleted while it is walked through
-        for each in folder.rglob("*"):
+        for each in (path, *path.rglob("*")):
             with suppress(OSError):
                 total += each.stat().st_size if each.is_file() else 0
     return total

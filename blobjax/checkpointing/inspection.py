@@ -1,8 +1,9 @@
 """`blobjax checkpoint list|verify|show|prune RUN`: a run's checkpoints from their files, with no model and no jax."""
 
+import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import numpy as np
 from blobjax.checkpointing import files, stored
 from blobjax.checkpointing.files import BadCheckpointError, Record
 from blobjax.config import BadInputError, Config, HaltedError
+from blobjax.config.paths import check_readable
+from blobjax.config.sizes import in_words
 from blobjax.runs.directory import RunDirectory
 
 
 def _open(run: str) -> tuple[RunDirectory, Config]:
     directory = RunDirectory(run)
+    check_readable(directory.path)
     if not directory.config.is_file():
         raise BadInputError(f"{run} is not a run directory: it has no config.yaml; give one such as runs/laptop")
     config = directory.previous_config()
@@ -33,26 +37,34 @@ def _steps(directory: RunDirectory, wanted: int | None) -> list[int]:
 
 
 @contextmanager
-def _reading(folder: Path) -> Iterator[None]:
+def _reading(folder: Path, verb: str = "read") -> Iterator[None]:
     """Says in one line what a folder cannot be read for."""
     try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.stat(f"{folder}/.")  # one that may be listed and not entered looks empty otherwise
         yield
     except OSError as error:
-        raise HaltedError(f"{folder} cannot be read at the moment ({files.first_line(error)})") from None
+        raise _cannot(f"{folder} cannot be {verb}", error) from None
+
+
+def _cannot(what: str, error: BaseException) -> Exception:
+    """A permission is the user's to get; what else a storage says may pass."""
+    line = f"{what} at the moment ({files.first_line(error)})"
+    return BadInputError(line) if isinstance(error, PermissionError) else HaltedError(line)
 
 
 def _wrong(directory: RunDirectory, folder: Path, error: Exception) -> str:
     """What an error says of a checkpoint, in one line; empty where the checkpoint was removed meanwhile.
 
     Raises:
-      HaltedError: the checkpoint cannot be read at the moment, which says nothing about it.
+      BadInputError: the checkpoint may not be read.
+      HaltedError: it cannot be read at the moment, which says nothing about it.
     """
     cause = files.unreadable(folder)
     if isinstance(cause, FileNotFoundError) and directory.config.is_file():
         return ""
     if cause is not None or isinstance(error, MemoryError):
-        reason = files.first_line(cause or error)
-        raise HaltedError(f"checkpoint {folder} cannot be read at the moment ({reason})") from None
+        raise _cannot(f"checkpoint {folder} cannot be read", cause or error) from None
     return files.first_line(error)
 
 
@@ -108,14 +120,14 @@ def list_lines(found: list[dict[str, Any]]) -> Iterator[str]:
     yield f"{'step':>10}  {'size':>9}  {'saved':<19}  {'fingerprints':<12}  kept as"
     for each in found:
         if "quarantine" in each:
-            yield f"{each['quarantine']:>10}  {_size(each['bytes']):>9}  in quarantine: bad; never deleted"
+            yield f"{each['quarantine']:>10}  {in_words(each['bytes']):>9}  in quarantine: bad; never deleted"
             continue
         saved = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each["time"])) if each["time"] else "?"
         why = f"BAD: {each['bad']}" if each["bad"] else each["kept"] or "nothing: deleted after the next save"
         if each["finite"] is False:
             why = f"NOT FINITE, nothing goes on from it: {why}"
         has = "yes" if each["fingerprints"] else "no"
-        yield f"{each['step']:>10}  {_size(each['bytes']):>9}  {saved:<19}  {has:<12}  {why}"
+        yield f"{each['step']:>10}  {in_words(each['bytes']):>9}  {saved:<19}  {has:<12}  {why}"
 
 
 def verify(run: str, step: int | None = None) -> Iterator[dict[str, Any]]:
@@ -157,7 +169,7 @@ def verify_line(found: dict[str, Any]) -> str:
     if found["bad"]:
         return f"step {found['step']}: BAD: {found['bad']}"
     what = "good" if found["verified"] else "can be read; it has no fingerprints to verify it by"
-    return f"step {found['step']}: {what}  ({_size(found['bytes'])} in {found['seconds']:.1f} s)"
+    return f"step {found['step']}: {what}  ({in_words(found['bytes'])} in {found['seconds']:.1f} s)"
 
 
 def show(run: str, step: int | None = None) -> dict[str, Any]:
@@ -206,35 +218,28 @@ def show_lines(found: dict[str, Any]) -> Iterator[str]:
     width = max(len(path) for path in found["leaves"])
     for path, leaf in found["leaves"].items():
         shape = "×".join(map(str, leaf["shape"])) or "scalar"
-        yield f"{path:<{width}}  {leaf['dtype']:<8}  {_size(leaf['bytes']):>9}  {leaf['fingerprint']}  {shape}"
-    yield f"{len(found['leaves'])} arrays, {_size(sum(leaf['bytes'] for leaf in found['leaves'].values()))}"
+        yield f"{path:<{width}}  {leaf['dtype']:<8}  {in_words(leaf['bytes']):>9}  {leaf['fingerprint']}  {shape}"
+    yield f"{len(found['leaves'])} arrays, {in_words(sum(leaf['bytes'] for leaf in found['leaves'].values()))}"
 
 
 def prune(run: str, keep: int | None, keep_every: int | None, dry_run: bool) -> Iterator[str]:
     """Deletes what the run's own rules do not keep, or these instead; a line for each.
 
     Raises:
-      BadInputError: a run trains there.
+      BadInputError: a run trains there, or something may not be read or deleted.
+      HaltedError: something cannot be read or deleted at the moment.
     """
     directory, config = _open(run)
     given = {"keep": keep, "keep_every": keep_every}
     policy = config.checkpoint.model_copy(update={key: value for key, value in given.items() if value is not None})
-    if dry_run:
-        gone = files.surplus(directory.checkpoints, policy)
-    else:
-        with directory.lock():
+    with nullcontext() if dry_run else directory.lock():
+        with _reading(directory.checkpoints):
             gone = files.surplus(directory.checkpoints, policy)
-            for step in gone:
-                files.delete(directory.checkpoints / str(step))
-    for step in gone:
-        yield f"{'would delete' if dry_run else 'deleted'} the checkpoint of step {step}"
-    stay = [step for step in files.committed(directory.checkpoints) if step not in gone]
+            stay = [step for step in files.committed(directory.checkpoints) if step not in gone]
+        for step in gone:
+            folder = directory.checkpoints / str(step)
+            if not dry_run:
+                with _reading(folder, "deleted"):
+                    files.delete(folder)
+            yield f"{'would delete' if dry_run else 'deleted'} the checkpoint of step {step}"
     yield f"kept: {', '.join(map(str, stay)) or 'none'}"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

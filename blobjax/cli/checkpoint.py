@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from blobjax.cli.arguments import AsJson, RunPath
+from blobjax.cli.once import Commands
 
-app = typer.Typer(help="Look at a run's checkpoints; no model, no accelerator.", no_args_is_help=True)
+app = Commands(help="Look at a run's checkpoints; no model, no accelerator.", no_args_is_help=True)
 
 
 @app.command("list")

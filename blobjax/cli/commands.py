@@ -6,9 +6,10 @@ import typer
 
 from blobjax.cli import checkpoint, config, data, early, laws, run, scaling
 from blobjax.cli.doctor import doctor
+from blobjax.cli.once import Commands
 from blobjax.cli.report import report
 
-app = typer.Typer(
+app = Commands(
     name="blobjax",
     help="Train a sharded transformer, from a laptop CPU to a pod, with one command.",
     no_args_is_help=True,

@@ -3,8 +3,9 @@
 import typer
 
 from blobjax.cli.arguments import ConfigName, Overrides, Size
+from blobjax.cli.once import Commands
 
-app = typer.Typer(help="Look at configs.", no_args_is_help=True)
+app = Commands(help="Look at configs.", no_args_is_help=True)
 
 
 @app.command("show")

@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from blobjax.cli.arguments import ConfigName, Overrides, no_url
+from blobjax.cli.once import Commands
 
-app = typer.Typer(help="Prepare and describe training data.", no_args_is_help=True)
+app = Commands(help="Prepare and describe training data.", no_args_is_help=True)
 
 
 @app.command("prepare")

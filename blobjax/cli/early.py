@@ -1,8 +1,8 @@
 """Signals while Python imports: nothing has begun, so the process ends at once, in one line and with no traceback.
 
 A command takes them over when it begins. `train` and `study` take SIGINT, SIGTERM and SIGHUP for as long as they run
-(processes/stopping.py, processes/supervisor.py, studies/command.py), and end with 75 from the first moment on. The
-others have nothing to save: Ctrl-C ends them with 130, and the other signals end them as they end any program.
+(processes/stopping.py, processes/supervisor.py, studies/study_command.py), and end with 75 from the first moment on.
+The others have nothing to save: Ctrl-C ends them with 130, and the other signals end them as they end any program.
 """
 
 import os

@@ -4,12 +4,12 @@ from typing import Annotated
 
 import typer
 
-from blobjax.cli.once import Once
+from blobjax.cli.once import Commands
 
-app = typer.Typer(help="Fit scaling laws to points, and predict from them.", no_args_is_help=True)
+app = Commands(help="Fit scaling laws to points, and predict from them.", no_args_is_help=True)
 
 
-@app.command("fit", cls=Once)
+@app.command("fit")
 def laws_fit(
     points: Annotated[
         list[str], typer.Argument(help="Tables (.csv, .jsonl), run or study directories; or a fit file, fitted again.")
@@ -57,12 +57,12 @@ def laws_fit(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Fit a scaling law to points, with intervals and a table of how it would have predicted the future."""
-    from blobjax.laws import command, fit_file, text
+    from blobjax.laws import fit_command, fit_file, text
     from blobjax.runs import output
 
     # A fit file that is fitted again may be replaced: by the same.
     path = output.check(out, ".json", [each for each in points if not each.endswith(".json")])
-    content = command.fit(
+    content = fit_command.fit(
         points,
         law,
         columns=col or [],
@@ -81,10 +81,10 @@ def laws_fit(
         vertex=vertex,
     )
     fit_file.write(content, path)
-    typer.echo(command.as_json(content) if as_json else f"{text.fit(content)}\n\nfit file: {out}")
+    typer.echo(fit_command.as_json(content) if as_json else f"{text.fit(content)}\n\nfit file: {out}")
 
 
-@app.command("predict", cls=Once)
+@app.command("predict")
 def laws_predict(
     fit: Annotated[str, typer.Argument(help="A fit file.")],
     flops: Annotated[
@@ -96,7 +96,7 @@ def laws_predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Predict from a fit: the value with its interval, and the best size for a budget."""
-    from blobjax.laws import command
+    from blobjax.laws import fit_command
 
-    result, words = command.predict(fit, {"flops": flops, "params": params, "tokens": tokens}, at or [])
-    typer.echo(command.as_json(result) if as_json else words)
+    result, words = fit_command.predict(fit, {"flops": flops, "params": params, "tokens": tokens}, at or [])
+    typer.echo(fit_command.as_json(result) if as_json else words)

@@ -1,7 +1,9 @@
 """Commands that refuse an option given twice: the last one would win, and which was meant is not known."""
 
+from collections.abc import Callable
 from typing import Any
 
+import typer
 from typer.core import TyperCommand, TyperOption
 
 from blobjax.config import BadInputError
@@ -22,3 +24,11 @@ class Once(TyperCommand):
         if twice := [each for each in dict.fromkeys(single) if single.count(each) > 1]:
             raise BadInputError(f"{max(twice[0].opts, key=len)}: is given twice; give it once")
         return super().parse_args(ctx, args)
+
+
+class Commands(typer.Typer):
+    """A group of commands that all do."""
+
+    def command(self, name: str | None = None, **given: Any) -> Callable[[Any], Any]:
+        """As Typer's."""
+        return super().command(name, **{"cls": Once, **given})

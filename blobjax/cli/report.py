@@ -27,10 +27,10 @@ def report(
     page = out or ""
     path, prices = expanded(directory, "the directory"), Prices(price, grid, host_overhead, pue)
     if (path / "study.yaml").is_file():
-        from blobjax.studies import report as study
+        from blobjax.studies import study_report
 
-        typer.echo(f"page: {study.report(path, page, prices)}")
+        typer.echo(f"page: {study_report.report(path, page, prices)}")
     else:
-        from blobjax.report import command
+        from blobjax.report import report_command
 
-        typer.echo(f"page: {command.run(path, page, prices)}")
+        typer.echo(f"page: {report_command.run(path, page, prices)}")

@@ -6,6 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 from blobjax.cli.arguments import ConfigName, Overrides, Size, no_url
+from blobjax.cli.once import Commands
 from blobjax.config.errors import BadInputError
 
 
@@ -24,7 +25,7 @@ class _RunByDefault(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-study = typer.Typer(
+study = Commands(
     cls=_RunByDefault,
     help="Many ordinary runs as one question. `blobjax study NAME` runs what is left of it.",
     no_args_is_help=True,
@@ -61,21 +62,21 @@ def study_run(
     ] = False,
 ) -> None:
     """Run a grid of ordinary runs as one question, or what is left of it; the answer is a page. May be left out."""
-    from blobjax.studies import command
+    from blobjax.studies import study_command
 
     if slurm and on != "slurm":
         raise BadInputError("--slurm is for --on slurm; give both")
     if jobs > 1 and on == "here":
         raise BadInputError(f"--jobs {jobs}: one process runs one cell at a time; leave out --jobs, or --on here")
-    raise typer.Exit(command.study(name, overrides or [], directory, jobs, confirm, on, slurm or []))
+    raise typer.Exit(study_command.study(name, overrides or [], directory, jobs, confirm, on, slurm or []))
 
 
 @study.command("status")
 def study_status(name: StudyName, overrides: StudyOverrides = None, directory: StudyDirectory = "") -> None:
     """How the cells of a study stand, without running any."""
-    from blobjax.studies import command
+    from blobjax.studies import study_command
 
-    command.status(name, overrides or [], directory)
+    study_command.status(name, overrides or [], directory)
 
 
 def plan(
@@ -99,17 +100,17 @@ def plan(
     out: Annotated[str | None, typer.Option(help="Where --search also writes the YAML.")] = None,
 ) -> None:
     """Compile the train step for hardware that is not here: memory, collectives, time, energy, cost."""
-    from blobjax.plan import command
+    from blobjax.plan import plan_command
     from blobjax.plan.estimate import Assumptions
 
     assumed = Assumptions(watts=watts, host_overhead=host_overhead, pue=pue, price=price, grid=grid)
     if not search and (out is not None or compiles is not None):
         raise BadInputError(f"{'--compiles' if out is None else '--out'} is for --search; give both, or neither")
     if search:
-        found, report = command.search(
+        found, report = plan_command.search(
             config, overrides or [], on, slices, assumed, 3 if compiles is None else compiles, out, as_json, size
         )
         typer.echo(report, err=True)
         typer.echo(found, nl=False)
     else:
-        typer.echo(command.plan(config, overrides or [], on, slices, assumed, as_json, size))
+        typer.echo(plan_command.plan(config, overrides or [], on, slices, assumed, as_json, size))

@@ -17,6 +17,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from blobjax.compute import accelerators
 from blobjax.compute.memory import container_limit
+from blobjax.config.paths import expanded
+from blobjax.config.sizes import in_words
 
 _PACKAGES = ("blobjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 # The laptop job's checkpoints and token shards fit into a tenth of this; less free space than this is an
@@ -77,8 +79,8 @@ def _host_memory() -> tuple[bool, str]:
     page = os.sysconf("SC_PAGE_SIZE")
     total, free = os.sysconf("SC_PHYS_PAGES") * page, os.sysconf("SC_AVPHYS_PAGES") * page
     limit = container_limit()
-    bound = "" if limit is None else f", limited to {limit / 1e9:.1f} GB by the container"
-    return True, f"{free / 1e9:.1f} GB free of {total / 1e9:.1f} GB{bound}; {os.cpu_count()} CPU cores"
+    bound = "" if limit is None else f", limited to {in_words(limit)} by the container"
+    return True, f"{in_words(free)} free of {in_words(total)}{bound}; {os.cpu_count()} CPU cores"
 
 
 def _device_memory() -> tuple[bool, str]:
@@ -87,7 +89,7 @@ def _device_memory() -> tuple[bool, str]:
     if not known:
         return True, "shared with the host"
     used, limit = max(used for used, _ in known), min(limit for _, limit in known)
-    return True, f"{limit / 1e9:.1f} GB each, at most {used / 1e9:.1f} GB in use"
+    return True, f"{in_words(limit)} each, at most {in_words(used)} in use"
 
 
 def _arithmetic() -> tuple[bool, str]:
@@ -128,7 +130,7 @@ def _collective() -> tuple[bool, str]:
 
 def _existing(directory: Path) -> Path:
     """The directory, or the nearest one above it that exists: where it would be made."""
-    directory = directory.expanduser().absolute()
+    directory = expanded(directory, "the directory").absolute()
     return next(path for path in (directory, *directory.parents) if path.is_dir())
 
 
@@ -148,4 +150,4 @@ def _write(directory: Path) -> tuple[bool, str]:
 
 def _disk(directory: Path) -> tuple[bool, str]:
     usage = shutil.disk_usage(_existing(directory))
-    return usage.free > _ENOUGH_DISK, f"{usage.free / 1e9:.1f} GB free of {usage.total / 1e9:.1f} GB"
+    return usage.free > _ENOUGH_DISK, f"{in_words(usage.free)} free of {in_words(usage.total)}"

@@ -35,7 +35,7 @@ class Known(NamedTuple):
     """Whether loss scaling keeps what `grad_flush_fraction` says would be lost."""
 
 
-class Finding(NamedTuple):
+class Judgement(NamedTuple):
     """What is to be said of one probe in one place."""
 
     verdict: str
@@ -43,10 +43,10 @@ class Finding(NamedTuple):
     """A sentence, with the number and where the threshold comes from; empty where the flow is laminar."""
 
 
-_FINE = Finding(LAMINAR, "")
+_FINE = Judgement(LAMINAR, "")
 
 
-def judge(name: str, history: History, known: Known, place: str = "") -> Finding:
+def judge(name: str, history: History, known: Known, place: str = "") -> Judgement:
     """What a probe's history in one place amounts to.
 
     Args:
@@ -56,7 +56,7 @@ def judge(name: str, history: History, known: Known, place: str = "") -> Finding
     """
     broken = next((step for step, value in history if not _finite(name, value)), None)
     if broken is not None:
-        return Finding(TURBULENT, f"{name} is not finite at step {broken}")
+        return Judgement(TURBULENT, f"{name} is not finite at step {broken}")
     rule = _RULES.get(name)
     return rule([value for _, value in history], known, place) if rule else _FINE
 
@@ -118,12 +118,12 @@ def _forward(place: str) -> tuple[int, str]:
 
 
 def _above(name: str, watch: float, watch_source: str, turbulent: float, turbulent_source: str) -> Callable:
-    def rule(values: list[float], known: Known, place: str) -> Finding:
+    def rule(values: list[float], known: Known, place: str) -> Judgement:
         top = max(values)
         if top > turbulent:
-            return Finding(TURBULENT, f"{name} reached {top:.3g}, above {turbulent:g} ({turbulent_source})")
+            return Judgement(TURBULENT, f"{name} reached {top:.3g}, above {turbulent:g} ({turbulent_source})")
         if top > watch:
-            return Finding(WATCH, f"{name} reached {top:.3g}, above {watch:g} ({watch_source})")
+            return Judgement(WATCH, f"{name} reached {top:.3g}, above {watch:g} ({watch_source})")
         return _FINE
 
     return rule
@@ -134,10 +134,10 @@ def _later(values: list[float]) -> float:
     return median(values[len(values) // 2 :])
 
 
-def _attention_entropy(values: list[float], known: Known, place: str) -> Finding:
+def _attention_entropy(values: list[float], known: Known, place: str) -> Judgement:
     low = min(values)
     if low < 0.25:
-        return Finding(
+        return Judgement(
             TURBULENT if low < 0.1 else WATCH,
             f"attention_entropy fell to {low:.2g} nats: heads look at one token each (collapse, Zhai et al. 2023; "
             "the number is ours)",
@@ -145,96 +145,91 @@ def _attention_entropy(values: list[float], known: Known, place: str) -> Finding
     return _FINE
 
 
-def _log_z(values: list[float], known: Known, place: str) -> Finding:
+def _log_z(values: list[float], known: Known, place: str) -> Judgement:
     # A uniform guess with logits around zero has log Z = log V; z-loss holds it at 0.
     far, drift = max(map(abs, values)), abs(values[-1] - values[len(values) // 2])
     bound = 2 * math.log(known.vocab_size)
     if far > bound and drift > math.log(known.vocab_size):
-        return Finding(
+        return Judgement(
             TURBULENT,
             f"log_z_mean is at {values[-1]:.3g} and moved by {drift:.3g} in the second half: output logits diverge "
             "(Wortsman et al. 2023, section 3.1.2; the numbers are ours); conditioning.z_loss=1e-4 holds it",
         )
     if far > bound:
-        return Finding(
+        return Judgement(
             WATCH, f"log_z_mean reached {max(values, key=abs):.3g}, beyond 2 log(vocab_size) = {bound:.3g} (ours)"
         )
     return _FINE
 
 
-def _growth(values: list[float], known: Known, place: str) -> Finding:
-    top = max(values)
-    if top > 65504:
-        return Finding(TURBULENT, f"residual_rms reached {top:.3g}, beyond what float16 can hold (ours)")
-    if top > 1000:
-        return Finding(
-            WATCH, f"residual_rms reached {top:.3g}, above 1000: what a block adds is lost in 16 bits (ours)"
-        )
-    if values[0] > 0 and values[-1] > 100 * values[0]:
-        return Finding(
+def _growth(values: list[float], known: Known, place: str) -> Judgement:
+    reached = _REACHED(values, known, place)
+    if reached is _FINE and values[0] > 0 and values[-1] > 100 * values[0]:
+        return Judgement(
             WATCH,
             f"residual_rms grew {values[-1] / values[0]:.0f}-fold, from {values[0]:.3g} to {values[-1]:.3g} (ours; "
             "such growth, Kim et al. 2025)",
         )
-    return _FINE
+    return reached
 
 
-def _update_ratio(values: list[float], known: Known, place: str) -> Finding:
+def _update_ratio(values: list[float], known: Known, place: str) -> Judgement:
     middle, top = _later(values), max(values)
     if place.startswith("block") and top > 0.05:
         # Not of the embedding: it starts so small that healthy first steps are a tenth of it.
-        return Finding(
+        return Judgement(
             TURBULENT,
             f"update_ratio reached {top:.2g}: a step changed more than a twentieth of the block's weights (ours; rule "
             "of thumb 1e-3, Karpathy 2022); the learning rate is too high",
         )
     if middle > 0.03:
-        return Finding(
+        return Judgement(
             WATCH,
             f"update_ratio is {middle:.2g}, above 3e-2 (ours; rule of thumb 1e-3, Karpathy 2022): steps overwrite",
         )
     # Not of the output, most of whose parameters may be gains around one, which move by as little as the rate.
-    if place != "output" and middle < 1e-6:
-        return Finding(STAGNANT, f"update_ratio is {middle:.2g}, below 1e-6 (ours): the weights do not move")
-    if place != "output" and middle < 1e-4:
-        return Finding(
-            WATCH,
-            f"update_ratio is {middle:.2g}, below 1e-4 (ours; rule of thumb 1e-3, Karpathy 2022): almost nothing is "
-            "learnt",
-        )
-    return _FINE
+    if place == "output" or middle >= 1e-4:
+        return _FINE
+    if middle < 1e-6:
+        return Judgement(STAGNANT, f"update_ratio is {middle:.2g}, below 1e-6 (ours): the weights do not move")
+    return Judgement(
+        WATCH,
+        f"update_ratio is {middle:.2g}, below 1e-4 (ours; rule of thumb 1e-3, Karpathy 2022): almost nothing is learnt",
+    )
 
 
-def _update_lost(values: list[float], known: Known, place: str) -> Finding:
+def _update_lost(values: list[float], known: Known, place: str) -> Judgement:
     lost = _later(values)
     if lost <= 0.5:
         return _FINE
-    return Finding(
+    return Judgement(
         STAGNANT if lost > 0.9 else WATCH,
         f"update_lost_fraction is {lost:.2g}, above {0.9 if lost > 0.9 else 0.5} (ours): rounding to the parameters' "
         "format undoes the updates; conditioning.parameter_rounding=stochastic or kahan keeps them",
     )
 
 
-def _zero_gradients(values: list[float], known: Known, place: str) -> Finding:
+def _zero_gradients(values: list[float], known: Known, place: str) -> Judgement:
     if _later(values) < 1:
         return _FINE
-    return Finding(STAGNANT, "grad_zero_fraction is 1: every gradient is zero, and nothing here learns")
+    return Judgement(STAGNANT, "grad_zero_fraction is 1: every gradient is zero, and nothing here learns")
 
 
-def _flushed(values: list[float], known: Known, place: str) -> Finding:
+def _flushed(values: list[float], known: Known, place: str) -> Judgement:
     # With loss scaling the probe says what would be lost without.
     return _FINE if known.loss_scaled else _FLUSHED(values, known, place)
 
 
-def _sqnr(values: list[float], known: Known, place: str) -> Finding:
+def _sqnr(values: list[float], known: Known, place: str) -> Judgement:
     low = min(values)
     if low < 20:
-        return Finding(WATCH, f"weight_sqnr_db fell to {low:.0f} dB: rounding is a tenth of the weights or more (ours)")
+        return Judgement(
+            WATCH, f"weight_sqnr_db fell to {low:.0f} dB: rounding is a tenth of the weights or more (ours)"
+        )
     return _FINE
 
 
-def _cross_entropy(values: list[float], known: Known, place: str) -> Finding:
+def _cross_entropy(values: list[float], known: Known, place: str) -> Judgement:
     """What the loss itself says. All numbers are ours."""
     if len(values) < 8:
         return _FINE  # too few to tell a trend from a batch
@@ -244,24 +239,24 @@ def _cross_entropy(values: list[float], known: Known, place: str) -> Finding:
     noise = pstdev(end)
     limit = start + max(0.02 * start, 3 * noise)
     if fmean(end) > limit:
-        return Finding(
+        return Judgement(
             TURBULENT, f"cross_entropy ends at {fmean(end):.3g}, above the {start:.3g} where it began (ours)"
         )
     highest = [min(three) for three in zip(values, values[1:], values[2:], strict=False)]
     if max(highest) > limit:
-        return Finding(
+        return Judgement(
             TURBULENT,
             f"cross_entropy rose to {max(values):.3g} on the way, above the {start:.3g} it began at (ours)",
         )
     if len(values) >= _FEW and (collapse := _collapse(values)):
-        return Finding(TURBULENT, collapse)
+        return Judgement(TURBULENT, collapse)
     uniform = math.log(known.vocab_size)
     blind, what = min((known.unigram or math.inf, "the frequencies of the tokens"), (uniform, "a uniform guess"))
     error = math.hypot(pstdev(before), noise) / math.sqrt(quarter)
     fell = fmean(before) - fmean(end)
     # Flat only where batches differ so little that a slow fall would show.
     if min(fmean(before), fmean(end)) > 0.99 * blind and fell + 2 * error < 0.02 * fmean(before):
-        return Finding(
+        return Judgement(
             STAGNANT,
             f"cross_entropy stays at {fmean(end):.3g}, no better than the {blind:.3g} of {what} (ours): nothing is "
             "learnt from context",
@@ -304,7 +299,15 @@ _FLUSHED = _above(
     "ours; gradients that loss scaling saves, Micikevicius et al. 2018, section 3.2",
 )
 
-_RULES: dict[str, Callable[[list[float], Known, str], Finding]] = {
+_REACHED = _above(
+    "residual_rms",
+    1000,
+    "ours; what a block adds is lost in 16 bits",
+    65504,
+    "ours; beyond what float16 can hold",
+)
+
+_RULES: dict[str, Callable[[list[float], Known, str], Judgement]] = {
     "attention_logit_max": _above(
         "attention_logit_max",
         100,

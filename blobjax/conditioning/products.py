@@ -151,8 +151,7 @@ class Product(nnx.Module):
         conditioning = config.conditioning
         simulate = conditioning.simulate
         self.policy = policy(conditioning, path)
-        # What w's gradient leaves the product in, and is summed over devices in.
-        self.gradient = self.policy.compute if config.compute.gradient_reduction == "compute" else self.policy.gradient
+        self.gradient = gradient_format(config, path)
         matmul = self.policy.matmul
         device = target.device()
         if matmul and matmul.forward == "fp8_e4m3" and not simulate and not has_fp8(device):
@@ -193,6 +192,18 @@ class Product(nnx.Module):
         features = math.prod(w_IO.shape[:n_in])
         x_TI, w_IO = x_TI.reshape(*x_TI.shape[: x_TI.ndim - n_in], features), w_IO.reshape(features, -1)
         return rounded_product(x_TI, w_IO, self.rounded).reshape(shape).astype(result)
+
+
+def gradient_format(config: Config, path: str) -> DTypeLike:
+    """The format that a weight's gradient leaves its product in, and is summed over devices in.
+
+    Args:
+      path: place of the product (`Model.products`).
+    """
+    used = policy(config.conditioning, path)
+    # Products in a matmul format give float32 whatever is asked for.
+    asked = config.compute.gradient_reduction == "compute" and used.matmul is None
+    return used.compute if asked else used.gradient
 
 
 def make_products(config: Config, of: str = "") -> nnx.Dict:

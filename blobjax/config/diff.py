@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
+from blobjax.config.before import values_before
 from blobjax.config.schema import Config
 
 # Everything alters the maths unless it stands here. Whole sections, or single keys:
@@ -88,12 +89,13 @@ def maths(config: Config) -> dict[str, Any]:
 def changed_since(recorded: Mapping[str, Any], config: Config) -> list[str]:
     """The lines of `config_diff` from what `maths` said once to a config; none where nothing was recorded.
 
-    A key that did not exist then, in an earlier version, counts as having had its default.
+    A key that did not exist then, in an earlier version, counts as having had the value that reproduces such a run: its
+    default, but for those of `before.py`.
     """
     if not recorded:
         return []
     before = {key: value for key, value in recorded.items() if changes_maths(key) or key in maths(config)}
-    now, default = maths(config), maths(Config())
+    now, default = maths(config), maths(Config()) | values_before(config)
     new = [key for key in now if key not in before and now[key] != default.get(key)]
     return [
         f"{key}: {_show(before, key)} -> {_show(now, key)}"

@@ -2,6 +2,7 @@
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from blobjax.config.errors import BadInputError
@@ -41,6 +42,19 @@ def expanded(path: str | Path, what: str) -> Path:
         raise BadInputError(
             f"{what} '{path}': there is no home directory that ~ could stand for; set HOME, or give a whole path"
         ) from None
+
+
+def check_readable(folder: Path) -> None:
+    """Finds a directory that may not be entered: what is in it looks as if it were not there.
+
+    Raises:
+      BadInputError: this is one.
+    """
+    try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.stat(f"{folder}/.")
+    except OSError as error:
+        raise BadInputError(f"{folder}: cannot be read: {error.strerror or error}") from None
 
 
 def home(instead: str) -> Path:

@@ -32,7 +32,7 @@ class _Spread(_Strict):
     high: Number | None
 
 
-class _Parameter(_Strict):
+class _ParameterKeys(_Strict):
     value: Number | None
     low: Number | None
     high: Number | None
@@ -41,7 +41,7 @@ class _Parameter(_Strict):
     meaning: str
 
 
-class _Objective(_Strict):
+class _ObjectiveKeys(_Strict):
     kind: str
     delta: Number | None
     value: Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -53,18 +53,18 @@ class _Objective(_Strict):
 Some = Annotated[list[Number], Field(min_length=1)]
 
 
-class _Budgets(_Strict):
+class _BudgetsKeys(_Strict):
     flops: Some
     params: Some
     tokens: Some
     loss: Some
 
 
-class _Details(_Strict):
-    budgets: _Budgets | None = None
+class _DetailsKeys(_Strict):
+    budgets: _BudgetsKeys | None = None
 
 
-class _Settings(_Strict):
+class _SettingsKeys(_Strict):
     delta: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
     starts: Annotated[int, Field(ge=1)]
     bootstrap: Count
@@ -76,7 +76,7 @@ class _Settings(_Strict):
     vertex: Literal["parabola", "akima"] = "parabola"
 
 
-class _Points(_Strict):
+class _PointsKeys(_Strict):
     count: Annotated[int, Field(ge=1)]
     sha256: str
     dropped: dict[str, Count]
@@ -86,7 +86,7 @@ class _Points(_Strict):
     places: list[str] = []
 
 
-class _Bootstrap(_Strict):
+class _BootstrapKeys(_Strict):
     draws: list[list[Number]]
     failed: Count
     share: Annotated[float, Field(gt=0, le=1)]
@@ -100,18 +100,18 @@ class FitFile(_Strict):
     formula: str
     source: str
     target: str
-    objective: _Objective
+    objective: _ObjectiveKeys
     counted: dict[str, str]
-    parameters: dict[str, _Parameter]
+    parameters: dict[str, _ParameterKeys]
     derived: dict[str, _Spread]
     profiles: dict[str, dict[str, Any]]
     future: list[dict[str, Any]]
     beside: dict[str, dict[str, Any]]
-    details: _Details
+    details: _DetailsKeys
     notes: list[str]
-    settings: _Settings
-    points: _Points
-    bootstrap: _Bootstrap
+    settings: _SettingsKeys
+    points: _PointsKeys
+    bootstrap: _BootstrapKeys
     residuals: Some
     versions: dict[str, str]
 

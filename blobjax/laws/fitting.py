@@ -26,7 +26,7 @@ _NOTHING = 1e-4
 
 
 @dataclass(frozen=True)
-class _Objective:
+class _HuberLoss:
     """The objective of one law and one set of points, as a function of the parameters that are free.
 
     Attributes:
@@ -74,7 +74,7 @@ class _Objective:
         return value, gradient, curvature
 
 
-def _descend(objective: _Objective, start: np.ndarray, rounds: int = _ROUNDS) -> tuple[np.ndarray, float, bool]:
+def _descend(objective: _HuberLoss, start: np.ndarray, rounds: int = _ROUNDS) -> tuple[np.ndarray, float, bool]:
     """The lowest point that is reached from a start: parameters, objective, and whether it is one."""
     z = start
     value, gradient, curvature = objective.gradient(z)
@@ -112,11 +112,11 @@ def target(law: Law, x: Columns) -> np.ndarray:
     return np.log(x[law.target]) if law.log else x[law.target]
 
 
-def _objective(law: Law, x: Columns, settings: Settings, weights: np.ndarray | None = None) -> _Objective:
+def _objective(law: Law, x: Columns, settings: Settings, weights: np.ndarray | None = None) -> _HuberLoss:
     y = target(law, x)
     free = np.array([name not in settings.fixed for name in law.names])
     base = law.internal(np.array([settings.fixed.get(name, 1.0) for name in law.names]))
-    return _Objective(law, x, y, np.ones_like(y) if weights is None else weights, settings.delta, base, free)
+    return _HuberLoss(law, x, y, np.ones_like(y) if weights is None else weights, settings.delta, base, free)
 
 
 def fit(law: Law, x: Columns, settings: Settings, near: np.ndarray | None = None) -> Estimate:
@@ -150,7 +150,7 @@ def fit(law: Law, x: Columns, settings: Settings, near: np.ndarray | None = None
     return replace(found, notes=found.notes + _vanished(objective, z, starts), details=details)
 
 
-def _starts(objective: _Objective) -> np.ndarray:
+def _starts(objective: _HuberLoss) -> np.ndarray:
     """The law's own starts, the best first: [starts, free parameters]."""
     assert objective.law.starts is not None
     starts = objective.law.starts(objective.x)[:, objective.free]
@@ -160,7 +160,7 @@ def _starts(objective: _Objective) -> np.ndarray:
     return starts[np.argsort(values, kind="stable")]
 
 
-def _vanished(objective: _Objective, z: np.ndarray, starts: np.ndarray) -> tuple[str, ...]:
+def _vanished(objective: _HuberLoss, z: np.ndarray, starts: np.ndarray) -> tuple[str, ...]:
     """A sentence for each parameter that no prediction depends on at z, as its term has run off or is not needed."""
     names, notes = np.array(objective.law.names)[objective.free], []
     for i in np.flatnonzero(_idle(objective, z)):
@@ -173,14 +173,14 @@ def _vanished(objective: _Objective, z: np.ndarray, starts: np.ndarray) -> tuple
     return tuple(notes)
 
 
-def _idle(objective: _Objective, z: np.ndarray) -> np.ndarray:
+def _idle(objective: _HuberLoss, z: np.ndarray) -> np.ndarray:
     """Which free parameters, of those fitted as logarithms, no prediction depends on: [free]."""
     _, slopes = objective.linearised(z)
     unit = 1.0 if objective.law.log else np.ptp(objective.y)
     return objective.law.positive[objective.free] & (np.abs(slopes).max(axis=1) < _NOTHING * unit)
 
 
-def _estimate(objective: _Objective, z: np.ndarray, value: float, converged: bool) -> Estimate:
+def _estimate(objective: _HuberLoss, z: np.ndarray, value: float, converged: bool) -> Estimate:
     full = objective.base.copy()
     full[objective.free] = z
     residuals = objective.y - objective.predicted(z[None])[0]

@@ -31,7 +31,7 @@ _POINTS = 60
 
 
 @dataclass(frozen=True)
-class Found:
+class RunRows:
     """Rows of the runs in a directory.
 
     Attributes:
@@ -45,7 +45,7 @@ class Found:
     notes: tuple[str, ...]
 
 
-def read(path: Path, curves: bool) -> Found:
+def read(path: Path, curves: bool) -> RunRows:
     """The rows of a run, or of all finished runs of a study.
 
     Args:
@@ -79,7 +79,7 @@ def read(path: Path, curves: bool) -> Found:
         why = f": {', '.join(passed_over)}" if passed_over else ""
         raise BadInputError(f"{path}: no finished run{why}; finish it, or give other points")
     notes = (f"{path}: left out as not finished: {', '.join(passed_over)}",) if passed_over else ()
-    return Found(rows, digest.hexdigest(), notes)
+    return RunRows(rows, digest.hexdigest(), notes)
 
 
 def _sizes(config: Config, tokens: float) -> dict[str, Any]:

@@ -2,18 +2,19 @@
 
 import contextlib
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jax.typing import DTypeLike
 
 from blobjax.compute.flops import flops_per_token, param_count
 from blobjax.compute.sharding import make_layout
 from blobjax.compute.target import compiling_for
 from blobjax.conditioning.precision import policy
+from blobjax.conditioning.products import gradient_format
 from blobjax.config import BadInputError, Config
 from blobjax.model.attention import choose
 from blobjax.plan import hlo
@@ -65,7 +66,7 @@ class Step:
       tokens: of one step after the batch warm-up, and of the whole run.
       model_flops, hardware_flops: of one step, all devices together; the latter with what is computed again.
       traffic: bytes to and from one device's memory in one step.
-      gradient_reduction: the format that gradients of weights are summed over devices in.
+      gradient_reduction: the formats that gradients of weights are summed over devices in, joined by `and`.
       gradient_sent: bytes that one device sends for that in one step, of `collectives`.
       notes: what of this is less sure than it looks.
     """
@@ -157,18 +158,16 @@ def compile_step(config: Config, machine: Machine) -> Step:
         model_flops=flops_per_token(config.model, length) * batch * length,
         hardware_flops=hardware_flops(traced.jaxpr.jaxpr, config),
         traffic=traffic(module),
-        gradient_reduction=jnp.dtype(_reduction(config)).name,
+        gradient_reduction=_reduction(config),
         gradient_sent=sent_for_gradients(found),
         notes=_notes(module, config, machine, attention, sent_for_gradients(found)),
     )
 
 
-def _reduction(config: Config) -> DTypeLike:
-    """The format that gradients of weights are summed over devices in."""
-    precision = policy(config.conditioning)
-    # Products in a matmul format give float32 whatever is asked for.
-    asked = config.compute.gradient_reduction == "compute" and precision.matmul is None
-    return precision.compute if asked else precision.gradient
+def _reduction(config: Config) -> str:
+    """The formats that gradients of weights are summed over devices in, that of most products first."""
+    formats = Counter(jnp.dtype(gradient_format(config, path)).name for path in config.model.products)
+    return " and ".join(name for name, _ in formats.most_common())
 
 
 @contextlib.contextmanager
@@ -220,12 +219,13 @@ def _notes(module: hlo.Module, config: Config, machine: Machine, attention: str,
         notes.append("products of float32 are slower than the bfloat16 peak that times are reckoned with")
     if machine.torus and machine.slices > 1 and machine.chip is not None and machine.chip.network_bandwidth is None:
         notes.append("the network between slices is not published for this chip; no time is reckoned for it")
-    precision = policy(config.conditioning)
-    narrower = precision.compute != jnp.float32 and precision.matmul is None
+    policies = [policy(config.conditioning, path) for path in config.model.products]
+    narrower = [each.compute for each in policies if each.compute != jnp.float32 and each.matmul is None]
     if config.compute.gradient_reduction == "float32" and narrower and sent:
+        much = "about half" if len(narrower) == len(policies) else "less"
         notes.append(
-            "compute.gradient_reduction=compute would send about half for the sums of gradients, each part rounded to "
-            f"{jnp.dtype(precision.compute).name}"
+            f"compute.gradient_reduction=compute would send {much} for the sums of gradients, each part rounded to "
+            f"{jnp.dtype(narrower[0]).name}"
         )
     if config.compute.remat == "offload":
         notes.append("activations go to the host's memory and back; no time is reckoned for it")

@@ -34,7 +34,7 @@ _TRIES = 3
 
 
 @dataclass(frozen=True)
-class Layout:
+class Candidate:
     """One point of the search."""
 
     data: int
@@ -65,7 +65,7 @@ class Layout:
 class Weighed:
     """A layout, by arithmetic: bytes of one device, and the roofline of a step."""
 
-    layout: Layout
+    layout: Candidate
     bytes: float
     times: Roofline
 
@@ -79,10 +79,10 @@ class Laid:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """The best layout, compiled, the config with it, and the way there in words."""
 
-    layout: Layout
+    layout: Candidate
     config: Config
     plan: Plan
     report: str
@@ -98,7 +98,7 @@ class Found:
         return self.plan.as_json() | {"layout": self.layout.compute, "search": self.report.splitlines()}
 
 
-def find_layout(config: Config, machine: Machine, assumed: Assumptions, compiles: int) -> Found:
+def find_layout(config: Config, machine: Machine, assumed: Assumptions, compiles: int) -> SearchResult:
     """The fastest layout that fits, by the middle of its roofline's best and worst case.
 
     Args:
@@ -128,7 +128,7 @@ def find_layout(config: Config, machine: Machine, assumed: Assumptions, compiles
         lines.append(
             f"{refused.total()} layouts passed over, with which this config does not train, such as: {example}"
         )
-    plans: list[tuple[Layout, Plan]] = []
+    plans: list[tuple[Candidate, Plan]] = []
     compiled = 0
     # By how much the compiler's bytes exceed the arithmetic's, at each remat policy: learnt on the way.
     beyond = dict.fromkeys(_REMAT, 1 / _SLACK)
@@ -161,7 +161,7 @@ def find_layout(config: Config, machine: Machine, assumed: Assumptions, compiles
             *lines,
         )
     layout, plan = min(plans, key=lambda pair: _score(pair[1].roofline))
-    return Found(layout, layout.applied(config), plan, "\n".join(lines))
+    return SearchResult(layout, layout.applied(config), plan, "\n".join(lines))
 
 
 def _score(times: Roofline | None) -> float:
@@ -169,7 +169,7 @@ def _score(times: Roofline | None) -> float:
     return (times.best + times.worst) / 2
 
 
-def candidates(config: Config, machine: Machine) -> Iterator[Layout]:
+def candidates(config: Config, machine: Machine) -> Iterator[Candidate]:
     """Every layout that divides the devices, heads and batch. Slices are joined by `replica` alone."""
     model, batch = config.model, config.duration.global_batch_size
     devices = len(machine.devices) // machine.slices
@@ -180,7 +180,7 @@ def candidates(config: Config, machine: Machine) -> Iterator[Layout]:
             data = devices // tensor // fsdp
             for remat, parts in itertools.product(_REMAT, _divisors(batch)):
                 if batch % (machine.slices * data * fsdp * parts) == 0:
-                    yield Layout(data, fsdp, tensor, machine.slices, remat, parts)
+                    yield Candidate(data, fsdp, tensor, machine.slices, remat, parts)
 
 
 def _divisors(number: int) -> list[int]:
@@ -188,7 +188,7 @@ def _divisors(number: int) -> list[int]:
 
 
 def weigh(
-    layout: Layout,
+    layout: Candidate,
     config: Config,
     machine: Machine,
     assumed: Assumptions,

@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 from blobjax.config import Config
+from blobjax.config.sizes import in_words
 from blobjax.report import card, charts, plots
 from blobjax.report.charts import Chart
 from blobjax.report.facts import Facts
@@ -161,7 +162,7 @@ def _memory(facts: Facts) -> str:
         (e["memory_bytes"] for e in reversed(compiled) if isinstance(e.get("memory_bytes"), dict)), {}
     )
     rows = [
-        [f"the train step's {name}, each device, as compiled", _bytes(of_event(said.get(name)))]
+        [f"the train step's {name}, each device, as compiled", in_words(of_event(said.get(name)))]
         for name in ("arguments", "temporaries")
         if name in said
     ]
@@ -170,17 +171,10 @@ def _memory(facts: Facts) -> str:
         ("host_memory_peak_bytes", "the most that process 0 itself held"),
     ):
         if found := facts.finite(name):
-            rows.append([words, _bytes(max(found))])
+            rows.append([words, in_words(max(found))])
     if not rows:
         return paragraph("Nothing was written down of it.")
     return table(["memory", ""], rows, frozenset({1}))
-
-
-def _bytes(count: float) -> str:
-    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= size:
-            return f"{count / size:.4g} {unit}"
-    return f"{count:.0f} B"
 
 
 def _ledger(facts: Facts) -> str:

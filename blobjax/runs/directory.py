@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from blobjax.config import BadInputError, Config, dump, load
+from blobjax.config.before import as_it_began, as_recorded
 from blobjax.config.diff import changed_maths
 from blobjax.config.document import read_yaml
 from blobjax.config.paths import expanded
@@ -123,12 +124,9 @@ class RunDirectory:
         Raises:
           BadInputError: the directory belongs to a run with other maths, or cannot be written.
         """
-        try:
-            previous = self.previous_config()
-        except (OSError, ValueError) as error:  # a name too long, or with a NUL in it
-            raise BadInputError(f"run directory {str(self.path)[:80]!r} cannot be used: {error}"[:300]) from None
+        previous = self._found()
         if previous is not None and not allow_config_change:
-            changed = changed_maths(previous, config)
+            changed = changed_maths(as_recorded(previous), config)
             if changed:
                 raise BadInputError(
                     f"run directory {self.path} belongs to another config; give another logging.run_dir, "
@@ -137,6 +135,21 @@ class RunDirectory:
                 )
         self._probe()
         return previous is not None
+
+    def as_it_began(self, config: Config) -> tuple[Config, str]:
+        """The config that a run here goes on with, and a line about settings that it is older than; see `before.py`.
+
+        Raises:
+          BadInputError: something else lives here.
+        """
+        previous = self._found()
+        return (config, "") if previous is None else as_it_began(config, previous)
+
+    def _found(self) -> Config | None:
+        try:
+            return self.previous_config()
+        except (OSError, ValueError) as error:  # a name too long, or with a NUL in it
+            raise BadInputError(f"run directory {str(self.path)[:80]!r} cannot be used: {error}"[:300]) from None
 
     def claim(self, config: Config) -> None:
         """Makes the directory this config's; atomic, so that a crash leaves the old config or the new one.
@@ -148,7 +161,9 @@ class RunDirectory:
         self.energy.mkdir(exist_ok=True)
         if config.data.tokenizer != "bytes":
             # A run can be sampled from wherever it is moved to, so it takes its tokenizer along.
-            write_atomically(self.tokenizer, Path(config.data.tokenizer).expanduser().read_text(encoding="utf-8"))
+            write_atomically(
+                self.tokenizer, expanded(config.data.tokenizer, "data.tokenizer").read_text(encoding="utf-8")
+            )
 
     def lock(self) -> TextIO:
         """Makes sure that no other process on this machine trains here, or moves its checkpoints; makes the directory.
@@ -226,7 +241,10 @@ def refuse_links(folder: Path, names: Iterable[str], who: str) -> None:
 
 def _entries(folder: Path, names: Iterable[str]) -> list[Path]:
     names = tuple(names)
-    there = folder.iterdir() if folder.is_dir() else ()
+    try:
+        there = list(folder.iterdir()) if folder.is_dir() else []
+    except OSError as error:
+        raise BadInputError(f"{folder}: cannot be read: {error.strerror or error}") from None
     return [path for path in there if any(fnmatchcase(path.name, name) for name in names)]
 
 

@@ -35,7 +35,7 @@ def check(given: str, suffix: str, inputs: Iterable[str | Path] = ()) -> Path:
         path = expanded(given, "--out")
         with suppress(FileNotFoundError, NotADirectoryError):
             path.lstat()  # newer Pythons only say that there is nothing of a name that cannot be
-        refused = _refused(path.resolve(), suffix, [Path(each).expanduser() for each in inputs])
+        refused = _refused(path.resolve(), suffix, [expanded(each, "the path") for each in inputs])
         # A link stays, and what it leads to is written.
         path = path.resolve() if path.is_symlink() else path
     except (OSError, RuntimeError, ValueError) as error:  # a name too long or with a NUL, links in a circle

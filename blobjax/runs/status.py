@@ -11,6 +11,8 @@ from blobjax.runs.energy import energy_line, read_accounts
 from blobjax.runs.ledger import exit_in_words, Attempt, number, read_ledger
 from blobjax.runs.outcome import sequences_before
 from blobjax.runs.directory import RunDirectory, read_jsonl, read_jsonl_backwards
+from blobjax.config.paths import check_readable
+from blobjax.runs.ledger import Attempt, number, read_ledger
 
 CATEGORY_WORDS = {
     "train": "steps that count",
@@ -38,6 +40,7 @@ def status(run: str) -> dict[str, Any]:
       BadInputError: there is no run, or it began from another and its config cannot be read.
     """
     directory = RunDirectory(run)
+    check_readable(directory.path)
     if not directory.config.is_file():
         raise BadInputError(f"{run}: holds no config.yaml of a run; give a run directory, such as runs/laptop")
     # Before the files: a run that ends in between is then said to run, and not to have died.

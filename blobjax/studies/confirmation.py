@@ -14,7 +14,7 @@ from blobjax.report.redaction import redacted
 from blobjax.runs import mixture
 from blobjax.studies.finding import Finding, Prediction, Verdict
 from blobjax.studies.results import Result, read
-from blobjax.studies.study import Cell, Plan, one_more
+from blobjax.studies.study import Cell, ResolvedStudy, one_more
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class Tested:
         return self.held(next(iter(self.prediction.expected)))
 
 
-def cell(plan: Plan, prediction: Prediction) -> Cell:
+def cell(plan: ResolvedStudy, prediction: Prediction) -> Cell:
     """The run that tests a prediction."""
     return one_more(plan, prediction.name, prediction.settings, plan.directory / "confirm")
 
 
-def look(plan: Plan, finding: Finding) -> Tested | None:
+def look(plan: ResolvedStudy, finding: Finding) -> Tested | None:
     """The prediction of a finding and how its run stands; None where nothing was predicted."""
     if finding.prediction is None:
         return None

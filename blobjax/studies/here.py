@@ -12,13 +12,13 @@ import jax
 from blobjax.compute import runtime
 from blobjax.config import BadInputError
 from blobjax.studies import runner, worker
+from blobjax.studies.cell_progress import Progress
 from blobjax.studies.order import Order
-from blobjax.studies.progress import Progress
 from blobjax.studies.results import read
-from blobjax.studies.study import Cell, Plan
+from blobjax.studies.study import Cell, ResolvedStudy
 
 
-def start(plan: Plan) -> None:
+def start(plan: ResolvedStudy) -> None:
     """Starts jax as all cells of a study want it; to be called once, before the first of them.
 
     Raises:
@@ -38,7 +38,7 @@ def start(plan: Plan) -> None:
     runtime.configure(first.config.compute)
 
 
-def run(plan: Plan, cells: list[Cell], progress: Progress) -> None:
+def run(plan: ResolvedStudy, cells: list[Cell], progress: Progress) -> None:
     """Runs cells until each has come to an end.
 
     Raises:

@@ -3,7 +3,7 @@
 import threading
 
 from blobjax.studies.results import read
-from blobjax.studies.study import Cell, Plan
+from blobjax.studies.study import Cell, ResolvedStudy
 
 
 class Order:
@@ -14,7 +14,7 @@ class Order:
       cells: those to be run, in this order where none waits for another.
     """
 
-    def __init__(self, plan: Plan, cells: list[Cell]):
+    def __init__(self, plan: ResolvedStudy, cells: list[Cell]):
         self._waiting = list(cells)
         self._unfinished = {cell.name for cell in cells}
         self._cells = {cell.name: cell for cell in plan.cells}

@@ -12,13 +12,13 @@ from blobjax.runs.outcome import DONE
 from blobjax.studies import confirmation, law_sections, runs_table
 from blobjax.studies.finding import Finding
 from blobjax.studies.results import Result
-from blobjax.studies.study import Plan
+from blobjax.studies.study import ResolvedStudy
 
 _VERDICTS = {True: "reproduced", "partly": "partly reproduced", False: "did not reproduce", None: "cannot tell"}
 
 
 def page(
-    plan: Plan,
+    plan: ResolvedStudy,
     results: list[Result],
     summary: dict[str, Any],
     finding: Finding,
@@ -118,7 +118,7 @@ def _cells_note(summary: dict[str, Any], results: list[Result]) -> str:
     )
 
 
-def _cells(plan: Plan, results: list[Result]) -> str:
+def _cells(plan: ResolvedStudy, results: list[Result]) -> str:
     axes = list(plan.study.grid)
     head = [*axes, "status", "final loss", "held out", "seconds", "config against the base"]
     rows = []

@@ -17,10 +17,10 @@ from blobjax.config import BadInputError, Config, dump
 from blobjax.config.diff import config_diff
 from blobjax.runs.directory import EventLog, RunDirectory, refuse_links, write_atomically
 from blobjax.runs.outcome import DONE
+from blobjax.studies.cell_progress import Progress
 from blobjax.studies.order import Order
-from blobjax.studies.progress import Progress
 from blobjax.studies.results import read
-from blobjax.studies.study import THREADS, Cell, Plan
+from blobjax.studies.study import THREADS, Cell, ResolvedStudy
 
 # What our own files that mean nothing to others begin with.
 _OURS = ".blobjax-"
@@ -89,7 +89,7 @@ class Crew:
       progress: is told of every cell that begins and ends.
     """
 
-    def __init__(self, plan: Plan, cells: list[Cell], jobs: int, lock: IO[str], progress: Progress):
+    def __init__(self, plan: ResolvedStudy, cells: list[Cell], jobs: int, lock: IO[str], progress: Progress):
         self._order = Order(plan, cells)
         self._lock = lock
         self._progress = progress
@@ -199,7 +199,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def default_jobs(plan: Plan) -> int:
+def default_jobs(plan: ResolvedStudy) -> int:
     """As many cells as their threads have cores, at most eight; one where an accelerator would have to be shared."""
     from blobjax.compute import runtime
 
@@ -274,7 +274,7 @@ def check_directory(directory: Path) -> None:
         raise BadInputError(f"study directory {directory} is not empty and holds no study; give another with --dir")
 
 
-def check(plan: Plan) -> None:
+def check(plan: ResolvedStudy) -> None:
     """Refuses a directory of something else, and cells that were run with another config.
 
     Raises:
@@ -300,7 +300,7 @@ def check(plan: Plan) -> None:
             )
 
 
-def check_grid(plan: Plan) -> None:
+def check_grid(plan: ResolvedStudy) -> None:
     """Refuses a directory with cells that are not this grid's: of a study begun with other overrides.
 
     Raises:
@@ -357,6 +357,6 @@ def _try(lock: IO[str]) -> bool:
     return True
 
 
-def unfinished(plan: Plan) -> list[Cell]:
+def unfinished(plan: ResolvedStudy) -> list[Cell]:
     """The cells that have not come to an end; failed ones are tried again."""
     return [cell for cell in plan.cells if read(cell).status not in DONE]

@@ -18,10 +18,10 @@ from blobjax.config import BadInputError
 from blobjax.config.document import parse_yaml
 from blobjax.runs.directory import write_atomically
 from blobjax.studies import runner, worker
+from blobjax.studies.cell_progress import Progress
 from blobjax.studies.order import Order
-from blobjax.studies.progress import Progress
 from blobjax.studies.results import Result, read
-from blobjax.studies.study import Cell, Plan
+from blobjax.studies.study import Cell, ResolvedStudy
 
 # Seconds between looks at files, and at the queue, which is asked of the cluster's one controller.
 _LOOK, _ASK = 0.5, 5.0
@@ -87,7 +87,7 @@ class Jobs:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: ResolvedStudy,
         cells: list[Cell],
         at_once: int,
         progress: Progress,

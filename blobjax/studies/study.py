@@ -120,7 +120,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ResolvedStudy:
     """A study with its overrides applied: everything known, nothing run.
 
     Attributes:
@@ -142,7 +142,7 @@ class Plan:
     path: Path
 
 
-def load_study(name: str, overrides: Sequence[str], directory: Path | None = None) -> Plan:
+def load_study(name: str, overrides: Sequence[str], directory: Path | None = None) -> ResolvedStudy:
     """Reads a study by path or shipped name and resolves the config of every cell.
 
     Args:
@@ -177,10 +177,10 @@ def load_study(name: str, overrides: Sequence[str], directory: Path | None = Non
     short = _NOT_IN_NAMES.sub("-", begun.resolve().name if begun else path.stem)
     directory = directory or begun or Path("studies") / short
     base, cells = _resolve(study, path, settings, short, directory / "cells")
-    return Plan(short, study, tuple(overrides), directory, base, cells, path)
+    return ResolvedStudy(short, study, tuple(overrides), directory, base, cells, path)
 
 
-def one_more(plan: Plan, name: str, values: dict[str, Any], directory: Path) -> Cell:
+def one_more(plan: ResolvedStudy, name: str, values: dict[str, Any], directory: Path) -> Cell:
     """A run beside the grid: the study's base with its overrides, and these dotted keys.
 
     Raises:

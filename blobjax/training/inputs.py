@@ -46,16 +46,8 @@ def inputs(
         "good_step": good_step,
         "ranked_by": best.metric if best else None,
         "tokenizer": tokenizer,
-        "events_bytes": size(events),
+        "events_bytes": files.size(events),
     }
-
-
-def size(path: Path) -> int:
-    """Bytes in a file; 0 where there is none that can be looked at."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
 
 
 def newest_record(checkpoints: Path) -> Record | None:

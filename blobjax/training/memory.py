@@ -12,6 +12,7 @@ import jax
 
 from blobjax.compute.memory import capacity
 from blobjax.config import Config
+from blobjax.config.sizes import in_words
 from blobjax.processes.leaving import is_out_of_memory
 from blobjax.program.program import Program
 from blobjax.program.state import bytes_on_device
@@ -32,8 +33,8 @@ def state_problem(program: Program) -> str:
     if has is None or needed <= has:
         return ""
     return (
-        f"parameters and optimizer state take {gigabytes(needed)} of each device, and {device.device_kind} has "
-        f"{gigabytes(has)}; {_smaller_state(program.config)}"
+        f"parameters and optimizer state take {in_words(needed)} of each device, and {device.device_kind} has "
+        f"{in_words(has)}; {_smaller_state(program.config)}"
     )
 
 
@@ -48,8 +49,8 @@ def step_problem(program: Program, batch_size: int, compiled: Any) -> str:
     if has is None or sum(needed.values()) <= has:
         return ""
     return (
-        f"a step takes {gigabytes(sum(needed.values()))} of each device ({_parts(needed)}), and {device.device_kind} "
-        f"has {gigabytes(has)}; {knobs(program, batch_size, needed, has)}"
+        f"a step takes {in_words(sum(needed.values()))} of each device ({_parts(needed)}), and {device.device_kind} "
+        f"has {in_words(has)}; {knobs(program, batch_size, needed, has)}"
     )
 
 
@@ -65,9 +66,9 @@ def ran_out(program: Program, batch_size: int, needed: dict[str, int], error: Ba
     has = capacity(device)
     parts = []
     if needed:
-        parts.append(f"a step takes {gigabytes(sum(needed.values()))} of each device ({_parts(needed)})")
+        parts.append(f"a step takes {in_words(sum(needed.values()))} of each device ({_parts(needed)})")
     if has is not None:
-        parts.append(f"{device.device_kind} has {gigabytes(has)}, which it may share with others")
+        parts.append(f"{device.device_kind} has {in_words(has)}, which it may share with others")
     return f"out of memory: {'; '.join([*parts, knobs(program, batch_size, needed, has)])}"
 
 
@@ -110,9 +111,4 @@ def _smaller_state(config: Config) -> str:
 
 
 def _parts(needed: dict[str, int]) -> str:
-    return ", ".join(f"{name} {gigabytes(size)}" for name, size in needed.items())
-
-
-def gigabytes(size: float) -> str:
-    """Bytes as gigabytes of 10^9."""
-    return f"{size / 1e9:,.2f} GB"
+    return ", ".join(f"{name} {in_words(size)}" for name, size in needed.items())

@@ -86,6 +86,9 @@ def preflight(config: Config, allow_config_change: bool) -> Setting:
     # Paths may differ between hosts, so each may have a problem that the others know nothing of.
     with failing_together():
         directory = RunDirectory(config.logging.run_dir)
+        config, note = directory.as_it_began(config)
+        if note and jax.process_index() == 0:
+            print(f"blobjax: {note}", file=sys.stderr)
         resuming = directory.check(config, allow_config_change)
         if reason := stored.refused(directory.checkpoints):
             raise BadInputError(

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
+from blobjax.checkpointing import files as checkpoint_files
 from blobjax.checkpointing.checkpointer import Checkpointer
 from blobjax.config import Config, HaltedError
 from blobjax.objectives import Source
@@ -34,7 +35,7 @@ from blobjax.training.finite import FiniteWatch
 from blobjax.training.guard_watch import GuardWatch
 from blobjax.training.hooks import EvaluateHook, ProfileHook, StopHook, Watched
 from blobjax.training.inference import sample
-from blobjax.training.inputs import inputs, size
+from blobjax.training.inputs import inputs
 from blobjax.training.landscape import LandscapeHook
 from blobjax.training.loop import Hook, StepReport
 from blobjax.training.memory import ran_out, step_problem
@@ -148,7 +149,7 @@ class _Attempt:
         setting, events = self.setting, self.events
         # Compiling and restoring draw power too.
         meter = meter_of_this_process(setting.config.compute.device_watts)
-        cut = setting.recorded.get("events_bytes", 0) - size(setting.directory.events)
+        cut = setting.recorded.get("events_bytes", 0) - checkpoint_files.size(setting.directory.events)
         if setting.resuming:
             self._open_log()
         events.write(

@@ -1,5 +1,6 @@
 """Open MPI for real: two ranks on this machine are two processes of one run, and mpirun passes the exit code on."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -7,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,8 @@ from tests.tiny import TINY
 pytestmark = pytest.mark.skipif(shutil.which("mpirun") is None, reason="Open MPI is not installed (make test-engines)")
 
 ROOT = Path(__file__).parents[2]
+# For starting, compiling and some steps of a tiny run, on a machine that may be very busy.
+PATIENCE_SECONDS = 600
 # Two ranks on however few cores; root has to insist.
 OPTIONS = ["-n", "2", "--oversubscribe", *(["--allow-run-as-root"] if os.geteuid() == 0 else [])]
 
@@ -24,7 +28,7 @@ OPTIONS = ["-n", "2", "--oversubscribe", *(["--allow-run-as-root"] if os.geteuid
 def mpi(*settings: str, **more: str) -> subprocess.CompletedProcess:
     """Runs the script to its end."""
     command, environment = asked(*settings, **more)
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
 
 
 def asked(*settings: str, **more: str) -> tuple[list[str], dict[str, str]]:
@@ -55,30 +59,60 @@ def test_two_ranks_are_one_run_that_can_be_stopped_and_gone_on_with(tmp_path):
     assert events[-1]["reason"] == "finished"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_told_to_stop_the_run_saves(tmp_path, number):
-    """mpirun itself would kill its processes a second after it was told."""
-    run = tmp_path / "run"
+@contextlib.contextmanager
+def training(folder: Path, *before: str) -> Iterator[subprocess.Popen]:
+    """The script, with `before` in front of it, once the run has taken five steps of its many; ended in any case."""
     command, environment = asked(
-        f"logging.run_dir={run}", "duration.length=100000 steps", "checkpoint.every=90000 steps"
+        f"logging.run_dir={folder / 'run'}",
+        "duration.length=100000 steps",
+        "checkpoint.every=90000 steps",
+        "reliability.grace=110 seconds",
     )
-    with (tmp_path / "log").open("w") as log:
-        script = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    with (folder / "log").open("w") as log:
+        script = subprocess.Popen([*before, *command], env=environment, start_new_session=True, stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + 240
-        while sum(1 for _ in read_jsonl(run / "metrics.jsonl")) < 5:
-            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
-            time.sleep(0.1)
-        script.send_signal(number)
-        assert script.wait(timeout=120) == 75, (tmp_path / "log").read_text()
+        wait_for_steps(script, folder)
+        yield script
     finally:
         if script.poll() is None:
             script.terminate()  # so that it ends what it started
             script.wait(timeout=120)
-    names = [event["event"] for event in read_jsonl(run / "events.jsonl")]
-    assert {"preempt", "save"} <= set(names)
-    assert names[-1] == "stop"
+
+
+def wait_for_steps(script: subprocess.Popen, folder: Path) -> None:
+    """Returns once metrics.jsonl has five more lines."""
+    metrics = folder / "run" / "metrics.jsonl"
+    wanted = sum(1 for _ in read_jsonl(metrics)) + 5
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while sum(1 for _ in read_jsonl(metrics)) < wanted:
+        assert script.poll() is None, (folder / "log").read_text()
+        assert time.monotonic() < deadline, (folder / "log").read_text()
+        time.sleep(0.1)
+
+
+def check_stopped_and_saved(script: subprocess.Popen, folder: Path) -> None:
+    """mpirun itself would kill its processes a second after it was told."""
+    assert script.wait(timeout=120) == 75, (folder / "log").read_text()
+    events = list(read_jsonl(folder / "run" / "events.jsonl"))
+    (preempt,) = [event for event in events if event["event"] == "preempt"]
+    assert [event["step"] for event in events if event["event"] == "save"] == [preempt["step"]]
+    assert events[-1]["event"] == "stop"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_told_to_stop_the_run_saves(tmp_path, number):
+    with training(tmp_path) as script:
+        script.send_signal(number)
+        check_stopped_and_saved(script, tmp_path)
     assert "\x1b[2K" not in (tmp_path / "log").read_text()
+
+
+def test_under_nohup_the_run_goes_on(tmp_path):
+    with training(tmp_path, "sh", "-c", 'trap "" HUP; exec "$@"', "sh") as script:
+        script.send_signal(signal.SIGHUP)
+        wait_for_steps(script, tmp_path)
+        script.terminate()
+        check_stopped_and_saved(script, tmp_path)
 
 
 def test_the_coordinator_is_where_mpirun_starts_rank_0(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from blobjax.config import BadInputError
-from blobjax.laws import command, fit_file, text
+from blobjax.laws import fit_command, fit_file, text
 from blobjax.laws.formulas import LAWS, Settings
 from blobjax.laws.formulas.law import Estimate
 from blobjax.laws.prediction import predict
@@ -70,7 +70,7 @@ def test_a_run_that_diverged_is_named(tmp_path, name, options):
     options |= {"bootstrap": 0, "starts": 5}
     x = with_noise("chinchilla-3", BESIROGLU, isoflops(spread=3.0), 0.005)
     x["loss"][[7, 20]] = [9.8, 6.0]
-    content = command.fit([write_csv(tmp_path / "a.csv", x)], name, **options)
+    content = fit_command.fit([write_csv(tmp_path / "a.csv", x)], name, **options)
     named = [note for note in content["notes"] if "diverged" in note]
     assert [note.partition(" is ")[0] for note in named] == [
         f"{tmp_path}/a.csv:9: loss 9.8",
@@ -78,9 +78,9 @@ def test_a_run_that_diverged_is_named(tmp_path, name, options):
     ]
     # The fit file knows where its points came from, and says it again.
     fit_file.write(content, tmp_path / "fit.json")
-    assert command.fit([str(tmp_path / "fit.json")], "")["notes"] == content["notes"]
+    assert fit_command.fit([str(tmp_path / "fit.json")], "")["notes"] == content["notes"]
     x = with_noise("chinchilla-3", BESIROGLU, isoflops(spread=3.0), 0.02)
-    good = command.fit([write_csv(tmp_path / "b.csv", x)], name, **options)
+    good = fit_command.fit([write_csv(tmp_path / "b.csv", x)], name, **options)
     assert not any("diverged" in note for note in good["notes"])
 
 
@@ -112,7 +112,7 @@ def test_r_squared_of_a_straight_line_is_the_correlation_squared():
 def test_a_reward_before_training_is_a_point(tmp_path):
     flops = np.array([0.0, *np.geomspace(1e2, 1e5, 30)])
     x = with_noise("rl-compute", [0.61, 0.2, 2000, 1.2], {"flops": flops}, 0.002)
-    content = command.fit([write_csv(tmp_path / "a.csv", x)], "rl-compute", bootstrap=20, starts=5)
+    content = fit_command.fit([write_csv(tmp_path / "a.csv", x)], "rl-compute", bootstrap=20, starts=5)
     assert content["points"]["count"] == 31
     assert content["parameters"]["R_0"]["value"] == pytest.approx(0.2, abs=0.005)
     assert content["beside"]["rl-log-linear"]["r_squared"] > 0.8
@@ -129,9 +129,9 @@ def test_how_budgets_were_read_is_in_the_fit_file_and_done_again(tmp_path):
     x = with_noise("chinchilla-3", BESIROGLU, isoflops(), 0.001)
     path = write_csv(tmp_path / "a.csv", x)
     for options in ({}, {"vertex": "akima"}, {"window": np.inf}, {"window": 3.0, "budget_tolerance": 0.1}):
-        content = command.fit([path], "chinchilla-2", bootstrap=20, **options)
+        content = fit_command.fit([path], "chinchilla-2", bootstrap=20, **options)
         fit_file.write(content, tmp_path / "fit.json")
-        again = json.loads(json.dumps(fit_file.jsonable(command.fit([str(tmp_path / "fit.json")], ""))))
+        again = json.loads(json.dumps(fit_file.jsonable(fit_command.fit([str(tmp_path / "fit.json")], ""))))
         assert again == fit_file.read(tmp_path / "fit.json")
         assert again["settings"]["vertex"] == options.get("vertex", "parabola")
     content["settings"] = {name: value for name, value in content["settings"].items()
@@ -179,10 +179,10 @@ def test_a_budget_to_predict_for_is_given_once(tmp_path, monkeypatch):
 
 def test_no_intervals_where_they_were_not_asked_for(tmp_path):
     x = with_noise("chinchilla-3", BESIROGLU, isoflops(), 0.01)
-    content = command.fit([write_csv(tmp_path / "a.csv", x)], "chinchilla-3", bootstrap=0, starts=5)
+    content = fit_command.fit([write_csv(tmp_path / "a.csv", x)], "chinchilla-3", bootstrap=0, starts=5)
     assert content["parameters"]["E"]["low"] is None
     fit_file.write(content, tmp_path / "fit.json")
-    result, _ = command.predict(str(tmp_path / "fit.json"), {"flops": 1e21})
+    result, _ = fit_command.predict(str(tmp_path / "fit.json"), {"flops": 1e21})
     assert result["loss"]["low"] is None
     assert "E " in text.fit(content)
 
@@ -197,13 +197,13 @@ def test_no_intervals_where_they_were_not_asked_for(tmp_path):
     ],
 )
 def test_a_coefficient_of_zero_is_a_result(tmp_path, name, x, zero):
-    content = command.fit([write_csv(tmp_path / "a.csv", x)], name, bootstrap=20)
+    content = fit_command.fit([write_csv(tmp_path / "a.csv", x)], name, bootstrap=20)
     assert content["parameters"][zero]["value"] == 0
     fit_file.write(content, tmp_path / "fit.json")
     at = {"flops": 1e20} if name == "chinchilla-2" else {"params": 1e9, "tokens": 2e10}
-    result, _ = command.predict(str(tmp_path / "fit.json"), at)
+    result, _ = fit_command.predict(str(tmp_path / "fit.json"), at)
     assert result["loss"]["run_low"] < result["loss"]["low"] <= result["loss"]["value"] <= result["loss"]["high"]
-    assert command.fit([str(tmp_path / "fit.json")], "")["parameters"] == content["parameters"]
+    assert fit_command.fit([str(tmp_path / "fit.json")], "")["parameters"] == content["parameters"]
 
 
 @pytest.mark.parametrize(("name", "fixed", "values"), [
@@ -219,19 +219,19 @@ def test_a_term_that_is_held_at_zero_drops_out(tmp_path, name, fixed, values):
     x |= {"overtraining": x["tokens"] / x["params"], "weight_bits": np.resize([3.0, 6.0, 12.0], len(x["params"]))}
     x = with_noise(name, [1.0 if value is None else value for value in values], x, 1e-4)
     options = {"fixed": [f"{fixed}=0"], "starts": 2, "bootstrap": 0 if name == "data-constrained" else 10}
-    content = command.fit([write_csv(tmp_path / "a.csv", x)], name, **options)
+    content = fit_command.fit([write_csv(tmp_path / "a.csv", x)], name, **options)
     found = [entry["value"] for entry in content["parameters"].values()]
     assert [value for value in found if value is not None] == pytest.approx(
         [value for value in values if value is not None], rel=0.1
     )
     assert [value is None for value in found] == [value is None for value in values]
     fit_file.write(content, tmp_path / "fit.json")
-    again = json.loads(json.dumps(fit_file.jsonable(command.fit([str(tmp_path / "fit.json")], ""))))
+    again = json.loads(json.dumps(fit_file.jsonable(fit_command.fit([str(tmp_path / "fit.json")], ""))))
     assert again == fit_file.read(tmp_path / "fit.json")
 
 
 def test_an_exponent_without_a_coefficient_has_no_value(tmp_path):
-    content = command.fit([write_csv(tmp_path / "a.csv", harmful_size())], "variable-projection", bootstrap=20)
+    content = fit_command.fit([write_csv(tmp_path / "a.csv", harmful_size())], "variable-projection", bootstrap=20)
     alpha = content["parameters"]["alpha"]
     assert (alpha["value"], alpha["low"], alpha["weakly_identified"]) == (None, None, True)
     assert content["derived"] == {}
@@ -241,7 +241,7 @@ def test_an_exponent_without_a_coefficient_has_no_value(tmp_path):
     assert "note: no profile of B, weakly identified: variable-projection has an estimator of its own" in said
     fit_file.write(content, tmp_path / "fit.json")
     with pytest.raises(BadInputError, match="no best split, as A is 0; give --params and --tokens"):
-        command.predict(str(tmp_path / "fit.json"), {"flops": 1e20})
+        fit_command.predict(str(tmp_path / "fit.json"), {"flops": 1e20})
 
 
 def test_draws_without_a_best_split_are_counted():

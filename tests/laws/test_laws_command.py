@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from blobjax.config import BadInputError
-from blobjax.laws import command, fit_file, text
+from blobjax.laws import fit_command, fit_file, text
 from blobjax.laws.prediction import predict
 from tests.laws.synthetic import (
     BESIROGLU,
@@ -99,10 +99,10 @@ def test_a_fit_file_with_other_points_is_refused(content):
 
 
 def test_a_fit_file_is_points_too(fitted):
-    again = command.fit([str(fitted[0] / "fit.json")], "")
+    again = fit_command.fit([str(fitted[0] / "fit.json")], "")
     assert again["law"] == "chinchilla-3"
     with pytest.raises(BadInputError, match="is a fit of chinchilla-3; for --law kaplan give its points"):
-        command.fit([str(fitted[0] / "fit.json")], "kaplan")
+        fit_command.fit([str(fitted[0] / "fit.json")], "kaplan")
 
 
 def test_a_prediction_for_a_budget(fitted, content):
@@ -132,18 +132,18 @@ def test_where_the_law_overflows_there_is_no_prediction(content):
 def test_the_order_of_keys_in_a_fit_file_means_nothing(content, tmp_path):
     (tmp_path / "fit.json").write_text(json.dumps(content, sort_keys=True))
     given = {"params": 1e9, "tokens": 2e10}
-    assert command.predict(str(tmp_path / "fit.json"), given)[0] == predict(content, given)
+    assert fit_command.predict(str(tmp_path / "fit.json"), given)[0] == predict(content, given)
 
 
 def test_a_fit_that_ran_off_is_none(tmp_path):
     """A floor above every loss leaves nothing for the terms of size and data to say."""
     path = write_csv(tmp_path / "a.csv", with_noise("chinchilla-3", BESIROGLU, isoflops(), 0.01))
     with pytest.raises(BadInputError, match="ran off to infinity; look at --fix E=5 and the points"):
-        command.fit([path], "chinchilla-3", fixed=["E=5"], bootstrap=0, starts=5)
+        fit_command.fit([path], "chinchilla-3", fixed=["E=5"], bootstrap=0, starts=5)
 
 
 def test_a_prediction_for_a_size(fitted):
-    result, words = command.predict(str(fitted[0] / "fit.json"), {"params": 1e9, "tokens": 2e10})
+    result, words = fit_command.predict(str(fitted[0] / "fit.json"), {"params": 1e9, "tokens": 2e10})
     assert "optimum" not in result
     assert result["at"]["flops"] == pytest.approx(1.2e20)
     assert result["loss"]["value"] == pytest.approx(1.8172 + 482.01 * 1e9**-0.3478 + 2085.43 * 2e10**-0.3658, rel=0.01)
@@ -174,7 +174,7 @@ def test_a_prediction_that_cannot_be(fitted, options, said):
              if name != "--at"}  # fmt: skip
     others = [value for name, value in zip(options[::2], options[1::2], strict=True) if name == "--at"]
     with pytest.raises(BadInputError, match=said):
-        command.predict(str(fitted[0] / "fit.json"), given, others)
+        fit_command.predict(str(fitted[0] / "fit.json"), given, others)
 
 
 def test_no_other_file_is_a_fit(tmp_path):
@@ -300,7 +300,7 @@ def test_a_place_for_the_fit_is_refused_before_any_work(tmp_path, monkeypatch, o
     path = write_csv(tmp_path / "a.csv", with_noise("chinchilla-3", BESIROGLU, isoflops(), 0.01))
     os.mkfifo(tmp_path / "pipe")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "fit", lambda *_, **__: pytest.fail("it was fitted"))
+    monkeypatch.setattr(fit_command, "fit", lambda *_, **__: pytest.fail("it was fitted"))
     with pytest.raises(BadInputError, match=said):
         commands.app(["laws", "fit", path, "--law", "chinchilla-3", "--out", out], standalone_mode=False)
     assert (tmp_path / "pipe").is_fifo()
@@ -314,7 +314,7 @@ def test_bad_input_exits_with_2_and_nothing_imports_jax(tmp_path):
     assert done.stderr == "blobjax: a.csv:2: loss is missing or NaN; remove the row, or give --drop-missing\n"
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
     code = (
-        "import sys; import blobjax.laws.command, blobjax.laws.runs\n"
+        "import sys; import blobjax.laws.fit_command, blobjax.laws.runs\n"
         "assert not {'jax', 'matplotlib'} & set(sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
@@ -322,11 +322,11 @@ def test_bad_input_exits_with_2_and_nothing_imports_jax(tmp_path):
 
 def test_both_laws_of_reward_are_shown(tmp_path):
     x = with_noise("rl-compute", [0.61, 0.2, 2000, 1.2], {"flops": np.geomspace(1e2, 1e5, 30)}, 0.005)
-    content = command.fit([write_csv(tmp_path / "a.csv", x)], "rl-compute", bootstrap=20)
+    content = fit_command.fit([write_csv(tmp_path / "a.csv", x)], "rl-compute", bootstrap=20)
     assert content["objective"]["r_squared"] > content["beside"]["rl-log-linear"]["r_squared"] > 0.8
     said = text.fit(content)
     assert f"R²: rl-compute {content['objective']['r_squared']:.5f}, rl-log-linear" in said
-    known = command.fit([str(tmp_path / "a.csv")], "rl-compute", bootstrap=20, fixed=["R_0=0.2"])
+    known = fit_command.fit([str(tmp_path / "a.csv")], "rl-compute", bootstrap=20, fixed=["R_0=0.2"])
     assert known["parameters"]["R_0"] == {
         "value": 0.2, "low": None, "high": None, "fixed": True, "weakly_identified": False,
         "meaning": "reward without training",
@@ -335,7 +335,7 @@ def test_both_laws_of_reward_are_shown(tmp_path):
 
 def test_weakly_identified_parameters_have_a_profile(tmp_path):
     x = with_noise("kaplan", [8.8e13, 5.4e13, 0.076, 0.095], isoflops(), 0.01)
-    content = command.fit([write_csv(tmp_path / "a.csv", x)], "kaplan", bootstrap=40, starts=10)
+    content = fit_command.fit([write_csv(tmp_path / "a.csv", x)], "kaplan", bootstrap=40, starts=10)
     assert content["parameters"]["N_c"]["weakly_identified"]
     profile = content["profiles"]["N_c"]
     assert len(profile["values"]) == len(profile["deviance"])
@@ -346,7 +346,7 @@ def test_budgets_that_were_refused_are_named(tmp_path):
     x = with_noise("chinchilla-3", BESIROGLU, isoflops(), 0.001)
     at = x["flops"] == 3e18
     x["loss"][at] = 6 - x["loss"][at]
-    content = command.fit([write_csv(tmp_path / "a.csv", x)], "chinchilla-2", bootstrap=20)
+    content = fit_command.fit([write_csv(tmp_path / "a.csv", x)], "chinchilla-2", bootstrap=20)
     assert "note: budget 3e+18: the parabola is concave" in text.fit(content)
     assert content["details"]["budgets"]["flops"] == pytest.approx([1e18, 1e19, 3e19, 1e20])
 
@@ -372,17 +372,17 @@ def test_draws_without_a_best_split_are_no_prediction(content):
 )
 def test_options_beside_a_fit_file_are_refused(fitted, options, said):
     with pytest.raises(BadInputError, match=said):
-        command.fit([str(fitted[0] / "fit.json")], "", **options)
+        fit_command.fit([str(fitted[0] / "fit.json")], "", **options)
 
 
 def test_resamples_that_are_few_or_lost_are_said(tmp_path):
     x = with_noise("power-flops", [1.7, 500, 0.15], {"flops": np.geomspace(1e16, 1e20, 12)}, 0.002)
-    few = command.fit([write_csv(tmp_path / "a.csv", x)], "power-flops", bootstrap=5, starts=2)
+    few = fit_command.fit([write_csv(tmp_path / "a.csv", x)], "power-flops", bootstrap=5, starts=2)
     assert "5 resamples are too few for intervals; they take --bootstrap 10 or more" in few["notes"]
     # Of whole curves drawn with replacement some hold too few sizes for an envelope.
     x = cross(params=np.geomspace(1e7, 3e9, 5), tokens=np.geomspace(1e8, 3e11, 40))
     x = with_noise("chinchilla-3", BESIROGLU, x | {"flops": 6 * x["params"] * x["tokens"]}, 0)
-    lost = command.fit([write_csv(tmp_path / "b.csv", x)], "chinchilla-1", bootstrap=40)
+    lost = fit_command.fit([write_csv(tmp_path / "b.csv", x)], "chinchilla-1", bootstrap=40)
     assert 0 < lost["bootstrap"]["failed"] < 40
     assert any(note.startswith(f"{lost['bootstrap']['failed']} of 40 resamples") or "only" in note
                for note in lost["notes"])  # fmt: skip

@@ -122,6 +122,14 @@ def test_what_is_not_reckoned_is_noted():
     assert "no time is reckoned" in note
 
 
+def halved_by_product(config, path: str) -> bool:
+    """Whether w's gradient leaves its product in 16 bits, before it is cast to the format of w."""
+    product = Product(config, path)
+    x, w, g = jnp.ones((2, 8), product.policy.compute), jnp.ones((8, 4)), jnp.ones((2, 4), product.policy.compute)
+    traced = str(jax.make_jaxpr(lambda x, w, g: jax.vjp(lambda x, w: product(x, w), x, w)[1](g)[1])(x, w, g))
+    return re.search(r":b?f16\[(8,4|4,8)\] = dot_general", traced) is not None
+
+
 @pytest.mark.parametrize("precision", POLICIES)
 @pytest.mark.parametrize("reduction", ["float32", "compute"])
 def test_the_format_of_the_sums_of_gradients_is_that_of_the_products(precision, reduction):
@@ -129,18 +137,36 @@ def test_the_format_of_the_sums_of_gradients_is_that_of_the_products(precision, 
     if POLICIES[precision].matmul and precision != "int8":
         overrides.append("conditioning.simulate=true")
     config = tiny(*overrides)
-    product = Product(config, "blocks/attention/out")
-    x, w, g = jnp.ones((2, 8), product.policy.compute), jnp.ones((8, 4)), jnp.ones((2, 4), product.policy.compute)
-    # The format in which w's gradient leaves its product, before it is cast to that of w.
-    traced = str(jax.make_jaxpr(lambda x, w, g: jax.vjp(lambda x, w: product(x, w), x, w)[1](g)[1])(x, w, g))
-    halved = re.search(r":b?f16\[(8,4|4,8)\] = dot_general", traced) is not None
     found = jnp.dtype(_reduction(config))
-    assert (found.itemsize == 2) == halved, traced
+    assert (found.itemsize == 2) == halved_by_product(config, "blocks/attention/out")
     notes = _notes(Module({}, ""), config, find_machine("cpu:8"), "xla", 1e6)
     said = any("gradient_reduction=compute would send about half" in note for note in notes)
     # Said where asking for it would change something.
     asked = jnp.dtype(_reduction(tiny(*overrides, "compute.gradient_reduction=compute")))
     assert said == (asked.itemsize < found.itemsize)
+
+
+@pytest.mark.parametrize(
+    ("precision", "overrides", "formats"),
+    [
+        ("bfloat16", "{blocks/mlp/*: float32}", {"bfloat16", "float32"}),
+        ("bfloat16", "{'*': float32}", {"float32"}),
+        ("float32", "{'*': bfloat16}", {"bfloat16"}),
+        ("bfloat16", "{blocks/attention/*: mxfp8}", {"bfloat16", "float32"}),
+    ],
+)
+def test_the_format_of_the_sums_follows_precisions_of_single_products(precision, overrides, formats):
+    simulate = "conditioning.simulate=true" if "mx" in overrides else "seed=0"
+    mixed = (f"conditioning.precision={precision}", f"conditioning.precision_overrides={overrides}", simulate)
+    config = tiny(*mixed, "compute.gradient_reduction=compute")
+    halved = {halved_by_product(config, path) for path in config.model.products}
+    assert {jnp.dtype(name).itemsize == 2 for name in formats} == halved
+    assert set(_reduction(config).split(" and ")) == formats
+    notes = _notes(Module({}, ""), tiny(*mixed), find_machine("cpu:8"), "xla", 1e6)
+    # Said where asking for it would change something, for all gradients or for some.
+    said = [note for note in notes if "gradient_reduction=compute would send" in note]
+    assert bool(said) == ("bfloat16" in formats)
+    assert all(("about half" in note) == (formats == {"bfloat16"}) for note in said)
 
 
 @pytest.mark.parametrize(

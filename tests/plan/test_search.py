@@ -7,11 +7,11 @@ import pytest
 
 from blobjax.compute.accelerators import find
 from blobjax.config import BadInputError, load
-from blobjax.plan import command, search
+from blobjax.plan import plan_command, search
 from blobjax.plan.compile import TooLargeError
 from blobjax.plan.estimate import Assumptions
 from blobjax.plan.hardware import find_machine
-from blobjax.plan.search import Layout, candidates, find_layout, weigh
+from blobjax.plan.search import Candidate, candidates, find_layout, weigh
 from tests.tiny import TINY, tiny
 
 ASSUMED = Assumptions()
@@ -22,7 +22,7 @@ def machine():
     return replace(find_machine("cpu:8"), chip=find("NVIDIA H100 80GB HBM3"))
 
 
-def weighed(layout: Layout, config, machine):
+def weighed(layout: Candidate, config, machine):
     return weigh(layout, config, machine, ASSUMED, {})
 
 
@@ -33,19 +33,19 @@ def test_candidates_divide_what_there_is(machine):
         assert each.data * each.fsdp * each.tensor == 8
         assert 16 % (each.data * each.fsdp * each.accumulation) == 0
         assert 4 % each.tensor == 0
-    assert Layout(1, 8, 1, 1, "full", 2) in found
-    assert Layout(1, 8, 1, 1, "full", 4) not in found  # four sequences over eight devices
+    assert Candidate(1, 8, 1, 1, "full", 2) in found
+    assert Candidate(1, 8, 1, 1, "full", 4) not in found  # four sequences over eight devices
 
 
 def test_weights_follow_the_arithmetic(machine):
     config = load("models/llama3-8b", ["duration.global_batch_size=64"])
-    by_fsdp, by_data = (weighed(Layout(*sizes, 1, 1, "full", 1), config, machine) for sizes in ((1, 8), (8, 1)))
+    by_fsdp, by_data = (weighed(Candidate(*sizes, 1, 1, "full", 1), config, machine) for sizes in ((1, 8), (8, 1)))
     # 12 bytes of state for each of 8.03e9 parameters.
     assert by_data.bytes - by_fsdp.bytes == pytest.approx(12 * 8.03e9 * 7 / 8, rel=0.01)
-    keeps, repeats = (weighed(Layout(1, 8, 1, 1, remat, 1), config, machine) for remat in ("none", "full"))
+    keeps, repeats = (weighed(Candidate(1, 8, 1, 1, remat, 1), config, machine) for remat in ("none", "full"))
     assert keeps.bytes > repeats.bytes
     assert repeats.times.compute / keeps.times.compute == pytest.approx(4 / 3, rel=1e-6)
-    small, parts = (weighed(Layout(1, 8, 1, 1, "full", n), config, machine) for n in (1, 8))
+    small, parts = (weighed(Candidate(1, 8, 1, 1, "full", n), config, machine) for n in (1, 8))
     assert parts.bytes < small.bytes
     assert parts.times.links > 6 * small.times.links
     assert parts.times.compute == small.times.compute
@@ -54,9 +54,9 @@ def test_weights_follow_the_arithmetic(machine):
 def test_the_best_is_compiled_and_written_as_a_config(machine, tmp_path, monkeypatch):
     """What a merge of files would have made something else of: one weight of the mixture, and a section as a whole."""
     overrides = [*TINY, "data.mixture.bible=0.5", "compute=null", "compute.loss_chunk_tokens=64"]
-    monkeypatch.setattr(command, "find_machine", lambda name, slices: machine)
+    monkeypatch.setattr(plan_command, "find_machine", lambda name, slices: machine)
     out = tmp_path / "found.yaml"
-    text, report = command.search("laptop", overrides, "h100:1x8", 1, ASSUMED, 1, str(out), as_json=True)
+    text, report = plan_command.search("laptop", overrides, "h100:1x8", 1, ASSUMED, 1, str(out), as_json=True)
     assert "layouts weighed" in report
     said, read = json.loads(text), load(str(out))
     assert said["fits"] is True
@@ -122,8 +122,8 @@ def test_a_size_is_planned_as_it_is_trained(machine, monkeypatch):
         planned.append(config)
         raise TooLargeError("it takes 90GB of 80GB")
 
-    monkeypatch.setattr(command, "find_machine", lambda name, slices: machine)
-    monkeypatch.setattr(command, "compile_step", too_large)
+    monkeypatch.setattr(plan_command, "find_machine", lambda name, slices: machine)
+    monkeypatch.setattr(plan_command, "compile_step", too_large)
     with pytest.raises(BadInputError, match="does not fit"):
-        command.plan("laptop", ["data.seq_len=64"], "h100:1x8", 1, ASSUMED, size="5M")
+        plan_command.plan("laptop", ["data.seq_len=64"], "h100:1x8", 1, ASSUMED, size="5M")
     assert planned == [load("laptop", ["data.seq_len=64"], "5M")]

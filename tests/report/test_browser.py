@@ -12,12 +12,11 @@ from blobjax.laws import fit_file
 from blobjax.laws.formulas import LAWS, Settings
 from blobjax.laws.multiplier import Worth
 from blobjax.laws.points import Row, Table, choose
-from blobjax.report import command, plots
+from blobjax.report import plots, report_command
 from blobjax.report.prices import Prices
 from blobjax.runs.directory import read_jsonl
 from blobjax.studies import command as studies
-from blobjax.studies import confirmation, runner
-from blobjax.studies import report as study_report
+from blobjax.studies import confirmation, runner, study_report
 from blobjax.studies.finding import Finding, Picture, Prediction
 from blobjax.studies.page import page
 from blobjax.studies.study import load_study
@@ -57,7 +56,7 @@ def pages(run, tmp_path_factory) -> SimpleNamespace:
             before = study_report.report(plan.directory, str(folder / "before.html"), Prices())
     assert studies.conclude(plan, Console(quiet=True)) == 0
     return SimpleNamespace(
-        run=command.run(run, "", PRICES),
+        run=report_command.run(run, "", PRICES),
         before=before,
         study=study_report.report(plan.directory, "", PRICES),
         own=plan.directory / "index.html",

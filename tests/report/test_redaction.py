@@ -9,8 +9,7 @@ from rich.console import Console
 from blobjax.report import redaction
 from blobjax.report.prices import Prices
 from blobjax.report.redaction import redacted
-from blobjax.studies import command, confirmation, runner
-from blobjax.studies import report as study_report
+from blobjax.studies import confirmation, runner, study_command, study_report
 from blobjax.studies.finding import Finding, Prediction
 from blobjax.studies.page import page
 from blobjax.studies.results import read
@@ -99,8 +98,8 @@ def test_a_study_keeps_them_in_its_summary_and_on_its_pages(tmp_path):
         runner.prepare(cell)
         metrics = [line(step, 5 / step) for step in range(1, 31)]
         leave(Path(cell.config.logging.run_dir), [start(0), end], [*metrics, evaluation(30)])
-    (plan.directory / "study.yaml").write_text(command._record(plan))
-    assert command.conclude(plan, Console(quiet=True)) == 1
+    (plan.directory / "study.yaml").write_text(study_command._record(plan))
+    assert study_command.conclude(plan, Console(quiet=True)) == 1
     summary = json.loads((plan.directory / "summary.json").read_text())
     assert summary["command"].startswith("blobjax study study.yaml --dir again")
     assert "compute.compilation_cache=…" in summary["overrides"]
@@ -127,7 +126,7 @@ def test_nor_does_what_was_found_and_predicted_give_them_away(tmp_path):
     prediction = Prediction("n", "it", settings, expected)
     finding = Finding(None, words, {"where": f"/home/{SECRET}/x"}, (), prediction=prediction)
     tested = confirmation.Tested(finding.prediction, results[0], 2.0)
-    summary = command.summarise(plan, results, finding, tested)
+    summary = study_command.summarise(plan, results, finding, tested)
     assert SECRET not in json.dumps(summary)
     assert summary["prediction"]["settings"] == {"data.prepared_dir": "…", "data.sources.web.token": "…", "seed": 7}
     text = page(plan, results, summary, finding, tested, [])

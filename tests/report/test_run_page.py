@@ -11,7 +11,7 @@ import pytest
 from blobjax.cli import commands
 from blobjax.compute.flops import param_count
 from blobjax.config import BadInputError
-from blobjax.report import command, facts, run_page
+from blobjax.report import facts, report_command, run_page
 from blobjax.report.html import human
 from blobjax.report.prices import Prices
 from blobjax.runs.mixture import HELD_OUT
@@ -57,7 +57,7 @@ def test_a_finished_run_has_it_all(tmp_path):
         "2.250",
         "steps that count",
         "Goodput 90.0%",
-        "2 KiB",
+        "2.0 kB",
         "3 MiB",
         "0.02778 chip-hours while it was up (a CPU is one chip, however many devices it appears as): 0.08 at 3 each.",
         "8 × cpu",
@@ -273,7 +273,7 @@ def test_the_command_writes_the_page_and_needs_no_jax(tmp_path):
 def test_what_cannot_be_is_one_line(tmp_path, out, prices, words):
     run = write(tmp_path / "run", [start(0)], [])
     with pytest.raises(BadInputError) as caught:
-        command.run(run, out.replace("{tmp}", str(tmp_path)), Prices(**prices))
+        report_command.run(run, out.replace("{tmp}", str(tmp_path)), Prices(**prices))
     (said,) = caught.value.problems
     assert words in said
 
@@ -294,9 +294,9 @@ def test_what_is_no_run_is_one_line(tmp_path):
 
 
 def test_without_matplotlib_it_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    monkeypatch.setattr(report_command, "find_spec", lambda name: None)
     with pytest.raises(BadInputError, match=r"pip install 'blobjax\[plot\]'"):
-        command.run(write(tmp_path / "run", [start(0)], []), "", Prices())
+        report_command.run(write(tmp_path / "run", [start(0)], []), "", Prices())
 
 
 def test_what_is_estimated_is_called_that_and_never_the_wall(tmp_path):

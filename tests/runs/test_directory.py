@@ -51,6 +51,25 @@ def test_what_does_not_change_the_maths_may_change(tmp_path):
     assert directory.check(config(tmp_path, compute={"mesh": {"data": 1, "fsdp": 8}}), allow_config_change=False)
 
 
+def test_settings_that_a_run_is_older_than_are_as_they_were(tmp_path):
+    directory, sixteen = RunDirectory(tmp_path / "run"), {"precision": "bfloat16"}
+    for conditioning, value, words in ((sixteen, "compute", "gradients of embeddings"), ({}, "float32", "halts")):
+        settings = config(tmp_path, conditioning=conditioning)
+        claim(directory, settings)
+        lines = directory.config.read_text().splitlines(keepends=True)
+        unknown = ("gradient_reduction:", "scale_rounding:", "nonfinite_limit:")
+        directory.config.write_text("".join(line for line in lines if not line.strip().startswith(unknown)))
+        resumed, note = directory.as_it_began(settings)
+        assert resumed.compute.gradient_reduction == value
+        assert resumed.conditioning.scale_rounding == "up", "no product is in an mx format"
+        assert words in note
+        assert directory.check(resumed, allow_config_change=False)
+        given = config(tmp_path, conditioning=conditioning, compute={"gradient_reduction": "float32"})
+        assert directory.as_it_began(given)[0] == given, "what the config sets counts"
+        claim(directory, resumed)
+        assert ("as before" in directory.as_it_began(settings)[1]) is False, "said once"
+
+
 def test_somebody_elses_directory_is_refused(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("years of work")

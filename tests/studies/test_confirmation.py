@@ -8,7 +8,7 @@ import pytest
 from blobjax.config import BadInputError, load
 from blobjax.laws.multiplier import Worth
 from blobjax.runs.directory import read_jsonl
-from blobjax.studies import command
+from blobjax.studies import study_command
 from blobjax.studies.analyses import ANALYSES, Analysis
 from blobjax.studies.finding import Finding, Prediction
 from tests.report.page import Page
@@ -32,9 +32,9 @@ def confirmed(tmp_path_factory):
     more = ["evaluation.every=100%", "duration={length: 20 steps, global_batch_size: 4, warmup: 2 steps}"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ANALYSES, "final-loss", Analysis(predicts, predicts=True))
-        assert command.study(path, more, str(folder / "study"), 1) == 0
+        assert study_command.study(path, more, str(folder / "study"), 1) == 0
         before = json.loads((folder / "study" / "summary.json").read_text())
-        codes = [command.study(path, more, str(folder / "study"), 1, confirm=True) for _ in range(2)]
+        codes = [study_command.study(path, more, str(folder / "study"), 1, confirm=True) for _ in range(2)]
     return folder / "study", before, codes
 
 
@@ -80,5 +80,5 @@ def test_the_page_says_what_it_was_worth(confirmed):
 
 def test_a_study_that_predicts_nothing_is_refused_before_it_runs(tmp_path):
     with pytest.raises(BadInputError, match="--confirm: small predicts nothing that a run could test"):
-        command.study(write(tmp_path), [], str(tmp_path / "study"), confirm=True)
+        study_command.study(write(tmp_path), [], str(tmp_path / "study"), confirm=True)
     assert not (tmp_path / "study").exists()

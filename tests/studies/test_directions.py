@@ -5,7 +5,7 @@ What is asserted is some way from what was seen, so that another compiler's roun
 
 import json
 
-from blobjax.studies.command import study
+from blobjax.studies.study_command import study
 from tests.studies.small import means
 
 SMALL = (

@@ -15,9 +15,9 @@ from rich.console import Console
 from blobjax.config import BadInputError
 from blobjax.runs.directory import read_jsonl
 from blobjax.studies import here, worker
-from blobjax.studies.command import status
-from blobjax.studies.progress import Progress
-from blobjax.studies.study import Plan, load_study
+from blobjax.studies.cell_progress import Progress
+from blobjax.studies.study import ResolvedStudy, load_study
+from blobjax.studies.study_command import status
 from tests.report.page import Page
 from tests.studies.small import BASE, write
 
@@ -51,7 +51,7 @@ def undisturbed(tmp_path_factory) -> Path:
     return folder / "study"
 
 
-def plan(directory: Path) -> Plan:
+def plan(directory: Path) -> ResolvedStudy:
     return load_study(str(directory.parent / "small.yaml"), [], directory)
 
 

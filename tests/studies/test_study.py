@@ -7,9 +7,9 @@ from blobjax.config.load import find, shipped, shipped_studies
 from blobjax.studies import runner
 from blobjax.studies.analyses import ANALYSES
 from blobjax.studies.axis import Axis, label
-from blobjax.studies.command import _record, study
 from blobjax.studies.finding import verdict
 from blobjax.studies.study import load_study, one_more
+from blobjax.studies.study_command import _record, study
 from tests.studies.small import BASE, write
 
 

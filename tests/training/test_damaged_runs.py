@@ -14,7 +14,9 @@ from blobjax.checkpointing.checkpointer import Checkpointer
 from blobjax.compute.sharding import make_layout
 from blobjax.config import BadInputError, HaltedError
 from blobjax.program.program import make_program
+from blobjax.report import facts
 from blobjax.runs.directory import RunDirectory, read_jsonl
+from blobjax.runs.status import status
 from blobjax.training.inference import sample_run
 from blobjax.training.trainer import train
 from tests.checkpointing.test_checkpoints import data_file, flip, make_pipe, truncate
@@ -335,8 +337,32 @@ class TestCommand:
         asks = [command.describe] if name == "quarantine" else [command.describe, command.show]
         (stopped / name).chmod(0)
         for ask in asks:
-            with nobody(stopped / name), pytest.raises(HaltedError, match=r"cannot be read at the moment .*Permission"):
+            with nobody(stopped / name), pytest.raises(BadInputError, match=r"cannot be read at the moment .*Permis"):
                 ask(str(stopped))
+
+    @pytest.mark.parametrize("mode", [0o000, 0o400], ids=["closed", "listed only"])
+    def test_prune_says_what_it_may_not_read_or_delete(self, stopped, nobody, mode):
+        checkpoints = stopped / "checkpoints"
+        checkpoints.chmod(mode)
+        for ask in (lambda run: list(command.prune(run, 1, None, dry_run=True)), command.describe, command.show):
+            with nobody(checkpoints), pytest.raises(BadInputError, match=r"checkpoints cannot be read .*Permission"):
+                ask(str(stopped))
+        checkpoints.chmod(0o755)
+        (stopped / ".blobjax-lock").touch()
+        (stopped / ".blobjax-lock").chmod(0o666)
+        with nobody(checkpoints), pytest.raises(BadInputError, match=r"4 cannot be deleted .*Permission denied"):
+            list(command.prune(str(stopped), 1, None, dry_run=False))
+        assert (checkpoints / "4").is_dir()
+
+    @pytest.mark.parametrize("name", ["", "energy", "events.jsonl", "config.yaml"])
+    def test_what_looks_at_a_run_says_what_it_may_not_read(self, stopped, nobody, name):
+        asks = [command.describe, lambda run: list(command.verify(run)), facts.read]
+        asks = [facts.read, status] if name == "events.jsonl" else [*asks, status] if name == "" else asks
+        (stopped / name).chmod(0)
+        for ask in asks:
+            with nobody(stopped / name), pytest.raises(BadInputError, match=r"cannot be read.*Permission denied"):
+                ask(str(stopped))
+        (stopped / name).chmod(0o755)
 
     def test_what_was_removed_meanwhile_is_not_listed_and_not_shown(self, stopped, monkeypatch):
         """A run that goes on deletes a checkpoint between the look at the folder and the look into it."""

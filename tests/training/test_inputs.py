@@ -223,6 +223,43 @@ def test_what_was_recorded_is_compared_key_by_key():
     assert changed_since({}, tiny("seed=3")) == [], "from before it was recorded"
 
 
+def test_an_older_record_of_mx_products_was_rounded_down():
+    mx = ("conditioning.precision=mxfp8", "conditioning.simulate=true")
+    older = {key: value for key, value in maths(tiny(*mx)).items() if key != "conditioning.scale_rounding"}
+    assert changed_since(older, tiny(*mx, "conditioning.scale_rounding=floor")) == []
+    assert changed_since(older, tiny(*mx)) == ["conditioning.scale_rounding: (absent) -> up"]
+
+
+def test_a_run_that_is_older_than_a_setting_goes_on_as_it_began(tmp_path, capsys):
+    """A run made before scales of mx formats were rounded up, and before a run halted where its loss was NaN."""
+    key, run_dir = "conditioning.scale_rounding", tmp_path / "run"
+    mx = ("conditioning.precision=mxfp8", "conditioning.simulate=true", "model.n_layers=1", "duration.length=8 steps")
+    settings = (*mx, f"logging.run_dir={run_dir}")
+    assert train(tiny(*settings, f"{key}=floor")) == 0
+    shutil.copytree(run_dir, tmp_path / "whole")
+    shutil.rmtree(run_dir / "checkpoints" / "8")
+    lines = (run_dir / "config.yaml").read_text().splitlines(keepends=True)
+    unknown = ("scale_rounding:", "nonfinite_limit:")
+    (run_dir / "config.yaml").write_text("".join(line for line in lines if not line.strip().startswith(unknown)))
+
+    def older(content):
+        ours = content["custom_metadata"]
+        del ours["record"]["inputs"]["maths"][key]
+        ours["digest"] = _digest(ours["data"], ours["record"])
+
+    changed(run_dir / "checkpoints" / "4" / COMMITTED, older)
+    for again in (False, True):  # once its record has the settings too
+        capsys.readouterr()
+        assert train(tiny(*settings)) == 0
+        (said,) = [line for line in capsys.readouterr().err.splitlines() if "today's defaults" in line]
+        assert f"it keeps {key}=floor (default now: up)" in said
+        assert ("a run whose loss stays not finite halts" in said) is not again
+    assert_same_bits(tmp_path / "whole", run_dir)
+    with pytest.raises(BadInputError) as refused:
+        train(tiny(*settings, f"{key}=up"))
+    assert f"  {key}: floor -> up" in refused.value.problems
+
+
 def test_a_branch_knows_its_trunk_without_its_events(tmp_path):
     for name, more in (("trunk", ()), ("branch", ("duration.start_from=trunk@4 steps",))):
         settings = ("faults.nan=null", "optimizer.schedule=constant", *more)

@@ -240,7 +240,7 @@ def two_in_one_directory(drills: Drills) -> str:
         lines = [line for line in second.output().splitlines() if line.startswith("blobjax:")]
         check(len(lines) == 1 and "in use by another run" in lines[0], f"it said {second.output()}")
         check(first.running() == [0], "the first had ended, so nothing was shown")
-        first.end(PATIENCE_SECONDS, FINISHED)
+        first.end(PATIENCE_SECONDS, FINISHED, since_a_step=True)
         first.check_same_end(drills.reference(ONE))
     said = lines[0].replace(str(first.directory), "RUN").removeprefix("blobjax: ").split(";")[0]
     return f'exit code 2 after {took:.1f} s: "{said}"; the first finished; {BITWISE}'
@@ -264,7 +264,7 @@ def supervised(drills: Drills) -> str:
             saves = len(run.events("save"))
             (trainer,) = run.children(0)
             os.kill(trainer, signal.SIGKILL)
-        run.end(PATIENCE_SECONDS, FINISHED)
+        run.end(PATIENCE_SECONDS, FINISHED, since_a_step=True)
         took = run.seconds_since(began, 0)
         run.check_same_end(drills.reference(setup))
         status = run.status()

@@ -29,7 +29,7 @@ HEARTBEAT_SECONDS = 10
 # The others of a dead process may take this long to end: the heartbeat, the promised 2 s, and as much again for a
 # machine that is busy with other things. The seconds that were measured are in what a drill reports.
 ENDED_SECONDS = HEARTBEAT_SECONDS + 2 + 12
-# Starting, compiling and training a tiny run, on a machine that may be very busy.
+# Starting and compiling a tiny run, or one step of it, on a machine that may be very busy.
 PATIENCE_SECONDS = 300
 
 FINISHED, FAILED, BAD_INPUT, RESUMABLE, KILLED = 0, 1, 2, 75, -signal.SIGKILL
@@ -233,14 +233,17 @@ class Run:
                 raise DrillFailedError(f"process {rank} had not ended after {within:g} s{self._told()}")
             time.sleep(0.01)
 
-    def end(self, within: float, *expected: int) -> list[int]:
+    def end(self, within: float, *expected: int, since_a_step: bool = False) -> list[int]:
         """The processes' exit codes, once all have ended by themselves; none may need longer, or leave anything behind.
 
         Args:
           expected: the codes that are right, one for each process, or one for all; none: any.
+          since_a_step: every step begins the time anew. How long all of them take is a matter of the machine.
         """
-        deadline = time.monotonic() + within
+        deadline, newest = time.monotonic() + within, self.newest_step()
         while left := self.running():
+            if since_a_step and self.newest_step() != newest:
+                deadline, newest = time.monotonic() + within, self.newest_step()
             if time.monotonic() > deadline:
                 told = self._told()
                 self.kill_all()
@@ -262,7 +265,7 @@ class Run:
 
     def finish(self, **start: Any) -> "Run":
         """Starts it once more and waits until it is finished."""
-        self.start(**start).end(PATIENCE_SECONDS, FINISHED)
+        self.start(**start).end(PATIENCE_SECONDS, FINISHED, since_a_step=True)
         return self
 
     def _check_nothing_left(self) -> None:

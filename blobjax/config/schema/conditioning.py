@@ -161,7 +161,8 @@ class Conditioning(Section):
     scale_rounding: Literal["up", "floor"] = "up"
     """How the power of two that a block of an mx format shares follows from its largest magnitude. up: the smallest
     that brings it into the format's range (Mishra et al. 2025, who found floor to diverge with mxfp8); floor: the
-    exponents of both meet, and values of up to twice the largest saturate (OCP Microscaling Formats 1.0, 2023)."""
+    exponents of both meet, and values of up to twice the largest saturate (OCP Microscaling Formats 1.0, 2023); it
+    measured better for mxfp4 (docs/studies.md)."""
     precision_overrides: dict[str, Products] = {}
     """Pattern of paths (`blocks/mlp/*`, `blocks/attention/query`, `output`) to the precision of these products with
     weights; the first that matches counts."""

@@ -26,11 +26,11 @@ from blobjax.runs.directory import write_atomically
 from blobjax.runs.outcome import DONE
 from blobjax.studies import confirmation, here, noise, runner
 from blobjax.studies.analyses import ANALYSES, found, lacking
+from blobjax.studies.cell_progress import Progress, table
 from blobjax.studies.finding import Finding, Prediction
-from blobjax.studies.progress import Progress, table
 from blobjax.studies.results import Result, jsonable, read, write_cells
 from blobjax.studies.slurm import Jobs, executor
-from blobjax.studies.study import Cell, Plan, load_study
+from blobjax.studies.study import Cell, ResolvedStudy, load_study
 from blobjax.training.progress import PatientConsole
 
 FINISHED, FAILED, RESUMABLE = 0, 1, 75
@@ -84,7 +84,7 @@ def study(
         done = len(plan.cells) - len(cells)
         known = f", {done} of them done before" if done else ""
 
-        def run(part: Plan, cells: list[Cell], done: int) -> None:
+        def run(part: ResolvedStudy, cells: list[Cell], done: int) -> None:
             with Progress(len(part.cells), done, console, live=on != "here") as progress:
                 if on == "here":
                     here.run(part, cells, progress)
@@ -118,7 +118,7 @@ def status(name: str, overrides: Sequence[str] = (), directory: str = "") -> Non
     console.print(table([read(cell) for cell in plan.cells], runner.in_use(plan.directory)))
 
 
-def _record(plan: Plan) -> str:
+def _record(plan: ResolvedStudy) -> str:
     """The study with its overrides applied and its base resolved: a study file again."""
     content = plan.study.model_dump(mode="json")
     ours = {"name": True, "logging": {"run_dir": True}}
@@ -143,11 +143,11 @@ def _told_to_stop() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-Run = Callable[[Plan, list[Cell], int], None]
+Run = Callable[[ResolvedStudy, list[Cell], int], None]
 """Runs cells of a plan, of whose cells so many were done before."""
 
 
-def _confirm(plan: Plan, prediction: Prediction | None, run: Run, console: Console) -> None:
+def _confirm(plan: ResolvedStudy, prediction: Prediction | None, run: Run, console: Console) -> None:
     """Makes the run that tests a prediction, or goes on with it; one that has come to its end is left alone."""
     if prediction is None:
         console.print("--confirm: nothing could be predicted, for the reasons below", highlight=False, soft_wrap=True)
@@ -159,7 +159,7 @@ def _confirm(plan: Plan, prediction: Prediction | None, run: Run, console: Conso
         run(alone, cells, 0)
 
 
-def conclude(plan: Plan, console: Console, confirm: Run | None = None) -> int:
+def conclude(plan: ResolvedStudy, console: Console, confirm: Run | None = None) -> int:
     """Writes cells.jsonl, and where every cell has come to an end summary.json, the plots and the page.
 
     Args:
@@ -217,7 +217,7 @@ def _law(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def summarise(
-    plan: Plan, results: list[Result], finding: Finding, tested: confirmation.Tested | None
+    plan: ResolvedStudy, results: list[Result], finding: Finding, tested: confirmation.Tested | None
 ) -> dict[str, Any]:
     """What summary.json says. It tells no secret, and what kind of machine this was, not which."""
     asked = ["--confirm"] if tested is not None and tested.result.status != "waiting" else []

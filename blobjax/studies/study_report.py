@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from blobjax.config import BadInputError
-from blobjax.report import command, plots, redaction
+from blobjax.report import plots, redaction, report_command
 from blobjax.report.prices import Prices
 from blobjax.runs.outcome import DONE
 from blobjax.studies import confirmation
 from blobjax.studies.analyses import found
-from blobjax.studies.command import summarise
 from blobjax.studies.finding import Finding
 from blobjax.studies.page import page
 from blobjax.studies.results import read
-from blobjax.studies.study import Plan, load_study
+from blobjax.studies.study import ResolvedStudy, load_study
+from blobjax.studies.study_command import summarise
 
 
 def report(directory: Path, out: str, prices: Prices) -> Path:
@@ -28,7 +28,7 @@ def report(directory: Path, out: str, prices: Prices) -> Path:
     Raises:
       BadInputError: no page can be made or written.
     """
-    path = command.check(directory, out)
+    path = report_command.check(directory, out)
     plan, recorded = _plan(directory)
     results = [read(cell) for cell in plan.cells]
     still_open = [result for result in results if result.status not in (*DONE, "failed")]
@@ -44,11 +44,11 @@ def report(directory: Path, out: str, prices: Prices) -> Path:
     again = redaction.command(str(recorded.get("command", "")))
     summary = summarise(plan, results, finding, tested) | {"command": again}
     pictures = [(picture.caption, plots.to_png(picture.figure)) for picture in finding.pictures]
-    command.write(path, page(plan, results, summary, finding, tested, pictures, prices))
+    report_command.write(path, page(plan, results, summary, finding, tested, pictures, prices))
     return path
 
 
-def _plan(directory: Path) -> tuple[Plan, dict[str, Any]]:
+def _plan(directory: Path) -> tuple[ResolvedStudy, dict[str, Any]]:
     """The study as it was run, and its summary.json; empty where there is none yet."""
     summary = directory / "summary.json"
     if summary.exists() and not summary.is_file():  # a pipe would keep us waiting for its other end

@@ -8,10 +8,10 @@ import pytest
 
 from blobjax.config import BadInputError
 from blobjax.report.prices import Prices
-from blobjax.studies import analyses, command, report
-from blobjax.studies.command import summarise
+from blobjax.studies import analyses, study_command, study_report
 from blobjax.studies.page import page
 from blobjax.studies.study import load_study
+from blobjax.studies.study_command import summarise
 from tests.studies.small import made_up, write
 
 
@@ -19,18 +19,18 @@ from tests.studies.small import made_up, write
 def test_a_summary_that_is_none_is_one_line(tmp_path, content):
     plan = load_study(write(tmp_path), [], tmp_path / "study")
     plan.directory.mkdir()
-    (plan.directory / "study.yaml").write_text(command._record(plan))
+    (plan.directory / "study.yaml").write_text(study_command._record(plan))
     (plan.directory / "summary.json").write_text(content)
     with pytest.raises(BadInputError, match=r"study/summary\.json: ") as caught:
-        report.report(plan.directory, "", Prices())
+        study_report.report(plan.directory, "", Prices())
     assert len(caught.value.problems) == 1
-    assert not (plan.directory / "report.html").exists()
+    assert not (plan.directory / "study_report.html").exists()
 
 
 def test_a_pipe_in_place_of_a_summary_is_one_line(tmp_path):
     plan = load_study(write(tmp_path), [], tmp_path / "study")
     plan.directory.mkdir()
-    (plan.directory / "study.yaml").write_text(command._record(plan))
+    (plan.directory / "study.yaml").write_text(study_command._record(plan))
     os.mkfifo(plan.directory / "summary.json")
     asked = [sys.executable, "-m", "blobjax.cli", "report", str(plan.directory)]
     done = subprocess.run(asked, capture_output=True, text=True, timeout=120)

@@ -6,7 +6,7 @@ from blobjax.config.schema import Config
 from blobjax.objectives.logprobs import TokenScores
 from blobjax.objectives.loss import LossReport, loss
 from blobjax.objectives.next_token import NextToken
-from blobjax.objectives.objective import Batch, Context, Objective, Parts, Source, Windows
+from blobjax.objectives.objective import Batch, BatchSource, Context, HeldOut, Objective, Parts
 from blobjax.objectives.supervised import Supervised
 
 OBJECTIVES: dict[str, Callable[[Config], Objective]] = {"next_token": NextToken, "supervised": Supervised}
@@ -21,13 +21,13 @@ def make_objective(config: Config) -> Objective:
 __all__ = [
     "OBJECTIVES",
     "Batch",
+    "BatchSource",
     "Context",
+    "HeldOut",
     "LossReport",
     "Objective",
     "Parts",
-    "Source",
     "TokenScores",
-    "Windows",
     "loss",
     "make_objective",
 ]

@@ -11,7 +11,7 @@ from blobjax.conditioning.losses import z_loss
 from blobjax.config.schema import Config
 from blobjax.objectives.held_out import by_domain, by_position, perplexity
 from blobjax.objectives.logprobs import TokenScores
-from blobjax.objectives.objective import Batch, Context, Parts, Source, StreamSource
+from blobjax.objectives.objective import Batch, BatchSource, Context, Parts, StreamSource
 
 _INTEGERS = ("tokens", "targets", "segments", "positions", "target_bytes")
 
@@ -48,7 +48,7 @@ class NextToken:
         tokens, size = jnp.sum(batch["mask"]), jnp.sum(batch["target_bytes"])
         return {"nats": parts["cross_entropy"], "tokens": tokens, "bytes": size.astype(jnp.float32)}
 
-    def source(self, context: Context, steps: Iterable[int]) -> Source:
+    def source(self, context: Context, steps: Iterable[int]) -> BatchSource:
         """The stream."""
         return StreamSource(context.batches(steps))
 

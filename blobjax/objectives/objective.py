@@ -18,11 +18,11 @@ Batch = dict[str, jax.Array]
 """Arrays of a global batch by name, each [B, T]."""
 Parts = dict[str, jax.Array]
 """Float32 scalars by name."""
-Windows = dict[str, np.ndarray]
+HeldOut = dict[str, np.ndarray]
 """A domain's held-out rows: arrays [rows, T] by their names in a batch."""
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     """Where the loop's batches come from."""
 
     def next(self, step: int, state: Any) -> Batch:
@@ -56,13 +56,13 @@ class Context(Protocol):
         """Its data."""
 
     @property
-    def held_out(self) -> Mapping[str, Windows]:
+    def held_out(self) -> Mapping[str, HeldOut]:
         """Held-out rows of every domain."""
 
     def batches(self, steps: Iterable[int]) -> Iterator[Batch]:
         """The stream's global batches of these steps, which follow on each other."""
 
-    def sums(self, params: Any, windows: Windows) -> dict[str, float]:
+    def sums(self, params: Any, windows: HeldOut) -> dict[str, float]:
         """`Objective.sums`, added up over rows."""
 
 
@@ -106,7 +106,7 @@ class Objective(Protocol):
     def sums(self, parts: Parts, batch: Batch) -> Parts:
         """What an evaluation adds up over batches; `parts` were divided by 1."""
 
-    def source(self, context: Context, steps: Iterable[int]) -> Source:
+    def source(self, context: Context, steps: Iterable[int]) -> BatchSource:
         """Where the batches of these steps come from, which follow on each other."""
 
     def evaluate(self, context: Context, params: Any) -> dict[str, float]:

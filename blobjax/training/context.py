@@ -9,7 +9,7 @@ import numpy as np
 
 from blobjax.config import Config
 from blobjax.data import Stream
-from blobjax.objectives import Batch, Source, Windows
+from blobjax.objectives import Batch, BatchSource, HeldOut
 from blobjax.processes.clock import Clock
 from blobjax.program.batches import Position, local_rows, to_global, training_batches
 from blobjax.program.program import Program
@@ -33,7 +33,7 @@ class RunContext:
         self.stream = stream
 
     @functools.cached_property
-    def held_out(self) -> dict[str, Windows]:
+    def held_out(self) -> dict[str, HeldOut]:
         """`evaluation.sequences` held-out rows of every domain."""
         return {
             domain: self.stream.held_out(domain, self.config.evaluation.sequences)
@@ -51,7 +51,7 @@ class RunContext:
             self.stream, self._position, steps, self._program.batch_sharding, self.config.data.seq_len
         )
 
-    def sums(self, params: Any, windows: Windows) -> dict[str, float]:
+    def sums(self, params: Any, windows: HeldOut) -> dict[str, float]:
         """The objective's sums over all rows of these windows, computed in global batches."""
         batches = _evaluation_batches(windows, self._program.batch_sharding, self._program.part_BT)
         parts = jax.device_get([self._eval_step(params, batch) for batch in batches])
@@ -59,7 +59,7 @@ class RunContext:
 
 
 def _evaluation_batches(
-    windows: Windows, sharding: jax.sharding.Sharding, shape_BT: tuple[int, int]
+    windows: HeldOut, sharding: jax.sharding.Sharding, shape_BT: tuple[int, int]
 ) -> Iterator[Batch]:
     """Cuts held-out rows into global batches; the last is filled up with padding, which the mask leaves out."""
     count = len(windows["tokens"])
@@ -78,7 +78,7 @@ def _evaluation_batches(
 class TimedSource:
     """A source whose waits go into the clock's account `data_wait`."""
 
-    def __init__(self, source: Source, clock: Clock):
+    def __init__(self, source: BatchSource, clock: Clock):
         self._source = source
         self._clock = clock
 

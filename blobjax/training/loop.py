@@ -7,7 +7,7 @@ from typing import Protocol
 
 import jax
 
-from blobjax.objectives import Batch, Source
+from blobjax.objectives import Batch, BatchSource
 from blobjax.program.state import TrainState
 from blobjax.program.step import Metrics
 
@@ -44,7 +44,7 @@ class Hook(Protocol):
 def run(
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
     state: TrainState,
-    source: Source,
+    source: BatchSource,
     steps: Iterable[int],
     report: Callable[[StepReport], None],
     hooks: list[Hook],

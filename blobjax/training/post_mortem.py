@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from blobjax.objectives import Batch, Source
+from blobjax.objectives import Batch, BatchSource
 from blobjax.program.program import Program
 from blobjax.program.state import TrainState
 from blobjax.runs.directory import EventLog
@@ -58,7 +58,7 @@ class Examiner:
       sources: where the batches of these steps come from, which count from 1.
     """
 
-    def __init__(self, program: Program, sources: Callable[[range], Source]):
+    def __init__(self, program: Program, sources: Callable[[range], BatchSource]):
         conditioning = program.config.conditioning.model_copy(update={"probe_every": 1})
         config = program.config.model_copy(update={"conditioning": conditioning})
         self._step = Stages(dataclasses.replace(program, config=config), {}, EventLog(None))

@@ -16,7 +16,7 @@ from blobjax.checkpointing.checkpointer import Checkpointer
 from blobjax.checkpointing.files import newest_finite
 from blobjax.config import DivergedError, HaltedError
 from blobjax.data import Stream
-from blobjax.objectives import Batch, Source
+from blobjax.objectives import Batch, BatchSource
 from blobjax.processes.agreement import check_agreement
 from blobjax.processes.clock import Clock
 from blobjax.processes.watchdog import Watchdog
@@ -91,7 +91,7 @@ class Recovery:
         program: Program,
         stream: Stream,
         position: Position,
-        sources: Callable[[range], Source],
+        sources: Callable[[range], BatchSource],
         passages: list[Passage],
         ring: SnapshotRing | None,
         checkpointer: Checkpointer,

@@ -9,7 +9,7 @@ from rich.console import Console
 from blobjax.checkpointing import files as checkpoint_files
 from blobjax.checkpointing.checkpointer import Checkpointer
 from blobjax.config import Config, HaltedError
-from blobjax.objectives import Source
+from blobjax.objectives import BatchSource
 from blobjax.processes.agreement import failing_together
 from blobjax.processes.clock import Clock
 from blobjax.processes.energy_log import EnergyLog, meter_of_this_process
@@ -305,7 +305,7 @@ class _Attempt:
             stragglers = Stragglers(gather_every, events, recorder.say)
             watched.append(self._watched("other", stragglers))
 
-        def sources(steps: range) -> Source:
+        def sources(steps: range) -> BatchSource:
             return TimedSource(program.objective.source(context, steps), self.clock)
 
         recovery = Recovery(

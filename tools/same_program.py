@@ -44,8 +44,7 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     "bfloat16-params-stochastic": ("conditioning={precision: bfloat16_params, parameter_rounding: stochastic}",),
     "float16-dynamic": ("conditioning={precision: float16, loss_scaling: {kind: dynamic}}",),
     "float16-static-guard": ("conditioning={precision: float16, loss_scaling: {kind: static}}", GUARD),
-    "fp8-delayed": ("conditioning={precision: fp8, simulate: true, matmul_scaling: delayed}",),
-    "fp8-delayed-guard": ("conditioning={precision: fp8, simulate: true, matmul_scaling: delayed}", GUARD),
+    "fp8-blocks": ("conditioning={precision: fp8, simulate: true, matmul_scaling: blocks}",),
     "mxfp8": ("conditioning={precision: mxfp8, simulate: true}",),
     "nvfp4-overrides": (
         "conditioning={precision: nvfp4, simulate: true, precision_overrides: {blocks/mlp/down: bfloat16}}",

@@ -32,13 +32,21 @@ from blobjax.program.state import TrainState, all_finite, flatten, unflatten
 _GOOD, _BAD, _MISFIT, _NOT_NOW = range(4)
 
 
-def _named(state: TrainState) -> dict[str, Any]:
-    """Every array of a state by its path in a checkpoint."""
-    return {
-        **flatten(state.params, "params/"),
-        **flatten(state.opt_state, "optimizer/"),
-        "progress/step": state.step,
+def _trees(state: TrainState) -> dict[str, dict[str, Any]]:
+    """Every array of a state by tree and path, as a checkpoint has them; it has no tree without arrays."""
+    trees = {
+        "params": flatten(state.params),
+        "optimizer": flatten(state.opt_state),
+        "frozen": flatten(state.frozen),
+        "round": flatten(state.round),
+        "progress": {"step": state.step},
     }
+    return {name: tree for name, tree in trees.items() if tree}
+
+
+def _named(trees: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Every array by its path in a checkpoint, such as `params/blocks/mlp/up`."""
+    return {f"{name}/{path}": leaf for name, tree in trees.items() for path, leaf in tree.items()}
 
 
 def _kinds(arrays: dict[str, Any]) -> dict[str, Any]:
@@ -84,7 +92,7 @@ class Checkpointer:
 
     def prepare(self, like: TrainState) -> None:
         """Compiles what is asked of such a state at each save, in the background, so that no save waits for it."""
-        named = _named(like)
+        named = _named(_trees(like))
         self._likely = _kinds(named)
         self._compiled = self._writer.submit(lambda: fingerprint_all.lower(named).compile())
         self._looks = self._writer.submit(lambda: all_finite.lower(flatten(like.params)).compile())
@@ -123,7 +131,8 @@ class Checkpointer:
           HaltedError: storage has not even taken note of it within `checkpoint.write_limit`.
         """
         self.wait()
-        arrays = _named(state)
+        trees = _trees(state)
+        arrays = _named(trees)
         # Dispatched before anything else: whatever the next step does with this memory comes after it.
         fingerprints = self._fingerprints(arrays)
         finite = (self._looks.result() if self._looks else all_finite)(flatten(state.params))
@@ -133,11 +142,7 @@ class Checkpointer:
             leaves = {path: Leaf(tuple(x.shape), str(x.dtype), texts[path]) for path, x in arrays.items()}
             return Record(data, step, sequences, metric, leaves, finite=bool(finite), inputs=inputs)
 
-        trees = {
-            "params": flatten(state.params),
-            "optimizer": flatten(state.opt_state),
-            "progress": {"step": state.step, "sequences": sequences},
-        }
+        trees["progress"] = {"step": state.step, "sequences": sequences}
         off_devices: Future[None] = Future()
         self._pending = self._writer.submit(self._write, step, trees, record, off_devices)
         limit = (self._policy or Checkpoint()).write_limit
@@ -259,10 +264,8 @@ class Checkpointer:
         return None
 
     def _restore(self, step: int, like: TrainState, data: str | None) -> Restored:
-        trees = {"params": flatten(like.params), "optimizer": flatten(like.opt_state)}
-        trees["progress"] = {"step": like.step}
-        record, loaded = self._load(step, trees, data)
-        arrays = {f"{name}/{path}": leaf for name, tree in loaded.items() for path, leaf in tree.items()}
+        record, loaded = self._load(step, _trees(like), data)
+        arrays = _named(loaded)
         position = int(arrays.pop("progress/sequences"))
         wrong = self._differences(record, arrays)
         if record.sequences not in (None, position):
@@ -274,6 +277,8 @@ class Checkpointer:
             loaded["progress"]["step"],
             unflatten(loaded["params"], like.params),
             unflatten(loaded["optimizer"], like.opt_state),
+            unflatten(loaded.get("frozen", {}), like.frozen),
+            unflatten(loaded.get("round", {}), like.round),
         )
         return Restored(step, as_like(state, like), position, verified=record.leaves is not None)
 

@@ -23,6 +23,8 @@ from blobjax.runs.passages import checked
 
 # Orbax writes this file last into a checkpoint's folder; `custom_metadata` in it is ours.
 COMMITTED = "_CHECKPOINT_METADATA"
+# The trees of a checkpoint; it has no `frozen` and no `round` where the state has none.
+TREES = ("params", "optimizer", "frozen", "round", "progress")
 _DTYPE = re.compile(r"[a-z][a-z0-9_]*")
 _STEP = re.compile(r"0|[1-9][0-9]{0,9}")
 # What Orbax has in the name of a folder that it has not finished.
@@ -152,7 +154,7 @@ def _count(value: Any) -> bool:
 
 def _leaf(path: str, entry: Any) -> Leaf:
     shape, dtype, fingerprint = entry["shape"], entry["dtype"], entry["fingerprint"]
-    known = path.partition("/")[0] in ("params", "optimizer", "progress")
+    known = path.partition("/")[0] in TREES
     if not (known and all(map(_count, shape)) and _DTYPE.fullmatch(dtype) and isinstance(fingerprint, str)):
         raise ValueError(f"{path} is no array")
     return Leaf(tuple(shape), dtype, fingerprint)

@@ -25,9 +25,10 @@ def look(folder: Path, trees: dict[str, dict[str, Any]], data: str | None) -> tu
             "blobjax prepared them; restore them, or give --allow-config-change to go on with the new ones"
         )
     found = _shapes(record, folder)
-    for name in ("params", "optimizer"):
-        if name in trees:
-            _check_fit(folder, {path: leaf.shape for path, leaf in trees[name].items()}, found[name])
+    whole = "progress" in trees
+    for name in ("params", "optimizer", "frozen", "round"):
+        if name in trees or whole:
+            _check_fit(folder, {path: leaf.shape for path, leaf in trees.get(name, {}).items()}, found[name])
     # In the dtype they were saved in: what is converted while it is read has another fingerprint.
     wanted: dict[str, dict[str, Any]] = {
         name: {
@@ -43,7 +44,7 @@ def look(folder: Path, trees: dict[str, dict[str, Any]], data: str | None) -> tu
 
 def _shapes(record: Record, folder: Path) -> dict[str, dict[str, tuple[tuple[int, ...], str]]]:
     """Shape and dtype of each array, by tree and path: from the record, or from Orbax where there is none."""
-    found: dict[str, dict[str, tuple[tuple[int, ...], str]]] = {"params": {}, "optimizer": {}, "progress": {}}
+    found: dict[str, dict[str, tuple[tuple[int, ...], str]]] = {name: {} for name in files.TREES}
     if record.leaves is not None:
         for path, leaf in record.leaves.items():
             name, _, rest = path.partition("/")
@@ -51,7 +52,7 @@ def _shapes(record: Record, folder: Path) -> dict[str, dict[str, tuple[tuple[int
         return found
     described: Mapping[str, Any] = ocp.checkpointables_metadata(folder).metadata
     for name, tree in found.items():
-        for path, leaf in described[name].items():
+        for path, leaf in (described.get(name) or {}).items():
             if hasattr(leaf, "shape"):
                 tree[path] = (tuple(leaf.shape), str(leaf.dtype))
     return found

@@ -16,7 +16,6 @@ import numpy as np
 from blobjax.checkpointing import files, host_fingerprint
 from blobjax.checkpointing.files import NOT_FINITE, BadCheckpointError, Leaf, Record
 
-TREES = ("params", "optimizer", "progress")
 # Nodes of a database are read once for all its arrays: 100 MB of them at most.
 _CACHE = {"cache_pool": {"total_bytes_limit": 100_000_000}}
 # So many ends of chunks are asked for before the first is waited for.
@@ -41,7 +40,7 @@ def verify(folder: Path, process: int = 0, processes: int = 1) -> bool:
     record = files.read_record(folder)
     if record.finite is False:
         raise BadCheckpointError(NOT_FINITE)
-    arrays = [(tree, name) for tree in TREES for name in _names(folder / tree, record)]
+    arrays = [(tree, name) for tree in _trees(record) for name in _names(folder / tree, record)]
     wrong = []
     for tree, name in arrays[process::processes]:
         wanted = (record.leaves or {}).get(f"{tree}/{name}")
@@ -74,7 +73,7 @@ def read_back(folder: Path, written: Record) -> None:
     record = files.read_record(folder)
     if record.as_metadata() != replace(written, time=record.time).as_metadata():
         raise BadCheckpointError("its record is not the one that was written")
-    for tree in TREES:
+    for tree in _trees(record):
         _check_chunks(folder / tree, _names(folder / tree, record), record)
 
 
@@ -137,6 +136,12 @@ def _check_ends(tree: Path, opening: list[tuple[str, Any]]) -> None:
 
 def _database(tree: Path) -> dict[str, Any]:
     return {"driver": "ocdbt", "base": {"driver": "file", "path": f"{tree.resolve()}/"}}
+
+
+def _trees(record: Record) -> list[str]:
+    """Names of the trees of a checkpoint; those that are empty for most are there where the record says so."""
+    recorded = {path.partition("/")[0] for path in record.leaves or {}}
+    return [tree for tree in files.TREES if tree in recorded or tree not in ("frozen", "round")]
 
 
 def _names(tree: Path, record: Record) -> list[str]:

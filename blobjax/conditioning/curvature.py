@@ -79,25 +79,24 @@ def top_eigenvalue(
     return value, residual / jnp.abs(value)
 
 
-def adam_scale(
-    state: optax.ScaleByAdamState, beta1: float, beta2: float, epsilon: float, rates: Any, epsilons: Any
-) -> Any:
+def adam_scale(nu: Any, taken: jax.Array, beta1: float, beta2: float, epsilon: float, rates: Any, epsilons: Any) -> Any:
     """Inverse root of Adam's preconditioner, that of each parameter over its own learning rate.
 
     A parameter whose rate is r η and whose epsilon is c ε moves as one of rate η would under the preconditioner
     (1 - β1^t) (sqrt(v / (1 - β2^t)) + c ε) / r (Cohen et al. 2022, section 2, where r = c = 1).
 
     Args:
-      state: of gradients divided by c, as a parametrisation shows them to Adam, so that its `nu` is v / c².
+      nu: Adam's second moments. Its gradients are divided by c, as a parametrisation shows them to it: v / c².
+      taken: int32, steps that Adam has taken.
       rates, epsilons: r and c, as the parameters (`parametrisation.learning_rates`, `parametrisation.epsilons`).
     """
-    steps = jnp.maximum(state.count, 1).astype(jnp.float32)
+    steps = jnp.maximum(taken, 1).astype(jnp.float32)
     warm1, warm2 = 1 - beta1**steps, 1 - beta2**steps
 
     def one(nu: jax.Array, r: float, c: float) -> jax.Array:
         return jax.lax.rsqrt(warm1 * c * (jnp.sqrt(nu / warm2) + epsilon) / r)
 
-    return jax.tree.map(one, state.nu, rates, epsilons)
+    return jax.tree.map(one, nu, rates, epsilons)
 
 
 def adam_edge(learning_rate: jax.typing.ArrayLike, beta1: float) -> jax.typing.ArrayLike:

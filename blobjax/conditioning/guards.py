@@ -46,16 +46,15 @@ class GuardState(NamedTuple):
     level: LevelState | None
     """None where a loss that stays high is no trouble."""
 
+    def metrics(self, before: "GuardState") -> dict[str, jax.Array]:
+        """`skipped`, 1 where the step was refused; and how long trouble has lasted, 0 in quiet times.
 
-def streaks(state: GuardState) -> dict[str, jax.Array]:
-    """How long trouble has lasted, as metrics: float32 scalars, 0 in quiet times.
-
-    `skipped_in_a_row` steps were refused; `troubled` steps were refused or had a loss too high above its level.
-    """
-    counts = {"skipped_in_a_row": state.skipped_in_a_row}
-    if state.level is not None:
-        counts["troubled"] = state.level.troubled
-    return {name: count.astype(jnp.float32) for name, count in counts.items()}
+        `skipped_in_a_row` steps were refused; `troubled` steps were refused or had a loss too high above its level.
+        """
+        counts = {"skipped": self.skipped - before.skipped, "skipped_in_a_row": self.skipped_in_a_row}
+        if self.level is not None:
+            counts["troubled"] = self.level.troubled
+        return {name: count.astype(jnp.float32) for name, count in counts.items()}
 
 
 def guarded(optimizer: optax.GradientTransformation, settings: schema.Guard) -> optax.GradientTransformationExtraArgs:

@@ -36,6 +36,10 @@ class LossScaleState(NamedTuple):
     skipped: jax.Array
     """int32, steps that were refused here (not those that a guard refused)."""
 
+    def metrics(self, before: "LossScaleState") -> dict[str, jax.Array]:
+        """`loss_scale` of the step, and `skipped`, 1 where it was refused here."""
+        return {"loss_scale": before.scale, "skipped": (self.skipped - before.skipped).astype(jnp.float32)}
+
 
 def loss_scaled(
     optimizer: optax.GradientTransformation, settings: schema.LossScaling, guarded: bool

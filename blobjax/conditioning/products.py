@@ -11,10 +11,6 @@ Where there is none the operands are cast to the compute format, and dw leaves i
 
 Gradients pass through the rounding as if it were not there (Bengio et al. 2013, the straight-through estimator).
 
-With delayed scaling (Micikevicius et al. 2022; as NVIDIA's Transformer Engine does it) flax rounds by scales from the
-largest magnitudes of earlier steps. They are a record that is kept among the parameters, and whose gradient is what it
-is to be after the step: `split_records` takes it away from whatever trains parameters.
-
 Dims: T tokens (one dim or more), I features in, O features out.
 """
 
@@ -27,8 +23,6 @@ import jax
 import jax.numpy as jnp
 import qwix
 from flax import nnx
-from flax.linen.fp8_ops import fp8_scaled_dot_general
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
 from blobjax.compute import accelerators, target
@@ -37,9 +31,6 @@ from blobjax.conditioning.precision import operand_format, policy
 from blobjax.config import BadInputError
 from blobjax.config.schema import Config
 
-# The module attribute that holds a layer's products, and so a part of the path of every record.
-_PRODUCTS = "products"
-_HISTORY = 1024
 _REAL = {FORMATS["int8"].largest: jnp.int8, FORMATS["fp8_e4m3"].largest: jnp.float8_e4m3fn}
 _REAL[FORMATS["fp8_e5m2"].largest] = jnp.float8_e5m2
 
@@ -146,15 +137,6 @@ def _backward_of_casts(n_in: int, result: DTypeLike, kept: Any, g_TO: jax.Array)
 product_of_casts.defvjp(_forward_of_casts, _backward_of_casts)
 
 
-class Record(nnx.Module):
-    """What delayed scaling knows of one tensor."""
-
-    def __init__(self) -> None:
-        # Under a Param, so that the record is saved, restored and placed as parameters are; never sharded.
-        self.scale = nnx.Param(jnp.ones((1,), jnp.float32), axes=(None,))
-        self.largest = nnx.Param(jnp.zeros((_HISTORY,), jnp.float32), axes=(None,))
-
-
 class Product(nnx.Module):
     """x · w of one place in the model.
 
@@ -167,7 +149,7 @@ class Product(nnx.Module):
 
     def __init__(self, config: Config, path: str):
         conditioning = config.conditioning
-        scaling, simulate = conditioning.matmul_scaling, conditioning.simulate
+        simulate = conditioning.simulate
         self.policy = policy(conditioning, path)
         self.gradient = gradient_format(config, path)
         matmul = self.policy.matmul
@@ -177,15 +159,13 @@ class Product(nnx.Module):
                 f"conditioning.precision fp8 needs a device that multiplies fp8, and {device.device_kind} is not known "
                 "to; set conditioning.simulate=true"
             )
-        operands = ("input", "weight", "gradient") if matmul and scaling == "delayed" else ()
-        self.records = nnx.Dict({name: Record() for name in operands})
         self.rounded = (
             Rounded(
                 operand_format(matmul.forward, conditioning),
                 operand_format(matmul.gradient, conditioning),
                 simulate,
             )
-            if matmul and scaling != "delayed"
+            if matmul
             else None
         )
 
@@ -201,7 +181,7 @@ class Product(nnx.Module):
           [T..., O...].
         """
         result = x_TI.dtype if result is None else result
-        if self.policy.matmul is None:
+        if self.rounded is None:
             compute = self.policy.compute
             summed = jnp.promote_types(compute, result)
             x_TI = x_TI.astype(compute)
@@ -211,24 +191,7 @@ class Product(nnx.Module):
         shape = (*x_TI.shape[: x_TI.ndim - n_in], *w_IO.shape[n_in:])
         features = math.prod(w_IO.shape[:n_in])
         x_TI, w_IO = x_TI.reshape(*x_TI.shape[: x_TI.ndim - n_in], features), w_IO.reshape(features, -1)
-        y_TO = self._delayed(x_TI, w_IO) if self.rounded is None else rounded_product(x_TI, w_IO, self.rounded)
-        return y_TO.reshape(shape).astype(result)
-
-    def _delayed(self, x_TI: jax.Array, w_IO: jax.Array) -> jax.Array:
-        known = {name: (record.scale[...], record.largest[...]) for name, record in self.records.items()}
-        # Where a device has no units for fp8 XLA widens the operands: the simulation is the same program.
-        return fp8_scaled_dot_general(
-            x_TI.astype(jnp.float32),
-            w_IO.astype(jnp.float32),
-            (((x_TI.ndim - 1,), (0,)), ((), ())),
-            preferred_element_type=jnp.float32,
-            lhs_scale=known["input"][0],
-            rhs_scale=known["weight"][0],
-            grad_scale=known["gradient"][0],
-            lhs_amax_history=known["input"][1],
-            rhs_amax_history=known["weight"][1],
-            grad_amax_history=known["gradient"][1],
-        )
+        return rounded_product(x_TI, w_IO, self.rounded).reshape(shape).astype(result)
 
 
 def gradient_format(config: Config, path: str) -> DTypeLike:
@@ -244,10 +207,7 @@ def gradient_format(config: Config, path: str) -> DTypeLike:
 
 
 def make_products(config: Config, of: str = "") -> nnx.Dict:
-    """The products of a layer (`blocks/attention`, `blocks/mlp`), or those that belong to none, by their names.
-
-    They must be kept under the attribute `products`.
-    """
+    """The products of a layer (`blocks/attention`, `blocks/mlp`), or those that belong to none, by their names."""
     split = (path.rpartition("/") for path in config.model.products)
     return nnx.Dict({name: Product(config, f"{layer}{slash}{name}") for layer, slash, name in split if layer == of})
 
@@ -259,29 +219,3 @@ def has_fp8(device: jax.Device) -> bool:
         return "NVIDIA" in device.device_kind and float(capability or 0) >= 8.9
     chip = accelerators.find(device.device_kind)
     return chip is not None and chip.fp8_flops is not None
-
-
-def split_records(params: Any) -> tuple[Any, Any]:
-    """What is trained, and the records of delayed scaling, which are not.
-
-    Args:
-      params: nested dicts: parameters, or anything of their structure; leaves may be anything but dicts.
-
-    Returns:
-      Two trees of nested dicts; the second is empty where no product keeps a record.
-    """
-    flat = flatten_dict(params)
-    records = {path: leaf for path, leaf in flat.items() if _PRODUCTS in path}
-    trained = {path: leaf for path, leaf in flat.items() if _PRODUCTS not in path}
-    return unflatten_dict(trained), unflatten_dict(records)
-
-
-def join_records(trained: Any, records: Any) -> Any:
-    """The parameters that `split_records` took apart."""
-    return unflatten_dict(flatten_dict(trained) | flatten_dict(records))
-
-
-def add_gradients(sums: Any, grads: Any) -> Any:
-    """Gradients of one more part of a batch; of records, which are magnitudes and scales, the largest counts."""
-    (trained_sums, record_sums), (trained, records) = split_records(sums), split_records(grads)
-    return join_records(jax.tree.map(jnp.add, trained_sums, trained), jax.tree.map(jnp.maximum, record_sums, records))

@@ -15,10 +15,14 @@ import optax
 
 
 class QKClipState(NamedTuple):
-    """What there is to tell of it."""
+    """What QK-clip counts."""
 
     clipped_heads: jax.Array
     """int32, heads scaled so far, each as often as it was."""
+
+    def metrics(self, before: "QKClipState") -> dict[str, jax.Array]:
+        """`qk_clipped`, heads scaled in the step; none in a refused one, whose state is the old one."""
+        return {"qk_clipped": (self.clipped_heads - before.clipped_heads).astype(jnp.float32)}
 
 
 def qk_clip(threshold: float) -> optax.GradientTransformationExtraArgs:
@@ -45,7 +49,7 @@ def qk_clip(threshold: float) -> optax.GradientTransformationExtraArgs:
         def scaled(name: str, gamma_LH: jax.Array) -> jax.Array:
             u_LDHK, p_LDHK = attention[name], params["blocks"]["attention"][name]
             gamma_L1H1 = gamma_LH[:, None, :, None]
-            # Heads that are let be keep their bits.
+            # Unclipped heads stay bitwise unchanged.
             return jnp.where(gamma_L1H1 < 1, gamma_L1H1 * (p_LDHK + u_LDHK) - p_LDHK, u_LDHK)
 
         if attention["key"].shape[2] == logits_LH.shape[1]:

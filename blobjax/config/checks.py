@@ -103,6 +103,18 @@ def _data(config: "Config") -> list[str]:
             f"data.seq_len {data.seq_len} is longer than the {model.max_seq_len} tokens of model.max_seq_len that the "
             "rotary embeddings are set for; lower one or raise the other"
         )
+    for name in data.mixture:
+        examples = name in data.sources and data.sources[name].kind == "examples"
+        if config.objective.kind == "supervised" and not examples:
+            found.append(
+                f"objective.kind supervised learns answers, and domain {brief(name)} has none; give prompts and "
+                f"answers as data.sources.{name} of the kind examples, or set objective.kind=next_token"
+            )
+        if config.objective.kind != "supervised" and examples:
+            found.append(
+                f"data.sources.{name}.kind examples is for objective.kind supervised, not {config.objective.kind}; set "
+                "objective.kind=supervised"
+            )
     if data.tokenizer == "bytes" and model.vocab_size < 256:
         found.append(f"model.vocab_size {model.vocab_size} is smaller than the byte tokenizer's 256 (data.tokenizer)")
     return found
@@ -320,26 +332,13 @@ def _matmul_formats(config: "Config") -> list[str]:
             for name in names
             if name not in ("int8", "fp8")
         ]
-    can_scale = {"current": MATMUL_FORMATS, "blocks": ("int8", "fp8"), "delayed": ("fp8",)}[scaling]
+    can_scale = {"current": MATMUL_FORMATS, "blocks": ("int8", "fp8")}[scaling]
     found += [
-        f"conditioning.matmul_scaling {scaling} is for {' and '.join(can_scale)}, and {name} "
-        f"{'is scaled by the current largest magnitude' if name == 'int8' else 'has scales of its own'}; "
+        f"conditioning.matmul_scaling {scaling} is for {' and '.join(can_scale)}, and {name} has scales of its own; "
         "set conditioning.matmul_scaling=current"
         for name in names
         if name not in can_scale
     ]
-    if scaling == "delayed":
-        if config.compute.loss_chunk_tokens and "output" in formats:
-            found.append(
-                "conditioning.matmul_scaling delayed records one largest magnitude a step, and "
-                "compute.loss_chunk_tokens makes many output products of it; set compute.loss_chunk_tokens=0 or "
-                "conditioning.precision_overrides.output=bfloat16"
-            )
-        if conditioning.precision == "bfloat16_params":
-            found.append(
-                "conditioning.matmul_scaling delayed keeps its scales among the parameters, which "
-                "conditioning.precision bfloat16_params rounds; set conditioning.precision=bfloat16"
-            )
     return found
 
 

@@ -10,7 +10,7 @@ from rich.text import Text
 from blobjax.config import Config
 from blobjax.data.mixture import Mixture
 from blobjax.data.overlap import NEAR, SHINGLE_WORDS, Overlap, overlaps
-from blobjax.data.preparation import Prepared
+from blobjax.data.preparation import SPLITS, Prepared
 from blobjax.data.stream import used
 
 _DEFINITION = (
@@ -29,7 +29,7 @@ class Description:
       documents, bytes, tokens: of both splits together.
       held_out: share of the bytes that is held out.
       weight: share of the training sequences.
-      epochs: passes over the training split in the run; None where its length is not known.
+      epochs: passes over the training split in the run; None where its length is not known, and for examples.
       sample: how the first held-out document begins.
       notes: what was skipped when it was prepared.
       overlap: how much of its held-out text stands in the training text too.
@@ -64,9 +64,11 @@ def describe(config: Config, prepared: Prepared, sequences: int | None = None) -
     described = []
     for name, domain in prepared.domains.items():
         manifest = domain.manifest
-        tokens = {split: shard["tokens"] for split, shard in manifest["shards"].items()}
+        tokens = {split: manifest["shards"][split]["tokens"] for split in SPLITS}
         size = sum(manifest["bytes"].values())
         windows = used((tokens["train"] - 1) // config.data.seq_len, config.data.fraction)
+        # How many rows examples fill is known once they are packed.
+        unknown = sequences is None or domain.marks("train") is not None
         described.append(
             Description(
                 domain=name,
@@ -77,7 +79,7 @@ def describe(config: Config, prepared: Prepared, sequences: int | None = None) -
                 tokens=sum(tokens.values()),
                 held_out=manifest["bytes"]["held_out"] / size,
                 weight=weights.get(name, 0) / sum(weights.values()),
-                epochs=None if sequences is None else counts.get(name, 0) / windows,
+                epochs=None if unknown else counts.get(name, 0) / windows,
                 sample=prepared.tokenizer.decode(domain.tokens("held_out")[:200])[:160],
                 notes=domain.notes,
                 overlap=shared[name],

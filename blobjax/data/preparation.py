@@ -19,6 +19,7 @@ from blobjax.config import BadInputError, Config
 from blobjax.config.paths import expanded, home
 from blobjax.config.schema import Source
 from blobjax.data import sources
+from blobjax.data.examples import assemble
 from blobjax.data.progress import Progress, silent
 from blobjax.data.scratch import alone, publish, remove_left_overs, scratch_folder
 from blobjax.data.shards import ShardWriter, open_shard, verify_shard
@@ -31,6 +32,11 @@ FORMAT = 2
 SPLITS = ("train", "held_out")
 # Text handed to the tokenizer at once: enough for it to use all cores, little enough to stay out of the way.
 _BATCH_CHARACTERS = 1 << 22
+
+
+def _marks(split: str) -> str:
+    """Name of the shard that says what of a split's examples is learned."""
+    return f"{split}_marks"
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,11 @@ class Domain:
     def tokens(self, split: str) -> np.ndarray:
         """The flat tokens of `train` or `held_out`, memory-mapped; every document opens with the separator."""
         return open_shard(self.folder, self.manifest["shards"][split])
+
+    def marks(self, split: str) -> np.ndarray | None:
+        """For each token its `examples.COUNTS` and `examples.OPENS`, uint8; None where the domain is text."""
+        entry = self.manifest["shards"].get(_marks(split))
+        return None if entry is None else open_shard(self.folder, entry)
 
     @property
     def notes(self) -> list[str]:
@@ -147,7 +158,9 @@ def _plan(config: Config, domain: str, tokenizer: Tokenizer) -> _Plan:
     origin = sources.fingerprint(source, domain)
     source_hash = _hash(origin)
     fraction = config.data.held_out_fraction
-    key = _hash([FORMAT, source.model_dump(), source_hash, tokenizer.fingerprint, fraction])
+    # long_examples decides which rows are made of the tokens, not the tokens.
+    asked = source.model_dump(exclude={"long_examples"})
+    key = _hash([FORMAT, asked, source_hash, tokenizer.fingerprint, fraction])
     in_files = source.kind not in ("embedded", "huggingface")
     size = sum(size for _, size, _ in origin) if in_files else 0
     return _Plan(domain, source, source_hash, size, fraction, config.data.max_document_bytes, key[:16])
@@ -175,8 +188,11 @@ def _domain(root: Path, plan: _Plan, tokenizer: Tokenizer, progress: Progress) -
     path = final / "manifest.json"
     try:
         manifest = json.loads(path.read_bytes())
-        for split in SPLITS:
-            verify_shard(final, manifest["shards"][split])
+        for entry in (manifest["shards"][split] for split in SPLITS):
+            verify_shard(final, entry)
+        if plan.source.kind == "examples":
+            for split in SPLITS:
+                verify_shard(final, manifest["shards"][_marks(split)])
     except (OSError, ArithmeticError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadInputError(f"{path}: damaged: {error}; delete the folder {final} and it is prepared again") from None
     return Domain(plan.domain, final, manifest)
@@ -200,6 +216,10 @@ def _write(scratch: Path, plan: _Plan, tokenizer: Tokenizer, progress: Progress)
     """Tokenises the domain into train.bin and held_out.bin; returns the manifest."""
     dtype = token_dtype(tokenizer.vocab_size)
     writers = {split: ShardWriter(scratch / f"{split}.bin", dtype) for split in SPLITS}
+    if plan.source.kind == "examples":
+        writers |= {
+            _marks(split): ShardWriter(scratch / f"{_marks(split)}.bin", np.dtype(np.uint8)) for split in SPLITS
+        }
     separator = np.array([tokenizer.separator], dtype)
     counts = {split: {"documents": 0, "bytes": 0} for split in SPLITS}
     nuls = empty = 0
@@ -207,8 +227,11 @@ def _write(scratch: Path, plan: _Plan, tokenizer: Tokenizer, progress: Progress)
     documents = sources.Documents(plan.source, plan.domain, plan.max_document_bytes)
     for batch in _batches(documents):
         encoded = [_encode(document) for document in batch]
-        tokens = tokenizer.encode_batch([document.text for document in batch])
-        for document, text, ids in zip(batch, encoded, tokens, strict=True):
+        tokens = tokenizer.encode_batch([piece.text for document in batch for piece in document.pieces])
+        pieces = iter(tokens)
+        for document, text in zip(batch, encoded, strict=True):
+            each = [next(pieces) for _ in document.pieces]
+            ids = each[0] if len(each) == 1 else np.concatenate(each)
             nuls += text.count(b"\0")
             text = text.replace(b"\0", b"")
             if not text:
@@ -224,8 +247,13 @@ def _write(scratch: Path, plan: _Plan, tokenizer: Tokenizer, progress: Progress)
             split = "held_out" if position < plan.held_out_fraction else "train"
             counts[split]["documents"] += 1
             counts[split]["bytes"] += len(text)
-            writers[split].write(separator)
-            writers[split].write(ids)
+            if plan.source.kind == "examples":
+                ids, marks = assemble(document.pieces, each, tokenizer.separator)
+                writers[split].write(ids)
+                writers[_marks(split)].write(marks)
+            else:
+                writers[split].write(separator)
+                writers[split].write(ids)
         written = sum(count["bytes"] for count in counts.values())
         # Below the total while there is still something to do, so that reaching it means the end.
         done = batch[-1].done or written
@@ -234,7 +262,7 @@ def _write(scratch: Path, plan: _Plan, tokenizer: Tokenizer, progress: Progress)
     return {
         "format": FORMAT,
         "domain": plan.domain,
-        "source": plan.source.model_dump(),
+        "source": plan.source.model_dump(exclude={"long_examples"}),
         "source_fingerprint": plan.source_hash,
         "tokenizer": {
             "fingerprint": tokenizer.fingerprint,
@@ -248,7 +276,7 @@ def _write(scratch: Path, plan: _Plan, tokenizer: Tokenizer, progress: Progress)
         "empty_documents": empty,
         "skipped_rows": documents.skipped_rows,
         "skipped_paths": documents.skipped_paths,
-        "shards": {split: writers[split].close() for split in SPLITS},
+        "shards": {name: writer.close() for name, writer in writers.items()},
     }
 
 

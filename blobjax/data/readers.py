@@ -110,6 +110,23 @@ def _passages(path: Path, content: IO[bytes], raw: IO[bytes]) -> Records:
 
 
 def _jsonl(path: Path, reading: Reading) -> Records:
+    for line, number, offset in _lines(path, reading):
+        yield _field(line, f"{path}:{number}", reading), number, offset
+
+
+def _examples(path: Path, reading: Reading) -> Records:
+    """Lines that are JSON; `examples.pieces_of` says what has to be in them."""
+    for line, number, offset in _lines(path, reading):
+        try:
+            json.loads(line)
+            text = line.decode()
+        except (ValueError, RecursionError) as error:
+            raise BadInputError(f"{path}:{number}: not JSON: {error}") from None
+        yield text, number, offset
+
+
+def _lines(path: Path, reading: Reading) -> Iterator[tuple[bytes, int, int]]:
+    """Lines that are not empty, their numbers from 1, and bytes of the file read so far."""
     number = 0
     with open_bytes(path) as (content, raw):
         while True:
@@ -131,7 +148,7 @@ def _jsonl(path: Path, reading: Reading) -> Records:
                 raise _too_large(f"{path}:{number}", reading)
             line = line.removeprefix(BOM) if number == 1 else line
             if line.strip():
-                yield _field(line, f"{path}:{number}", reading), number, raw.tell()
+                yield line, number, raw.tell()
 
 
 def _too_large(where: str, reading: Reading) -> BadInputError:
@@ -322,6 +339,7 @@ def read_huggingface(reading: Reading) -> Records:
 READERS: dict[str, Callable[[Path, Reading], Records]] = {
     "text": _text,
     "jsonl": _jsonl,
+    "examples": _examples,
     "parquet": _parquet,
     "array_record": _array_record,
 }

@@ -4,6 +4,7 @@ Documents come in an order fixed by the sorted paths, so that all hosts prepare 
 """
 
 import difflib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 from blobjax.config import BadInputError, Config
 from blobjax.config.schema import Source
 from blobjax.data import embedded, files
+from blobjax.data.examples import Piece, pieces_of
 from blobjax.data.readers import READERS, Reading, read_huggingface, reason, refuse_arrow
 
 
@@ -20,14 +22,16 @@ class Document(NamedTuple):
     Attributes:
       text: the document.
       path: the file, or the name of what has no file.
-      number: line (jsonl), record (parquet, array_record, huggingface) or document (text, embedded), from 1.
+      number: line (jsonl, examples), record (parquet, array_record, huggingface) or document (text, embedded), from 1.
       done: bytes of source files read by now, as they are on disk.
+      pieces: the parts that are tokenised one by one: those of an example, or the whole text.
     """
 
     text: str
     path: str
     number: int
     done: int
+    pieces: list[Piece]
 
 
 def resolve(config: Config, domain: str) -> Source:
@@ -97,8 +101,11 @@ class Documents:
         for text, path, number, done in self._records():
             if text is None:
                 self.skipped_rows += 1
+            elif self._source.kind == "examples":
+                pieces = pieces_of(json.loads(text), f"{path}:{number}")
+                yield Document("".join(piece.text for piece in pieces), path, number, done, pieces)
             else:
-                yield Document(text, path, number, done)
+                yield Document(text, path, number, done, [Piece(text, True)])
 
     def _records(self) -> Iterator[tuple[str | None, str, int, int]]:
         source = self._source

@@ -16,9 +16,10 @@ from blobjax.config import BadInputError, Config
 from blobjax.data.faults import spoil
 from blobjax.data.mixture import Mixture
 from blobjax.data.passed_over import PassedOver
-from blobjax.data.preparation import Prepared
+from blobjax.data.preparation import Domain, Prepared
 from blobjax.data.shuffle import shuffled
 from blobjax.data.tokenizer import Tokenizer
+from blobjax.data.windows import PackedExamples, Row, TextWindows, Windows
 
 Batch = dict[str, np.ndarray]
 
@@ -30,6 +31,7 @@ class Stream:
       tokenizer: what the tokens mean.
       tokens_per_epoch: training tokens in one pass over what is used of each domain of positive weight.
       fingerprint: tells the tokens on disk from any others; compare before resuming.
+      notes: what was skipped when the windows were cut, a line each.
       passed_over: sequences that the run leaves out; it grows when the run rolls back. Batches asked for afterwards are
         without them.
     """
@@ -41,12 +43,24 @@ class Stream:
         self.tokenizer: Tokenizer = prepared.tokenizer
         self.fingerprint = prepared.fingerprint
         self._mixture = Mixture(config.data.mixture)
-        self._train = [prepared.domains[name].tokens("train") for name in self._mixture.names]
-        self._held_out = {name: domain.tokens("held_out") for name, domain in prepared.domains.items()}
-        self._all_windows = [(len(tokens) - 1) // self._data.seq_len for tokens in self._train]
-        _check_lengths(self._mixture.names, self._train, self._all_windows, self._data.seq_len)
-        self._windows = [used(count, self._data.fraction) for count in self._all_windows]
+        self.notes: list[str] = []
+        self._train = [self._open(prepared.domains[name], "train") for name in self._mixture.names]
+        self._held_out = {name: self._open(domain, "held_out") for name, domain in prepared.domains.items()}
+        _check_lengths(prepared, self._mixture.names, self._train, self._data.seq_len)
+        self._windows = [used(len(windows), self._data.fraction) for windows in self._train]
         self.tokens_per_epoch = sum(self._windows) * self._data.seq_len
+
+    def _open(self, domain: Domain, split: str) -> Windows:
+        """A split of a domain, cut into windows."""
+        flat, length = domain.tokens(split), self._data.seq_len
+        if (marks := domain.marks(split)) is None:
+            return TextWindows(flat, length, partial=split == "held_out")
+        source = self._data.sources[domain.name]
+        packed = PackedExamples(flat, marks, length, self.tokenizer.separator, domain.name, source)
+        if packed.skipped:
+            what = f"{packed.skipped:,} of {packed.examples:,} {split.replace('_', '-')} examples"
+            self.notes.append(f"domain '{domain.name}': skipped {what}, which are longer than data.seq_len {length}")
+        return packed
 
     def epochs(self, sequences: int) -> dict[str, float]:
         """How often each trained domain has been gone through after so many sequences of the run."""
@@ -87,20 +101,15 @@ class Stream:
 
     def sequences(self, numbers: list[int]) -> Batch:
         """The batch made of these sequences of the run, given by global number; [B, T] arrays as in `batches`."""
-        length = self._data.seq_len
         numbers = [self.passed_over.number(number) for number in numbers]
-        tokens = np.empty((len(numbers), length + 1), np.int32)
-        for row, number in enumerate(numbers):
-            domain, index = self._mixture.locate(number)
-            start = self._window(domain, index) * length
-            tokens[row] = self._train[domain][start : start + length + 1]
-        batch = self._pack(tokens)
+        located = [self._mixture.locate(number) for number in numbers]
+        batch = self._pack([self._train[domain][self._window(domain, index)] for domain, index in located])
         spoil(batch, numbers, self._faults, self._vocab_size, self._seed)
         return batch
 
     def _window(self, domain: int, index: int) -> int:
         """Where the domain's sequence number `index` lies, in windows."""
-        name, count, whole = self._mixture.names[domain], self._windows[domain], self._all_windows[domain]
+        name, count, whole = self._mixture.names[domain], self._windows[domain], len(self._train[domain])
         window = shuffled(index, count, self._seed, name)
         # The first so many of an order drawn once and for all: so a smaller part lies within a larger one.
         return window if count == whole else shuffled(window, whole, 0, f"{name}/fraction")
@@ -113,39 +122,35 @@ class Stream:
         Returns:
           Dict of [n', T] arrays as in `batches`, n' <= n.
         """
-        flat, length = self._held_out[domain], self._data.seq_len
-        windows = max(-(-(len(flat) - 1) // length), 1)
-        count = min(n, windows)
-        tokens = np.zeros((count, length + 1), np.int32)
-        filled = np.zeros(count, np.int64)
-        for row, window in enumerate(np.arange(count) * windows // max(count, 1)):
-            part = flat[window * length : window * length + length + 1]
-            tokens[row, : len(part)] = part
-            filled[row] = len(part)
-        return self._pack(tokens, filled)
+        windows = self._held_out[domain]
+        count = min(n, len(windows))
+        return self._pack([windows[int(each)] for each in np.arange(count) * len(windows) // max(count, 1)])
 
-    def _pack(self, tokens: np.ndarray, filled: np.ndarray | None = None) -> Batch:
-        """Windows of T+1 tokens as model input.
-
-        Args:
-          tokens: int32 [B, T+1].
-          filled: tokens of each row that are no padding; None: all.
-        """
+    def _pack(self, rows: list[Row]) -> Batch:
+        """Windows of T+1 tokens as model input."""
+        tokens, filled = np.stack([row.tokens for row in rows]), np.array([row.filled for row in rows])
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         time = np.arange(inputs.shape[1], dtype=np.int32)
         opens = inputs == self.tokenizer.separator
+        for row, known in enumerate(rows):
+            if known.opens is not None:
+                opens[row] = known.opens
         if not self._data.mask_documents:
             opens = np.zeros_like(opens)
         # A window that begins inside a document has it as its segment 1. Positions count from where a document or the
         # window begins: attention sees no further back, and no position is beyond the length the model was made for.
         segments = np.cumsum(opens, axis=1, dtype=np.int32) + ~opens[:, :1]
         positions = time - np.maximum.accumulate(np.where(opens, time, 0), axis=1)
-        counts = np.ones(inputs.shape, bool) if filled is None else time < filled[:, None] - 1
+        there = time < filled[:, None] - 1
+        counts = there.copy()
+        for row, known in enumerate(rows):
+            if known.counts is not None:
+                counts[row] &= known.counts
         return {
-            "tokens": np.where(counts, inputs, 0).astype(np.int32),
-            "targets": np.where(counts, targets, 0).astype(np.int32),
-            "segments": np.where(counts, segments, 0).astype(np.int32),
-            "positions": np.where(counts, positions, 0).astype(np.int32),
+            "tokens": np.where(there, inputs, 0).astype(np.int32),
+            "targets": np.where(there, targets, 0).astype(np.int32),
+            "segments": np.where(there, segments, 0).astype(np.int32),
+            "positions": np.where(there, positions, 0).astype(np.int32),
             "mask": counts.astype(np.float32),
             "target_bytes": np.where(counts, self.tokenizer.bytes_per_token[targets], 0).astype(np.int32),
         }
@@ -165,12 +170,12 @@ def open_stream(config: Config, prepared: Prepared) -> Stream:
     return Stream(config, prepared)
 
 
-def _check_lengths(names: tuple[str, ...], train: list[np.ndarray], windows: list[int], length: int) -> None:
+def _check_lengths(prepared: Prepared, names: tuple[str, ...], train: list[Windows], length: int) -> None:
     problems = [
-        f"domain '{name}' has {len(tokens)} training tokens, less than one sequence (data.seq_len + 1 = {length + 1}); "
-        "give more text, a smaller seq_len or weight 0"
-        for name, tokens, count in zip(names, train, windows, strict=True)
-        if count < 1
+        f"domain '{name}' has {len(prepared.domains[name].tokens('train'))} training tokens, less than one sequence "
+        f"(data.seq_len + 1 = {length + 1}); give more text, a smaller seq_len or weight 0"
+        for name, windows in zip(names, train, strict=True)
+        if not len(windows)
     ]
     if problems:
         raise BadInputError(*problems)

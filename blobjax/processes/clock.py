@@ -4,12 +4,10 @@ import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 from blobjax.runs.directory import EventLog
 from blobjax.runs.ledger import ACCOUNTS
-
-T = TypeVar("T")
 
 # Between entries of the log. What a killed process had not written down is not known: at most a hundredth of its life,
 # within these bounds. A month leaves some 40,000 lines, which `blobjax status` reads in half a second.
@@ -49,16 +47,6 @@ class Clock:
             yield
         finally:
             self.switch(before)
-
-    def waiting(self, items: Iterator[T]) -> Iterator[T]:
-        """The same items; the time that they take to come goes into `data_wait`."""
-        while True:
-            with self.on("data_wait"):
-                try:
-                    item = next(items)
-                except StopIteration:
-                    return
-            yield item
 
     def step(self, step: int, events: EventLog) -> None:
         """A step is done; now and then its time and that of those before it is written down."""

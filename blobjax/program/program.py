@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from blobjax.compute.flops import flops_per_token, param_count
 from blobjax.compute.sharding import Layout
-from blobjax.conditioning.products import split_records
 from blobjax.config import BadInputError, BatchSizes, Clockwork, Config
+from blobjax.objectives import Objective, make_objective
 from blobjax.program.optimizer import make_optimizer, schedule
 from blobjax.program.state import (
     Architecture,
@@ -22,16 +21,6 @@ from blobjax.program.state import (
     shardings,
 )
 from blobjax.program.step import make_eval_step, make_train_step
-
-# What a batch holds, on the host and on the devices; each array is [B, T].
-BATCH_DTYPES = {
-    "tokens": jnp.int32,
-    "targets": jnp.int32,
-    "segments": jnp.int32,
-    "positions": jnp.int32,
-    "mask": jnp.float32,
-    "target_bytes": jnp.int32,
-}
 
 
 def make_clockwork(config: Config, tokens_per_epoch: int) -> Clockwork:
@@ -84,6 +73,7 @@ class Program:
       layout: mesh and sharding rules.
       clockwork: durations to steps; `clockwork.length` is the run's length.
       arch: the model without its numbers.
+      objective: what is optimised, and where batches come from.
       optimizer: the whole optax chain.
       rate: learning rate by step.
       seq_len: tokens that attention stays within, by step; None: those of the whole sequence.
@@ -95,6 +85,7 @@ class Program:
     layout: Layout
     clockwork: Clockwork
     arch: Architecture
+    objective: Objective
     optimizer: optax.GradientTransformationExtraArgs
     rate: optax.Schedule
     seq_len: optax.Schedule | None
@@ -119,7 +110,7 @@ class Program:
     def _abstract_batch(self, shape_BT: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
         return {
             name: jax.ShapeDtypeStruct(shape_BT, dtype, sharding=self.batch_sharding)
-            for name, dtype in BATCH_DTYPES.items()
+            for name, dtype in self.objective.arrays.items()
         }
 
     def lower_train_step(self, batch_size: int | None = None) -> Any:
@@ -133,14 +124,16 @@ class Program:
     def trace_train_step(self, batch_size: int | None = None) -> jax.stages.Traced:
         """As `lower_train_step`, one stage before: its jaxpr says what is computed, whatever the devices."""
         batch = self._abstract_batch((batch_size or self.shape_BT[0], self.shape_BT[1]))
-        step = make_train_step(self.config, self.arch, self.optimizer, self.rate, self.layout, self.seq_len)
+        step = make_train_step(
+            self.config, self.arch, self.objective, self.optimizer, self.rate, self.layout, self.seq_len
+        )
         out = (shardings(self.state), None)
         # The old state's memory becomes the new state's: a step needs one copy of it, not two.
         return jax.jit(step, donate_argnums=0, out_shardings=out).trace(self.state, batch)
 
     def lower_eval_step(self) -> Any:
         """The forward-only step, lowered."""
-        step = make_eval_step(self.config, self.arch, self.layout)
+        step = make_eval_step(self.config, self.arch, self.objective, self.layout)
         return jax.jit(step).lower(self.state.params, self._abstract_batch(self.part_BT))
 
 
@@ -169,12 +162,13 @@ def make_program(config: Config, layout: Layout, tokens_per_epoch: int) -> Progr
     if seq_len_warmup:
         seq_len = optax.linear_schedule(config.duration.seq_len_start, config.data.seq_len, seq_len_warmup)
     arch = architecture(config)
-    optimizer = make_optimizer(config, rate, split_records(arch.axes)[0])
+    optimizer = make_optimizer(config, rate, arch.axes)
     return Program(
         config=config,
         layout=layout,
         clockwork=clockwork,
         arch=arch,
+        objective=make_objective(config),
         optimizer=optimizer,
         rate=rate,
         seq_len=seq_len,

@@ -5,7 +5,7 @@ Random numbers need no place in it: every one is a function of (seed, step), so 
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -15,7 +15,6 @@ from flax import nnx
 
 from blobjax.compute.sharding import Layout
 from blobjax.conditioning.precision import policy
-from blobjax.conditioning.products import split_records
 from blobjax.config.schema import Config
 from blobjax.model import Transformer, logical_axes
 
@@ -29,11 +28,15 @@ class TrainState:
       step: int32 scalar, optimizer steps taken.
       params: nested dict of arrays, in the precision policy's parameter format.
       opt_state: optax's state; its moments are sharded as their parameters.
+      frozen: arrays that the objective reads and no step changes, such as a reference policy; empty for most.
+      round: data that the objective makes from the state and learns from for more than one step; empty for most.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
+    frozen: Any = field(default_factory=dict)
+    round: Any = field(default_factory=dict)
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -116,7 +119,7 @@ def abstract_state(arch: Architecture, optimizer: optax.GradientTransformationEx
                 return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=param.sharding)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated)
 
-    opt_state = jax.tree_util.tree_map_with_path(shard, jax.eval_shape(optimizer.init, split_records(arch.shapes)[0]))
+    opt_state = jax.tree_util.tree_map_with_path(shard, jax.eval_shape(optimizer.init, arch.shapes))
     step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
     return TrainState(step, params, opt_state)
 
@@ -139,7 +142,7 @@ def init_state(config: Config, optimizer: optax.GradientTransformationExtraArgs,
     def init() -> TrainState:
         # Drawn in float32, so that the same seed gives the same weights, rounded, whatever their format.
         params = jax.tree.map(lambda p: p.astype(dtype), nnx.to_pure_dict(nnx.state(_create(config))))
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(split_records(params)[0]))
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
     # Random numbers are drawn once, and LLVM takes six times longer to optimise them than to draw them (laptop config:
     # compiled in 5.7 s and drawn in 0.1 s with optimisation, 0.9 s and 0.4 s without, of processor time).

@@ -22,8 +22,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 
 from blobjax.checkpointing.fingerprint import fingerprint, fingerprint_parts
+from blobjax.objectives import Batch
 from blobjax.program.state import TrainState, flatten
-from blobjax.program.step import Batch, Metrics
+from blobjax.program.step import Metrics
 from blobjax.training.run import Run
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]

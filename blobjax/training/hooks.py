@@ -6,7 +6,7 @@ where the run's config does not need it.
 
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -17,7 +17,6 @@ from blobjax.processes.stragglers import Stragglers
 from blobjax.processes.timers import Earliest, Every, everyone
 from blobjax.program.state import TrainState
 from blobjax.runs.directory import EventLog
-from blobjax.training.evaluation import by_position, evaluate, summing
 from blobjax.training.loop import Hook, StepReport
 from blobjax.training.run import Run
 from blobjax.training.saving import Saver
@@ -52,15 +51,13 @@ class Accounted:
 
 
 class EvaluateHook:
-    """Evaluates every domain when due and after the last step; compiled on first use, so training starts sooner."""
+    """Evaluates as the objective does, when due and after the last step."""
 
     account, patient = "evaluate", True
 
     def __init__(self, run: Run):
         self._run = run
         self._every = Every(run.config.evaluation.every, run.program.clockwork)
-        self._eval_step: Any = None
-        self._held_out: dict[str, Any] = {}
 
     @classmethod
     def make(cls, run: Run) -> "EvaluateHook":
@@ -74,20 +71,17 @@ class EvaluateHook:
     def run(self, step: int, state: TrainState) -> bool:
         """Evaluates, records and says it in one line."""
         began = time.perf_counter()
-        run, program, config = self._run, self._run.program, self._run.config
-        if self._eval_step is None:
-            self._eval_step = program.lower_eval_step().compile()
-            self._held_out = {
-                domain: run.stream.held_out(domain, config.evaluation.sequences) for domain in config.data.mixture
-            }
-        sums = summing(self._eval_step, state.params, program.batch_sharding, program.part_BT)
-        metrics = evaluate(sums, self._held_out)
-        if config.evaluation.by_position:
-            metrics |= by_position(sums, self._held_out)
+        run, objective = self._run, self._run.program.objective
+        metrics = objective.evaluate(run.context, state.params)
         run.evaluated = (step, metrics)
         run.recorder.write(step, metrics)
-        figures = "  ".join(f"{domain} {metrics[f'eval/{domain}/bits_per_byte']:.3f}" for domain in self._held_out)
-        run.say(f"step {step}  held-out bits/byte: {figures}")
+        name, label = objective.watched
+        figures = "  ".join(
+            f"{key.removeprefix('eval/').removesuffix(f'/{name}')} {value:.3f}"
+            for key, value in metrics.items()
+            if key.endswith(f"/{name}")
+        )
+        run.say(f"step {step}  held-out {label}: {figures}")
         run.events.write("evaluate", step=step, seconds=time.perf_counter() - began)
         return False
 

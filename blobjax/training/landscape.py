@@ -19,18 +19,17 @@ import jax.numpy as jnp
 import optax
 
 from blobjax.compute import sharding
-from blobjax.conditioning import parametrisation
+from blobjax.conditioning import parametrisation, wrappers
 from blobjax.conditioning.curvature import NoiseEstimate, adam_edge, adam_scale, noise_estimate, top_eigenvalue
 from blobjax.conditioning.precision import policy
-from blobjax.conditioning.products import split_records
 from blobjax.config import Config
 from blobjax.data import Stream
 from blobjax.data.shuffle import shuffled
-from blobjax.objectives import next_token
+from blobjax.objectives import Batch, make_objective
+from blobjax.objectives import loss as loss_of
 from blobjax.program.batches import Position, local_rows, to_global
 from blobjax.program.program import Program
 from blobjax.program.state import TrainState, architecture
-from blobjax.program.step import Batch
 from blobjax.runs.directory import EventLog, RunDirectory, read_jsonl
 from blobjax.runs.ledger import as_float
 from blobjax.training.recorder import Recorder
@@ -164,12 +163,11 @@ def make_noise(program: Program, parts_P: int) -> Any:
             return sharding.constrain(x_PBT, (None, "batch", "time"))
 
         def add(total: Any, part: Batch) -> tuple[Any, jax.Array]:
-            grads, _ = split_records(jax.grad(loss)(params, part))
-            grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+            grads = jax.tree.map(lambda g: g.astype(jnp.float32), jax.grad(loss)(params, part))
             return jax.tree.map(jnp.add, total, grads), optax.tree.norm(grads, squared=True)
 
         with sharding.use(program.layout):
-            zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), split_records(params)[0])
+            zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
             total, small_P = jax.lax.scan(add, zeros, jax.tree.map(split, batch))
         big = optax.tree.norm(total, squared=True) / parts_P**2
         sequences = program.shape_BT[0]
@@ -189,22 +187,25 @@ def make_curvature(program: Program) -> Any:
             update={"precision": "bfloat16", "precision_overrides": {}, "matmul_scaling": "current"}
         )
     loss = _loss(config.model_copy(update={"compute": compute, "conditioning": conditioning}))
-    optimizer, axes = config.optimizer, split_records(program.arch.axes)[0]
+    optimizer, axes = config.optimizer, program.arch.axes
     rates, epsilons = parametrisation.learning_rates(config, axes), parametrisation.epsilons(config, axes)
     key = jax.random.key(config.seed)
 
     def curvature(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
-        params = jax.tree.map(lambda p: p.astype(jnp.float32), split_records(state.params)[0])
+        params = jax.tree.map(lambda p: p.astype(jnp.float32), state.params)
         iterations = conditioning.curvature_iterations
         with sharding.use(program.layout):
             top, residual = top_eigenvalue(lambda p: loss(p, batch), params, key, iterations)
             found = {"hessian_top": top, "hessian_residual": residual}
             if optimizer.name == "adamw":
-                adam = _adam_state(state.opt_state)
-                scale = adam_scale(adam, optimizer.beta1, optimizer.beta2, optimizer.epsilon, rates, epsilons)
+                nu = optax.tree.get(state.opt_state, "nu")
+                # Adam counts the steps that were taken, as the schedule does.
+                taken = state.step - wrappers.refused(state.opt_state)
+                betas = optimizer.beta1, optimizer.beta2
+                scale = adam_scale(nu, taken, *betas, optimizer.epsilon, rates, epsilons)
                 top, _ = top_eigenvalue(lambda p: loss(p, batch), params, key, iterations, scale)
-                # Adam counts the steps that were taken, as the schedule does, and sees the loss multiplied.
-                edge = adam_edge(program.rate(adam.count), optimizer.beta1)
+                # Adam sees the loss multiplied.
+                edge = adam_edge(program.rate(taken), optimizer.beta1)
                 found["edge_of_stability"] = conditioning.loss_multiplier * top / edge
         return found
 
@@ -223,14 +224,9 @@ def _without_float16(config: Config) -> Config:
 
 def _loss(config: Config) -> Any:
     """The loss of parameters and a batch, as a config has it: model and loss by the same one."""
-    arch = architecture(config)
+    arch, objective = architecture(config), make_objective(config)
 
     def loss(params: Any, batch: Batch) -> jax.Array:
-        return next_token.loss(arch.merge(params), batch, config, jnp.sum(batch["mask"]))[0]
+        return loss_of(objective, arch.merge(params), batch, config, jnp.sum(batch["mask"]))[0]
 
     return loss
-
-
-def _adam_state(opt_state: Any) -> optax.ScaleByAdamState:
-    is_adam = lambda node: isinstance(node, optax.ScaleByAdamState)  # noqa: E731
-    return next(node for node in jax.tree.leaves(opt_state, is_leaf=is_adam) if is_adam(node))

@@ -1,14 +1,15 @@
 """The loop: batches in, steps dispatched, metrics out one step late. It knows nothing of models, losses or files."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 import jax
 
+from blobjax.objectives import Batch, BatchSource
 from blobjax.program.state import TrainState
-from blobjax.program.step import Batch, Metrics
+from blobjax.program.step import Metrics
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Hook(Protocol):
 def run(
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
     state: TrainState,
-    batches: Iterator[Batch],
+    source: BatchSource,
     steps: Iterable[int],
     report: Callable[[StepReport], None],
     hooks: list[Hook],
@@ -71,7 +72,7 @@ def run(
 
     for step in steps:
         asked = time.perf_counter()
-        batch = next(batches)
+        batch = source.next(step, state)
         data_wait = time.perf_counter() - asked
         if in_flight is None:
             mark = time.perf_counter()

@@ -8,7 +8,7 @@ place that grew most against a good step is named, which is a hint and no proof.
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from blobjax.objectives import Batch, BatchSource
 from blobjax.program.program import Program
 from blobjax.program.state import TrainState
-from blobjax.program.step import Batch
 from blobjax.runs.directory import EventLog
 from blobjax.training.stages import Stages
 
@@ -55,18 +55,18 @@ class Examiner:
     """The run's train step, compiled once more with every probe on.
 
     Args:
-      batches: the batches of these steps, which count from 1.
+      sources: where the batches of these steps come from, which count from 1.
     """
 
-    def __init__(self, program: Program, batches: Callable[[range], Iterator[Batch]]):
+    def __init__(self, program: Program, sources: Callable[[range], BatchSource]):
         conditioning = program.config.conditioning.model_copy(update={"probe_every": 1})
         config = program.config.model_copy(update={"conditioning": conditioning})
         self._step = Stages(dataclasses.replace(program, config=config), EventLog(None))
-        self._batches = batches
+        self._sources = sources
 
     def probe(self, state: TrainState, step: int) -> tuple[Probes, bool]:
         """The probes of a state, which is used up, with the batch of a step; and whether that batch is finite."""
-        _, probes, finite = self._probe(state, next(self._batches(range(step, step + 1))))
+        _, probes, finite = self._probe(state, self._sources(range(step, step + 1)).next(step, state))
         return probes, finite
 
     def _probe(self, state: TrainState, batch: Batch) -> tuple[TrainState, Probes, bool]:
@@ -89,10 +89,10 @@ class Examiner:
         good: Probes = {}
         if first - at > _AGAIN_AT_MOST:
             return BadPlace(first, f"not looked for, the newest finite checkpoint is {first - at:,} steps back", {}, {})
-        batches = self._batches(range(at + 1, first + 1))
+        source = self._sources(range(at + 1, first + 1))
         for step in range(at + 1, first + 1):
             with patience(f"computing step {step} once more"):
-                batch = next(batches)
+                batch = source.next(step, state)
                 if step < first - 1:
                     state, _ = train_step(state, batch)
                     continue

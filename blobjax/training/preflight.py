@@ -115,10 +115,10 @@ def preflight(config: Config, allow_config_change: bool) -> Ready:
         layout = make_layout(config)
         with data.show_progress() as progress:
             prepared = data.prepare(config, progress)
-        if jax.process_index() == 0:
-            for note in prepared.notes:
-                print(note, file=sys.stderr)
         stream = data.open_stream(config, prepared)
+        if jax.process_index() == 0:
+            for note in prepared.notes + stream.notes:
+                print(note, file=sys.stderr)
         _check_sample(config, stream.tokenizer)
         program = make_program(config, layout, stream.tokens_per_epoch)
         saved = checkpoint_files.committed(directory.checkpoints) if resuming else []

@@ -33,17 +33,19 @@ class PatientConsole(Console):
 
 
 class ProgressLine:
-    """Shows step, loss, bits per byte, tokens per second and time left.
+    """Shows step, loss, the metric to watch, tokens per second and time left.
 
     Args:
       length: steps of the whole run.
       start: steps already done.
       batches: sequences in each step; the time left is in proportion to those that are left.
+      watched: a metric's name, and its label.
       console: where to; a terminal gets a live line.
     """
 
-    def __init__(self, length: int, start: int, batches: BatchSizes, console: Console):
+    def __init__(self, length: int, start: int, batches: BatchSizes, watched: tuple[str, str], console: Console):
         self._length = length
+        self._watched = watched
         self._console = console
         self._shown = float("-inf")
         self._begun = time.monotonic()
@@ -69,9 +71,9 @@ class ProgressLine:
 
     def update(self, step: int, metrics: dict[str, Any]) -> None:
         """Shows a step's metrics; cheap enough to call at every step."""
+        name, label = self._watched
         figures = (
-            f"loss {metrics['loss']:.3f}  bits/byte {metrics['bits_per_byte']:.3f}  "
-            f"{metrics['tokens_per_second']:,.0f} tokens/s"
+            f"loss {metrics['loss']:.3f}  {label} {metrics[name]:.3f}  {metrics['tokens_per_second']:,.0f} tokens/s"
         )
         if self._progress is not None:
             self._progress.update(self._task, completed=self._sequences(step), description=figures, step=step)

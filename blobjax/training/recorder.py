@@ -1,6 +1,5 @@
 """From what the device reports to what people read: derived metrics, every writer, and the progress line."""
 
-import math
 import resource
 import sys
 from collections.abc import Callable
@@ -45,7 +44,9 @@ class Recorder:
         self._energy = energy
         self._every = Every(program.config.logging.every, program.clockwork)
         self._writers: list[Writer] = make_writers(program.config, directory, position.start) if directory else []
-        self._line = ProgressLine(program.clockwork.length, position.start, program.clockwork.batches, console)
+        self._line = ProgressLine(
+            program.clockwork.length, position.start, program.clockwork.batches, program.objective.watched, console
+        )
 
     def __enter__(self) -> "Recorder":
         self._line.open()
@@ -95,7 +96,7 @@ class Recorder:
             **metrics,
             **(named(flow) if self._probed(done.step) else {}),
             **({"batch_size": batch_size} if clockwork.batches.smaller else {}),
-            "perplexity": math.exp(min(metrics["cross_entropy"], 700.0)),
+            **self._program.objective.derived(metrics),
             "tokens": sequences * seq_len,
             "tokens_per_second": rate,
             # None where the chip's peak is not in the table (a CPU): no figure is better than a wrong one.

@@ -7,16 +7,17 @@ why the windows, written down before training goes on, are all that a restart ne
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
 
 from blobjax.checkpointing.files import newest_finite
 from blobjax.config import DivergedError, HaltedError
+from blobjax.objectives import Batch, BatchSource
 from blobjax.processes.agreement import check_agreement
 from blobjax.program.state import TrainState
-from blobjax.program.step import Batch, Metrics
+from blobjax.program.step import Metrics
 from blobjax.runs.directory import write_atomically
 from blobjax.runs.passages import write_passages
 from blobjax.training import loop
@@ -64,15 +65,15 @@ class Recovery:
     """Decides what follows on trouble, the same on every process.
 
     Args:
-      batches: the batches of these steps, which count from 1, from the stream as it is then.
+      sources: where the batches of these steps come from, which count from 1, from the stream as it is then.
       ring: snapshots to go back to; None: there are none.
     """
 
-    def __init__(self, run: Run, batches: Callable[[range], Iterator[Batch]], ring: SnapshotRing | None):
+    def __init__(self, run: Run, sources: Callable[[range], BatchSource], ring: SnapshotRing | None):
         guard = run.config.conditioning.guard
         self._rollback = guard.rollback if guard else None
         self._run = run
-        self._batches = batches
+        self._sources = sources
         self._ring = ring
 
     def run(
@@ -91,7 +92,7 @@ class Recovery:
         step = _KeepsNewest(train_step)
         while True:
             steps = range(int(state.step) + 1, self._run.length + 1)
-            outcome = _run_until_trouble(step, state, self._batches(steps), steps, report, hooks)
+            outcome = _run_until_trouble(step, state, self._sources(steps), steps, report, hooks)
             if not isinstance(outcome, Trouble):
                 return outcome
             # Steps that may be undone have an entry of their own.
@@ -156,7 +157,7 @@ class Recovery:
         step.give_up()
         try:
             self._run.saver.finish()
-            found = Examiner(self._run.program, self._batches).search(
+            found = Examiner(self._run.program, self._sources).search(
                 self._state(max(trouble.first - 2, self._run.past.first)),
                 trouble.first,
                 step,
@@ -193,7 +194,7 @@ class Recovery:
         """Writes halt.json and returns the first place whose numbers went bad."""
         assert newest is not None
         self._run.saver.finish()
-        examiner = Examiner(self._run.program, self._batches)
+        examiner = Examiner(self._run.program, self._sources)
         # Refused steps have changed nothing: these are the parameters of the bad step, or those one good step on.
         bad, finite = examiner.probe(newest, trouble.step)
         state = self._state(good)

@@ -19,6 +19,7 @@ from blobjax.program.state import TrainState
 from blobjax.runs.directory import EventLog
 from blobjax.runs.passages import write_passages
 from blobjax.training import flow_summary
+from blobjax.training.context import RunContext
 from blobjax.training.inputs import inputs
 from blobjax.training.preflight import Ready
 from blobjax.training.recorder import Recorder
@@ -51,10 +52,12 @@ class Run:
       good: the newest step that a check for silent corruption found good.
       evaluated: the newest evaluation of this attempt: its step, and its metrics.
       position: where in the data stream a step is; set when there is a state.
+      context: the run as its objective sees it; set with the position.
       recorder: every writer of metrics; set when the loop is about to begin.
     """
 
     position: Position
+    context: RunContext
     recorder: Recorder
 
     def __init__(

@@ -4,9 +4,10 @@ import time
 from typing import Any
 
 from blobjax.config import HaltedError
+from blobjax.objectives import Batch
 from blobjax.program.program import Program
 from blobjax.program.state import TrainState
-from blobjax.program.step import Batch, Metrics
+from blobjax.program.step import Metrics
 from blobjax.runs.directory import EventLog
 from blobjax.training.memory import memory_bytes, step_problem
 

@@ -12,6 +12,7 @@ from blobjax.checkpointing import files
 from blobjax.checkpointing.checkpointer import Checkpointer
 from blobjax.compute.runtime import HEARTBEAT_SECONDS
 from blobjax.config import Config, HaltedError
+from blobjax.objectives import BatchSource
 from blobjax.processes.agreement import failing_together
 from blobjax.processes.clock import Clock
 from blobjax.processes.energy_log import EnergyLog, meter_of_this_process
@@ -19,13 +20,13 @@ from blobjax.processes.leaving import failing_in_time
 from blobjax.processes.stopping import RESUMABLE, Stopping
 from blobjax.processes.timers import refuse_together
 from blobjax.processes.watchdog import Watchdog
-from blobjax.program.batches import Position, training_batches
+from blobjax.program.batches import Position
 from blobjax.program.state import TrainState
-from blobjax.program.step import Batch
 from blobjax.runs import lost_lines
 from blobjax.runs.directory import read_jsonl
 from blobjax.runs.outcome import sequences_before
 from blobjax.training.announcements import announce_compiled, announce_origin, announce_start, conclude, introduce
+from blobjax.training.context import RunContext, TimedSource
 from blobjax.training.corruption import CorruptionCheck, CorruptionError, disown
 from blobjax.training.hooks import (
     Accounted,
@@ -186,6 +187,7 @@ def _begin(run: Run, unfinished: str, data: str | None) -> TrainState:
     announce_origin(run, newest, sequences, seconds, bool(bad))
     announce_compiled(run, compile_seconds)
     run.position = Position(int(state.step), sequences, program.clockwork.batches)
+    run.context = RunContext(program, run.stream, run.position)
     return state
 
 
@@ -206,11 +208,10 @@ def _train(run: Run, state: TrainState) -> tuple[TrainState, str]:
         stragglers,
     ]
 
-    def batches(steps: range) -> Iterator[Batch]:
-        made = training_batches(run.stream, run.position, steps, run.program.batch_sharding, run.config.data.seq_len)
-        return run.clock.waiting(made)
+    def sources(steps: range) -> BatchSource:
+        return TimedSource(run.program.objective.source(run.context, steps), run.clock)
 
-    recovery, report = Recovery(run, batches, ring), partial(_report, run, stragglers)
+    recovery, report = Recovery(run, sources, ring), partial(_report, run, stragglers)
     with _saves_finished(run):
         if run.stopping.agreed():
             stop.explain(run.position.start)

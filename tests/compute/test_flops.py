@@ -12,7 +12,8 @@ from blobjax.compute.flops import flops_per_token, forward_flops_per_token, para
 from blobjax.config import Config, load
 from blobjax.config.load import shipped
 from blobjax.model import Transformer
-from blobjax.objectives import next_token
+from blobjax.objectives import loss as loss_of
+from blobjax.objectives import make_objective
 
 ROWS = 2
 SMALL = ("compute.scan_layers=false", "compute.remat=none", "data.seq_len=128", "model.n_layers=2", "model.d_model=512")
@@ -43,8 +44,10 @@ def abstract_model(config: Config) -> tuple:
 def loss_and_arguments(config: Config) -> tuple:
     graphdef, params = abstract_model(config)
 
+    objective, total = make_objective(config), ROWS * config.data.seq_len
+
     def loss(params, batch):
-        return next_token.loss(nnx.merge(graphdef, params), batch, config, ROWS * config.data.seq_len)[0]
+        return loss_of(objective, nnx.merge(graphdef, params), batch, config, total)[0]
 
     whole = jax.ShapeDtypeStruct((ROWS, config.data.seq_len), jnp.int32)
     batch = dict.fromkeys(("tokens", "targets", "segments", "positions", "target_bytes"), whole)

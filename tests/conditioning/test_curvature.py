@@ -89,7 +89,9 @@ def test_adam_scale_is_the_inverse_root_of_what_adam_divides_by():
     # Constant gradients: the corrected second moment is their square.
     wanted = (1 - 0.9**4) * (np.array([1.0, 2.0, 0.5]) + 1e-3)
     ones = {"w": 1.0}
-    np.testing.assert_allclose(adam_scale(state, 0.9, 0.95, 1e-3, ones, ones)["w"], wanted**-0.5, rtol=1e-5)
+    np.testing.assert_allclose(
+        adam_scale(state.nu, state.count, 0.9, 0.95, 1e-3, ones, ones)["w"], wanted**-0.5, rtol=1e-5
+    )
 
 
 def test_adam_scale_of_a_rate_and_an_epsilon_of_its_own():
@@ -99,4 +101,6 @@ def test_adam_scale_of_a_rate_and_an_epsilon_of_its_own():
     for _ in range(4):
         _, state = adam.update({"w": jnp.asarray(gradient / c)}, state)
     wanted = (1 - 0.9**4) * (np.abs(gradient) + c * 1e-3) / r
-    np.testing.assert_allclose(adam_scale(state, 0.9, 0.95, 1e-3, {"w": r}, {"w": c})["w"], wanted**-0.5, rtol=1e-5)
+    np.testing.assert_allclose(
+        adam_scale(state.nu, state.count, 0.9, 0.95, 1e-3, {"w": r}, {"w": c})["w"], wanted**-0.5, rtol=1e-5
+    )

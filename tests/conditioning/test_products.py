@@ -1,13 +1,11 @@
-"""Products in narrow formats: three against slow ones, real against simulated, and what delayed scaling keeps."""
+"""Products in narrow formats: three against slow ones, and real against simulated."""
 
 import functools
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from flax import nnx
 
 from blobjax.compute.sharding import make_layout
 from blobjax.conditioning import products
@@ -131,47 +129,6 @@ def test_what_a_gpu_is_asked_to_multiply(precision, operand):
     assert pairs == sorted([(operand, operand), (gradient, operand), (operand, gradient)])
 
 
-def delayed(monkeypatch, simulate: bool = True) -> Product:
-    monkeypatch.setattr(products, "has_fp8", lambda device: not simulate)
-    switch = f"conditioning.simulate={str(simulate).lower()}"
-    return Product(tiny("conditioning.precision=fp8", "conditioning.matmul_scaling=delayed", switch), "output")
-
-
-def test_delayed_scaling_clips_before_it_casts_and_its_gradient_is_the_next_record(monkeypatch):
-    graphdef, state = nnx.split(delayed(monkeypatch))
-    x, w = jnp.array([[500.0, 1.0]]), jnp.array([[1.0], [0.0]])
-    y, pull = jax.vjp(lambda state, x, w: nnx.merge(graphdef, state)(x, w), state, x, w)
-    assert y == 448  # with the scale of one that a record begins with; a cast alone would make it NaN
-    after, dx, dw = pull(jnp.array([[1e5]]))
-    np.testing.assert_array_equal(dx, [[57344, 0]])  # a cast alone would make it infinite
-    np.testing.assert_array_equal(dw[:, 0], [448 * 57344.0, 57344])
-    records = nnx.to_pure_dict(after)["records"]
-    assert {name: float(record["largest"][0]) for name, record in records.items()} == {
-        "input": 500,
-        "weight": 1,
-        "gradient": 1e5,
-    }
-    # The scales are of the steps before, and one step later of this one.
-    assert {float(record["scale"][0]) for record in records.values()} == {1.0}
-    again = jax.grad(lambda state: nnx.merge(graphdef, state)(x, w).sum())(after)
-    records = nnx.to_pure_dict(again)["records"]
-    assert float(records["input"]["scale"][0]) == pytest.approx(500 / 448)
-    assert float(records["gradient"]["scale"][0]) == pytest.approx(1e5 / 57344)
-
-
-def test_simulated_delayed_scaling_is_the_real_one(monkeypatch):
-    """The same program but for the question whether the device has units for it."""
-    texts = []
-    for simulate in (True, False):
-        graphdef, state = nnx.split(delayed(monkeypatch, simulate))
-        x, w, _ = operands()
-        f = jax.jit(jax.grad(lambda state, x, w, d=graphdef: nnx.merge(d, state)(x, w).sum(), argnums=(0, 1, 2)))
-        texts.append(f.trace(state, x, w).lower(lowering_platforms=("cuda",)).as_text())
-    assert texts[0] == texts[1]
-    assert "f8E4M3FN" in texts[0]
-    assert "f8E5M2" in texts[0]
-
-
 def test_fp8_is_refused_where_no_units_for_it_are_known():
     with pytest.raises(BadInputError, match=r"fp8 needs .* cpu .*; set conditioning.simulate=true"):
         Product(tiny("conditioning.precision=fp8"), "output")
@@ -198,16 +155,3 @@ class Chip:
 )
 def test_which_devices_have_fp8(chip, has):
     assert products.has_fp8(chip) == has
-
-
-def test_records_are_told_from_parameters_and_the_largest_of_parts_counts():
-    params = {"blocks": {"mlp": {"up": 1.0, "products": {"up": {"records": 2.0}}}}, "embedding": 3.0}
-    trained, records = products.split_records(params)
-    assert trained == {"blocks": {"mlp": {"up": 1.0}}, "embedding": 3.0}
-    assert products.join_records(trained, records) == params
-    assert products.split_records(trained) == (trained, {})
-    more = jax.tree.map(lambda x: x - 0.5, params)
-    assert products.add_gradients(params, more) == {
-        "blocks": {"mlp": {"up": 1.5, "products": {"up": {"records": 2.0}}}},
-        "embedding": 5.5,
-    }

@@ -83,8 +83,6 @@ SINGLE = {
     "conditioning.matmul_scaling=blocks": "override, configs/laptop.yaml: conditioning.matmul_scaling blocks is for "
     "products in int8, fp8, mxfp8, mxfp6, mxfp4, nvfp4, and conditioning.precision float32 has none; choose one of "
     "these or leave conditioning.matmul_scaling out",
-    "conditioning={precision: int8, matmul_scaling: delayed}": "override: conditioning.matmul_scaling delayed is for "
-    "fp8, and int8 is scaled by the current largest magnitude; set conditioning.matmul_scaling=current",
     "conditioning={precision: nvfp4, simulate: true, matmul_scaling: blocks}": "override: conditioning.matmul_scaling "
     "blocks is for int8 and fp8, and nvfp4 has scales of its own; set conditioning.matmul_scaling=current",
     "conditioning.precision_overrides.blocks/mpl/*=int8": "override: conditioning.precision_overrides: 'blocks/mpl/*' "

@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 from blobjax.model import Transformer
-from blobjax.objectives import next_token
+from blobjax.objectives import loss, make_objective
+from blobjax.objectives.logprobs import n_chunks
 from tests.tiny import tiny
 
 B, T, V = 4, 24, 256
@@ -26,6 +27,7 @@ def make_batch(segments=None, positions=None):
         "segments": jnp.ones((B, T), jnp.int32) if segments is None else segments,
         "positions": jnp.tile(jnp.arange(T), (B, 1)) if positions is None else positions,
         "mask": jnp.asarray(mask),
+        "target_bytes": jnp.ones((B, T), jnp.int32),
     }
 
 
@@ -46,14 +48,14 @@ def make(*overrides: str):
     params = jax.jit(lambda: nnx.to_pure_dict(nnx.state(Transformer(config, nnx.Rngs(0)))))()
 
     def f(params, batch, total=TOTAL):
-        return next_token.loss(nnx.merge(graphdef, params), batch, config, total)
+        return loss(make_objective(config), nnx.merge(graphdef, params), batch, config, total)
 
     return params, f, graphdef
 
 
 def test_parts_against_float64():
     params, f, graphdef = make("conditioning.z_loss=0.01", "conditioning.final_soft_cap=20")
-    loss, (parts, _) = jax.jit(f)(params, BATCH)
+    whole, (parts, _) = jax.jit(f)(params, BATCH)
     run = jax.jit(lambda params, *args: nnx.merge(graphdef, params)(*args))
     logits = run(params, BATCH["tokens"], BATCH["segments"], BATCH["positions"])
     logits, mask = np.asarray(logits, np.float64), np.asarray(BATCH["mask"], np.float64)
@@ -61,8 +63,8 @@ def test_parts_against_float64():
     target = np.take_along_axis(logits, np.asarray(BATCH["targets"])[..., None], -1)[..., 0]
     assert parts["cross_entropy"] == pytest.approx((mask * (log_z - target)).sum() / mask.sum(), rel=1e-5)
     assert parts["z_loss"] == pytest.approx(0.01 * (mask * log_z**2).sum() / mask.sum(), rel=1e-5)
-    assert loss == parts["cross_entropy"] + parts["z_loss"]
-    assert {x.dtype for x in (loss, *parts.values())} == {jnp.dtype("float32")}
+    assert whole == parts["cross_entropy"] + parts["z_loss"]
+    assert {x.dtype for x in (whole, *parts.values())} == {jnp.dtype("float32")}
 
 
 def test_parts_of_a_batch_add_up():
@@ -96,7 +98,7 @@ def test_chunks_change_nothing_but_rounding(tied, precision):
     [(4, 24, 0, 1), (4, 24, 96, 1), (4, 24, 95, 2), (4, 24, 20, 6), (4, 24, 1, 24), (4, 7, 8, 7), (1, 1, 1, 1)],
 )
 def test_number_of_chunks(rows, length, tokens, chunks):
-    assert next_token.n_chunks(rows, length, tokens) == chunks
+    assert n_chunks(rows, length, tokens) == chunks
 
 
 @pytest.mark.parametrize("tied", ["true", "false"])
@@ -139,6 +141,6 @@ def test_packed_documents_lose_what_they_lose_alone():
 def test_a_masked_batch_loses_nothing():
     params, f, _ = make("conditioning.z_loss=0.01")
     empty = BATCH | {"mask": jnp.zeros((B, T)), "segments": jnp.zeros((B, T), jnp.int32)}
-    (loss, _), gradient = jax.jit(jax.value_and_grad(f, has_aux=True))(params, empty, 1.0)
-    assert loss == 0
+    (lost, _), gradient = jax.jit(jax.value_and_grad(f, has_aux=True))(params, empty, 1.0)
+    assert lost == 0
     assert all(np.all(g == 0) for g in jax.tree.leaves(gradient))

@@ -12,7 +12,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from blobjax.compute.sharding import make_layout
 from blobjax.conditioning.precision import POLICIES
 from blobjax.conditioning.products import Product
-from blobjax.objectives import next_token
+from blobjax.objectives import loss, make_objective
 from blobjax.program.program import make_program
 from blobjax.program.state import architecture
 from tests.tiny import tiny
@@ -64,7 +64,7 @@ def gradients(config, params, batch):
     """
     arch = architecture(config)
     params = jax.tree.map(lambda p, like: p.astype(like.dtype), params, arch.shapes)
-    found = jax.jit(jax.grad(lambda p: next_token.loss(arch.merge(p), batch, config, 1.0)[0]))(params)
+    found = jax.jit(jax.grad(lambda p: loss(make_objective(config), arch.merge(p), batch, config, 1.0)[0]))(params)
     return jax.tree.map(lambda g: np.asarray(g, np.float32), found)
 
 

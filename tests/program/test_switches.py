@@ -55,11 +55,6 @@ SWITCHES = {
         "conditioning.precision=mxfp8",
         "conditioning.simulate=true",
     ),
-    "delayed scaling": (
-        "conditioning.matmul_scaling=delayed",
-        "conditioning.precision=fp8",
-        "conditioning.simulate=true",
-    ),
     "precision overrides": ("conditioning.precision_overrides={blocks/mlp/*: bfloat16}",),
     "mup": ("conditioning.parametrisation={kind: mup, base_width: 16}",),
     "completep": ("conditioning.parametrisation={kind: completep, base_width: 32, base_depth: 2}",),

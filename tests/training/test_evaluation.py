@@ -8,10 +8,11 @@ import pytest
 
 from blobjax import data
 from blobjax.compute.sharding import make_layout
-from blobjax.program.batches import global_batches
+from blobjax.objectives.held_out import by_domain, by_position, position_ranges
+from blobjax.program.batches import Position, global_batches
 from blobjax.program.program import make_program
 from blobjax.runs.directory import read_jsonl
-from blobjax.training.evaluation import by_position, evaluate, position_ranges, summing
+from blobjax.training.context import RunContext
 from blobjax.training.trainer import train
 from tests.tiny import tiny
 
@@ -22,6 +23,13 @@ def setting():
     stream = data.open_stream(config, data.prepare(config))
     program = make_program(config, make_layout(config, jax.devices()[:1]), stream.tokens_per_epoch)
     return program, stream, program.init()
+
+
+def context_of(program, stream, windows):
+    """The run's context, with these held-out rows of one domain."""
+    context = RunContext(program, stream, Position(0, 0, program.clockwork.batches))
+    context.held_out = {"bible": windows}
+    return context
 
 
 def log_likelihoods(program, params, windows):
@@ -37,8 +45,7 @@ def test_bits_per_byte_are_nats_over_bytes_and_padding_counts_nothing(setting):
     # Eleven windows in batches of eight: the second is mostly padding.
     windows = {name: array[:11] for name, array in stream.held_out("bible", 11).items()}
     assert program.part_BT == (8, 32)
-    step = program.lower_eval_step().compile()
-    found = evaluate(summing(step, state.params, program.batch_sharding, program.part_BT), {"bible": windows})
+    found = by_domain(context_of(program, stream, windows), state.params)
     nats = log_likelihoods(program, state.params, windows) * windows["mask"]
     cross_entropy = nats.sum() / windows["mask"].sum()
     assert found["eval/bible/cross_entropy"] == pytest.approx(cross_entropy, rel=1e-5)
@@ -50,8 +57,7 @@ def test_bits_per_byte_are_nats_over_bytes_and_padding_counts_nothing(setting):
 def test_loss_by_position_is_the_mean_over_each_range(setting):
     program, stream, state = setting
     windows = stream.held_out("bible", 11)
-    step = program.lower_eval_step().compile()
-    found = by_position(summing(step, state.params, program.batch_sharding, program.part_BT), {"bible": windows})
+    found = by_position(context_of(program, stream, windows), state.params)
     assert position_ranges(32) == [(0, 1), (1, 2), (2, 4), (4, 8), (8, 16), (16, 32)]
     assert position_ranges(6) == [(0, 1), (1, 2), (2, 4), (4, 6)]
     nats = log_likelihoods(program, state.params, windows)

@@ -12,7 +12,7 @@ from blobjax.compute.sharding import make_layout
 from blobjax.conditioning.curvature import noise_estimate
 from blobjax.config import BadInputError
 from blobjax.data.mixture import Mixture
-from blobjax.objectives import next_token
+from blobjax.objectives import loss as loss_of
 from blobjax.program.batches import global_batches
 from blobjax.program.program import make_program
 from blobjax.runs.directory import RunDirectory, read_jsonl
@@ -42,7 +42,9 @@ def test_noise_is_what_two_halves_of_the_batch_say(alone):
 
     @jax.jit
     def gradient(params, batch):
-        loss = lambda p: next_token.loss(program.arch.merge(p), batch, program.config, jnp.sum(batch["mask"]))[0]  # noqa: E731
+        def loss(p):
+            return loss_of(program.objective, program.arch.merge(p), batch, program.config, jnp.sum(batch["mask"]))[0]
+
         return jax.grad(loss)(params)
 
     halves = [{name: x[first::2] for name, x in batch.items()} for first in (0, 1)]
@@ -118,7 +120,7 @@ def test_noise_scale_of_a_model_is_that_of_its_examples():
         def one(row):
             whole = jax.tree.map(lambda x: x[None], row)
             model = lambda p: program.arch.merge(p)  # noqa: E731
-            grads = jax.grad(lambda p: next_token.loss(model(p), whole, settings, jnp.sum(row["mask"]))[0])(
+            grads = jax.grad(lambda p: loss_of(program.objective, model(p), whole, settings, jnp.sum(row["mask"]))[0])(
                 state.params
             )
             return jnp.concatenate([g.ravel() for g in jax.tree.leaves(grads)])
@@ -229,7 +231,10 @@ def test_edge_of_stability_under_mup_is_that_of_each_parameters_own_rate():
     found = float(jax.jit(make_curvature(program))(state, batch)["edge_of_stability"])
 
     flat, unravel = jax.flatten_util.ravel_pytree(state.params)
-    loss = lambda x: next_token.loss(program.arch.merge(unravel(x)), batch, settings, jnp.sum(batch["mask"]))[0]  # noqa: E731
+
+    def loss(x):
+        return loss_of(program.objective, program.arch.merge(unravel(x)), batch, settings, jnp.sum(batch["mask"]))[0]
+
     rows = jax.jit(lambda eye: jax.lax.map(lambda v: jax.jvp(jax.grad(loss), (flat,), (v,))[1], eye, batch_size=64))
     hessian = np.asarray(rows(jnp.eye(flat.size)), np.float64)
     adam = next(s for s in jax.tree.leaves(state.opt_state, is_leaf=lambda s: hasattr(s, "nu")) if hasattr(s, "nu"))

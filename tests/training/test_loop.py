@@ -8,7 +8,7 @@ from blobjax.training.loop import run
 
 
 class Notebook:
-    """Stands in for the step, the batches, the report and a hook, and writes down who was called when."""
+    """Stands in for the step, the source of batches, the report and a hook, and writes down who was called when."""
 
     def __init__(self, due: dict[int, bool] | None = None):
         self.notes: list[Any] = []
@@ -18,8 +18,9 @@ class Notebook:
         self.notes.append(("dispatch", batch))
         return state + 1, {"loss": float(batch)}
 
-    def batches(self):
-        yield from range(1, 100)
+    def next(self, step, state):
+        assert state == step - 1
+        return step
 
     def report(self, done):
         self.notes.append(("report", done.step))
@@ -37,7 +38,7 @@ class Notebook:
 
 def notes_of(due=None, steps=range(1, 5)):
     book = Notebook(due)
-    state = run(book.step, 0, book.batches(), steps, book.report, [book])
+    state = run(book.step, 0, book, steps, book.report, [book])
     return state, book.notes
 
 
@@ -63,7 +64,7 @@ def test_a_hook_runs_after_the_step_in_flight_is_reported():
 
 def test_a_hook_can_end_the_loop_and_the_others_still_run():
     book, other = Notebook({3: True}), Notebook({3: False})
-    assert run(book.step, 0, book.batches(), range(1, 10), book.report, [book, other]) == 3
+    assert run(book.step, 0, book, range(1, 10), book.report, [book, other]) == 3
     assert other.notes == [("hook", 3, 3)]
 
 
@@ -73,4 +74,4 @@ def test_an_error_in_the_step_reaches_the_caller():
 
     book = Notebook()
     with pytest.raises(RuntimeError, match="boom"):
-        run(fails, 0, book.batches(), range(1, 3), book.report, [])
+        run(fails, 0, book, range(1, 3), book.report, [])

@@ -6,6 +6,7 @@ import pytest
 
 from blobjax import data
 from blobjax.compute.sharding import make_layout
+from blobjax.objectives.objective import StreamSource
 from blobjax.program.batches import global_batches
 from blobjax.program.program import make_program
 from blobjax.training.post_mortem import Examiner, first_bad
@@ -57,10 +58,11 @@ def examined():
     stream = data.open_stream(settings, data.prepare(settings))
     program = make_program(settings, make_layout(settings, jax.devices()[:1]), stream.tokens_per_epoch)
 
-    def batches(steps: range):
-        return global_batches(stream, 16 * (steps.start - 1), program.batch_sharding, program.shape_BT)
+    def source(steps: range):
+        batches = global_batches(stream, 16 * (steps.start - 1), program.batch_sharding, program.shape_BT)
+        return StreamSource(batches)
 
-    return program, Examiner(program, batches)
+    return program, Examiner(program, source)
 
 
 def test_a_weight_that_overflows_is_found_in_its_block(examined):

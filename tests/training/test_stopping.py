@@ -23,7 +23,7 @@ from tests.tiny import TINY
 CHILD = """
 import os, sys, time
 from blobjax.program import program
-from blobjax.training import hooks, trainer
+from blobjax.training import context, hooks, trainer
 RANK = int(os.environ.get("JAX_PROCESS_ID", 0))
 
 def fail(*_):
@@ -208,7 +208,7 @@ def test_a_killed_process_takes_the_others_along(tmp_path):
 
 def test_a_hang_in_the_data_source_is_written_down_by_both(tmp_path):
     fault = """
-batches = trainer.training_batches
+batches = context.training_batches
 def hang(*arguments):
     each = batches(*arguments)
     for _ in range(5):
@@ -216,7 +216,7 @@ def hang(*arguments):
     if RANK == 1:
         time.sleep(1e6)
     yield from each
-trainer.training_batches = hang
+context.training_batches = hang
 """
     with Processes(tmp_path / "run", "reliability.hang_limit=5 seconds", count=2, fault=fault) as run:
         codes, outputs = run.end()

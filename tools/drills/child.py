@@ -16,7 +16,7 @@ from typing import Any
 
 from blobjax import cli
 from blobjax.data.stream import Stream
-from blobjax.training import trainer
+from blobjax.training import context
 
 
 def _hang() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     asked: dict[str, Any] = json.loads(sys.argv.pop(1))
     fault, at, pace = asked["fault"], asked["step"], asked["pace"]
     mine = os.environ.get("JAX_PROCESS_ID", "0") == str(asked["process"])
-    genuine = trainer.training_batches
+    genuine = context.training_batches
 
     def training_batches(
         stream: Stream, position: Any, steps: Iterable[int], sharding: Any, length: int
@@ -46,7 +46,7 @@ def main() -> None:
                 _hang()
             yield batch
 
-    trainer.training_batches = training_batches
+    context.training_batches = training_batches
     cli.main()
 
 

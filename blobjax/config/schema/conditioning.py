@@ -155,9 +155,9 @@ class Conditioning(Section):
     being as bfloat16 has it (fp8: Micikevicius et al. 2022; mx: OCP Microscaling Formats 1.0, 2023)."""
     simulate: bool = False
     """Round the operands of such products to their format and multiply in float32: the same numbers on any device."""
-    matmul_scaling: Literal["current", "delayed", "blocks"] = "current"
-    """Where int8 and fp8 have their scales from. current: one for each tensor, from its own largest magnitude; delayed:
-    the same from those of the last 1,024 steps (fp8); blocks: one for each 128 values that are summed over."""
+    matmul_scaling: Literal["current", "blocks"] = "current"
+    """Scales of int8 and fp8. current: one for each tensor, from its own largest magnitude; blocks: one for each 128
+    values that are summed over."""
     scale_rounding: Literal["up", "floor"] = "up"
     """How the power of two that a block of an mx format shares follows from its largest magnitude. up: the smallest
     that brings it into the format's range (Mishra et al. 2025, who found floor to diverge with mxfp8); floor: the

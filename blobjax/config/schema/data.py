@@ -10,8 +10,9 @@ from blobjax.config.schema.section import Nonnegative, Positive, Section
 class Source(Section):
     """Where one domain's documents come from."""
 
-    kind: Literal["embedded", "text", "jsonl", "parquet", "array_record", "huggingface"] = "text"
-    """embedded: the corpus in the package; the others are files, or a Hugging Face dataset name."""
+    kind: Literal["embedded", "text", "jsonl", "parquet", "array_record", "huggingface", "examples"] = "text"
+    """embedded: the corpus in the package; the others are files, or a Hugging Face dataset name. examples: JSONL with
+    `prompt` and `answer`, or `messages` (objective.kind supervised)."""
     path: str = ""
     """A file or glob (text, jsonl, parquet, array_record), or a dataset name; relative to the working directory. Text
     and jsonl files may be compressed: .gz, .zst."""
@@ -22,6 +23,9 @@ class Source(Section):
     nulls: Literal["error", "skip"] = "error"
     """What happens at a row whose text is null or missing: preparation stops (error), or the row is skipped and counted
     (skip). A Parquet file or dataset without the column is always an error."""
+    long_examples: Literal["error", "skip"] = "error"
+    """What happens where an example is longer than data.seq_len (examples): the run is refused (error), or the example
+    is skipped and counted (skip)."""
 
 
 class Data(Section):

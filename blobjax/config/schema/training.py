@@ -48,8 +48,9 @@ class Training(Section):
 class Objective(Section):
     """THE OBJECTIVE."""
 
-    kind: Literal["next_token"] = "next_token"
-    """What is optimised."""
+    kind: Literal["next_token", "supervised"] = "next_token"
+    """What is optimised. next_token: the likelihood of every token of a text; supervised: that of the answers alone,
+    given their prompts (data.sources of the kind examples)."""
 
 
 class Optimizer(Section):

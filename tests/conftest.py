@@ -2,9 +2,11 @@
 
 import os
 import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
+import pytest
 
 from blobjax.compute import runtime
 
@@ -30,3 +32,27 @@ for _key, _value in _CACHE.items():
 for _signal, _default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_signal) is signal.SIG_IGN:
         signal.signal(_signal, _default)
+
+
+@pytest.fixture
+def nobody():
+    """Another user for a moment, who may come as far as pytest's folders and no farther."""
+    if os.geteuid() != 0:
+        pytest.skip("becomes another user for a moment, which needs root")
+
+    @contextmanager
+    def become(path):
+        modes = {
+            parent: parent.stat().st_mode for parent in path.parents if parent.is_relative_to("/tmp/pytest-of-root")
+        }
+        try:
+            for parent in modes:
+                parent.chmod(0o755)
+            os.seteuid(65534)
+            yield
+        finally:
+            os.seteuid(0)
+            for parent, mode in modes.items():
+                parent.chmod(mode)
+
+    return become

@@ -58,7 +58,7 @@ def test_a_finished_run_has_it_all(tmp_path):
         "steps that count",
         "Goodput 90.0%",
         "2.0 kB",
-        "3 MiB",
+        "3.1 MB",
         "0.02778 chip-hours while it was up (a CPU is one chip, however many devices it appears as): 0.08 at 3 each.",
         "8 × cpu",
         "Energy at the chips",

@@ -36,14 +36,15 @@ class Stopping:
 
     Attributes:
       reason: why this process was told to: SIGINT, SIGTERM, SIGHUP, or the wall-clock limit; empty when it was not.
-      resumable: whether a run that ended now would lose no more than what came after its newest checkpoint.
-      farewell: is told why this process ends at once, where it does not come to its own end; it may write it down.
+      resumable: says whether a run that ended now would lose no more than what came after its newest checkpoint; asked
+        when this process ends at once. It must answer within a second or so.
+      farewell: gets why this process ends at once, and whether the run is resumable; it may write both down.
     """
 
     def __init__(self, grace_seconds: float):
         self.reason = ""
-        self.resumable = True
-        self.farewell: Callable[[str], None] | None = None
+        self.resumable: Callable[[], bool] = lambda: True
+        self.farewell: Callable[[str, bool], None] | None = None
         self._grace = grace_seconds
         self._deadline: float | None = None
         self._bounded_by = ""
@@ -136,9 +137,10 @@ class Stopping:
         self.request(number.name)
 
     def _leave(self, why: str) -> None:
+        resumable = self.resumable()
         if self.farewell is not None:
-            within(FAREWELL_SECONDS, self.farewell, why)
-        if self.resumable:
+            within(FAREWELL_SECONDS, self.farewell, why, resumable)
+        if resumable:
             leave(RESUMABLE, f"blobjax: {why}; run the same command to go on")
         leave(1, f"blobjax: {why}; no checkpoint was saved yet, so its steps are lost")
 

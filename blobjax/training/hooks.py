@@ -94,7 +94,7 @@ class StopHook:
 
     def due(self, step: int) -> bool:
         """Whether to stop after this step."""
-        self._stopping.resumable = self._save.standing
+        self._stopping.resumable = self._save.resumable
         if self._deadline is not None and time.monotonic() >= self._deadline:
             self._stopping.request(LIMIT)
         return self._stopping.agreed()

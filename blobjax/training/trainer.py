@@ -91,7 +91,7 @@ def train(
         events = stack.enter_context(EventLog(setting.directory.events if setting.writes else None, wait=True))
         attempt = _Attempt(setting, console, events, stopping, watchdog, clock, unfinished)
         # Whoever is cut off says so where it can; which step it was at is not known to it.
-        stopping.farewell = lambda why: events.write("stop", reason=why, resumable=stopping.resumable)
+        stopping.farewell = lambda why, resumable: events.write("stop", reason=why, resumable=resumable)
         try:
             return attempt.run(allow_config_change, stack)
         except BaseException as error:

@@ -10,13 +10,14 @@ It costs 10 µs and no communication until somebody is told to stop. It is set o
 jax.distributed.initialize installs, and that would swallow the signal. So ours stands in front and calls jax's.
 """
 
+import contextlib
 import ctypes
 import os
 import select
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from blobjax.reliability.leaving import leave, say, within
 
@@ -46,6 +47,7 @@ class Stopping:
         self.resumable: Callable[[], bool] = lambda: True
         self.farewell: Callable[[str, bool], None] | None = None
         self._grace = grace_seconds
+        self._outlook = "stopping before the first step"
         self._deadline: float | None = None
         self._bounded_by = ""
         self._seen: set[signal.Signals] = set()
@@ -88,7 +90,8 @@ class Stopping:
 
     def agreed(self) -> bool:
         """Whether to stop here; asked by every process at the same points of the run, from before the first step on."""
-        self._begun = True
+        if not self._begun:
+            self._begun, self._outlook = True, "stopping after this step, saving"
         if self._tell_jax is None:
             return bool(self.reason)
         from jax.experimental import multihost_utils
@@ -97,6 +100,15 @@ class Stopping:
         # resumes begins at any step, and a rollback takes steps back.
         self._asked += 1
         return multihost_utils.reached_preemption_sync_point(self._asked)
+
+    @contextlib.contextmanager
+    def during(self, outlook: str) -> Iterator[None]:
+        """Within, a signal's line says that this is what will happen."""
+        before, self._outlook = self._outlook, outlook
+        try:
+            yield
+        finally:
+            self._outlook = before
 
     def request(self, reason: str) -> None:
         """Stops this process, and so all of them, at the next point where all can."""
@@ -133,7 +145,7 @@ class Stopping:
             if self._deadline is None:  # a second one prolongs nothing: the grace period goes on from the first
                 self._deadline, self._bounded_by = time.monotonic() + self._grace, number.name
             hint = f"gone within {self._grace:g} s"
-        say(f"blobjax: {number.name}: stopping after this step, saving; {hint}")
+        say(f"blobjax: {number.name}: {self._outlook}; {hint}")
         self.request(number.name)
 
     def _leave(self, why: str) -> None:

@@ -17,7 +17,7 @@ def _complete_study(incomplete: str) -> list[str]:
 
 
 class _RunByDefault(TyperGroup):
-    """`blobjax study NAME` is a command of its own, `run`, whose name nobody has to give, and whose help is the group's."""
+    """`blobjax study NAME` is `blobjax study run NAME`, and its help is the group's."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] != "--help" and args[0] not in self.commands:

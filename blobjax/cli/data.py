@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,9 @@ import typer
 
 from blobjax.cli.arguments import ConfigName, Overrides, no_url
 from blobjax.cli.once import Commands
+
+# Columns of what no terminal shows.
+WIDE = 1000
 
 app = Commands(help="Prepare and describe training data.", no_args_is_help=True)
 
@@ -66,4 +70,6 @@ def data_describe(config: ConfigName, overrides: Overrides = None) -> None:
 
     clockwork = make_clockwork(settings, data.open_stream(settings, prepared).tokens_per_epoch)
     sequences = clockwork.batches.sequences(clockwork.length)
-    Console().print(data.render(data.describe(settings, prepared, sequences)))
+    # Into a file or a pipe as wide as it is, and not cut at 80 columns.
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    console.print(data.render(data.describe(settings, prepared, sequences)))

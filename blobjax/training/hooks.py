@@ -1,5 +1,6 @@
 """What happens between steps: evaluation, stopping early, and a profiler window. (Saving: saving.py.)"""
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ class StopHook:
 
     def due(self, step: int) -> bool:
         """Whether to stop after this step."""
-        self._stopping.resumable = self._save.standing
+        self._stopping.resumable = self._save.resumable
         if self._deadline is not None and time.monotonic() >= self._deadline:
             self._stopping.request(LIMIT)
         return self._stopping.agreed()
@@ -120,19 +121,29 @@ class StopHook:
                 self.reason = f"{reason} to process {process}"
 
 
+# What a signal's line says while a hook works, by account; in any other account the step is what is stopped after.
+_OUTLOOKS = {"evaluate": "stopping after this evaluation, saving", "save": "stopping once this save is written"}
+
+
 class Watched:
     """A hook whose work may take longer than a step, and has an account of its own."""
 
-    def __init__(self, hook: Hook, account: str, watchdog: Watchdog, clock: Clock):
+    def __init__(self, hook: Hook, account: str, watchdog: Watchdog, clock: Clock, stopping: Stopping):
         self._hook = hook
         self._account = account
         self._watchdog = watchdog
         self._clock = clock
+        self._stopping = stopping
         self.due = hook.due
 
     def run(self, step: int, state: TrainState) -> bool:
         """Does what the hook does."""
-        with self._watchdog.patience(f"{type(self._hook).__name__} after step {step}"), self._clock.on(self._account):
+        outlook = _OUTLOOKS.get(self._account)
+        with (
+            self._watchdog.patience(f"{type(self._hook).__name__} after step {step}"),
+            self._clock.on(self._account),
+            self._stopping.during(outlook) if outlook else contextlib.nullcontext(),
+        ):
             return self._hook.run(step, state)
 
 

@@ -17,6 +17,7 @@ from blobjax.data import Stream
 from blobjax.reliability.agreement import check_agreement
 from blobjax.reliability.clock import Clock
 from blobjax.reliability.run_directory import EventLog, RunDirectory, write_atomically
+from blobjax.reliability.stopping import Stopping
 from blobjax.reliability.watchdog import Watchdog
 from blobjax.training.batches import Position
 from blobjax.training.checkpoint_files import newest_finite
@@ -39,6 +40,9 @@ def quarantined(events: EventLog, step: int, reason: str, moved_to: str) -> str:
     events.write("quarantine", step=step, reason=reason, moved_to=moved_to)
     return f"checkpoint {step} is bad ({reason}): moved to {moved_to}"
 
+
+# What a signal's line says during the post-mortem, which stops at no step.
+_HALTING = "the run is halting; ending once the first bad numbers are found"
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -99,6 +103,7 @@ class Recovery:
         directory: RunDirectory,
         watchdog: Watchdog,
         clock: Clock,
+        stopping: Stopping,
         first: int,
         beginning: Callable[[], TrainState],
     ):
@@ -117,6 +122,7 @@ class Recovery:
         self._directory = directory
         self._watchdog = watchdog
         self._clock = clock
+        self._stopping = stopping
         self._first = first
         self._beginning = beginning
 
@@ -155,9 +161,10 @@ class Recovery:
         if len(self._passages) >= self._rollback.at_most:
             self._halt(trouble, good, step.give_up())
         step.give_up()
-        self._save.finish()
-        state = self._state(good)
-        self._pass_over(trouble, good, int(state.step))
+        with self._stopping.during("going back to a good step, and stopping after the one that follows it, saving"):
+            self._save.finish()
+            state = self._state(good)
+            self._pass_over(trouble, good, int(state.step))
         return state
 
     def _state(self, step: int) -> TrainState:
@@ -203,10 +210,11 @@ class Recovery:
     def _diverge(self, trouble: NotFinite, step: _Watched) -> NoReturn:
         step.give_up()
         try:
-            self._save.finish()
-            found = Examiner(self._program, self._batches).search(
-                self._state(max(trouble.first - 2, self._first)), trouble.first, step, self._watchdog.patience
-            )
+            with self._stopping.during(_HALTING):
+                self._save.finish()
+                found = Examiner(self._program, self._batches).search(
+                    self._state(max(trouble.first - 2, self._first)), trouble.first, step, self._watchdog.patience
+                )
             place = f"{found.place} at step {found.step}"
             if jax.process_index() == 0:
                 facts = {"step": trouble.step, "reason": trouble.reason, "first_bad": found.place}
@@ -226,7 +234,8 @@ class Recovery:
         rollbacks = f"{count} rollback{'s' if count > 1 else ''}"
         used = f", after {rollbacks} (conditioning.guard.rollback.at_most)" if self._rollback else ""
         try:
-            found = self._examine(trouble, good, newest)
+            with self._stopping.during(_HALTING):
+                found = self._examine(trouble, good, newest)
         except Exception as error:  # whatever goes wrong here must not hide why the run halts
             found = _unfound(error)
         raise HaltedError(

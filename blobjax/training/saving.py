@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 
 from blobjax.config import HaltedError
 from blobjax.config.schema import Checkpoint
+from blobjax.reliability.leaving import within as at_most
 from blobjax.reliability.run_directory import EventLog
 from blobjax.reliability.timers import Earliest, everyone
 from blobjax.training.batches import Position
@@ -23,6 +25,8 @@ from blobjax.training.state import TrainState
 _FAILURES_IN_A_ROW = 3
 # How long a run that ends by an error waits for the save in flight; the error is what is waited for.
 _PARTING_SECONDS = 60.0
+# How long a process that ends at once waits for the storage to say which checkpoints there are.
+_LOOK_SECONDS = 1.0
 
 # What a process says when a save is due; the largest of all counts, so that all do the same.
 _READY, _CANNOT_WRITE, _WRITING, _OVERDUE = range(4)
@@ -40,9 +44,6 @@ class SaveHook:
       say: prints a line for the person watching.
       standing: whether the run has a checkpoint to go on from already.
       clock: seconds; injectable for tests.
-
-    Attributes:
-      standing: whether it has one now.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class SaveHook:
         self._metric = metric
         self._inputs = inputs
         self._say = say
-        self.standing = standing
+        self._standing = standing
         self._clock = clock
         self._newest = -1
         self._began = 0.0
@@ -136,6 +137,21 @@ class SaveHook:
         if not self._given_up:
             self._wait(self._clock() + _PARTING_SECONDS)
             self._look()
+
+    def resumable(self) -> bool:
+        """Whether the storage holds a checkpoint to go on from at this moment; callable from any thread.
+
+        A save commits in the background, while the main thread may be busy for minutes. Where the storage does not
+        answer, the answer is what this process last knew.
+        """
+        known = [self._standing]
+
+        def look() -> None:
+            with suppress(OSError):
+                known.append(self._checkpointer.newest_finite() is not None)
+
+        at_most(_LOOK_SECONDS, look)
+        return known[-1]
 
     def undo(self, step: int) -> None:
         """Lets go of every checkpoint after a step, on all processes: the run goes another way from there."""
@@ -205,7 +221,7 @@ class SaveHook:
         ended, self._in_flight = self._in_flight, None
         if error is None:
             self._committed = True
-            self.standing = self.standing or ended.get("finite", True)
+            self._standing = self._standing or ended.get("finite", True)
             self._events.write("save", **ended, seconds=self._clock() - self._began)
             return
         self._failed = True

@@ -1,7 +1,7 @@
 """A whole training run: checks first, then state (new or restored), the loop with its hooks, and what came of it."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import jax
@@ -91,7 +91,7 @@ def train(
         events = stack.enter_context(EventLog(setting.directory.events if setting.writes else None, wait=True))
         attempt = _Attempt(setting, console, events, stopping, watchdog, clock, unfinished)
         # Whoever is cut off says so where it can; which step it was at is not known to it.
-        stopping.farewell = lambda why: events.write("stop", reason=why, resumable=stopping.resumable)
+        stopping.farewell = lambda why, resumable: events.write("stop", reason=why, resumable=resumable)
         try:
             return attempt.run(allow_config_change, stack)
         except BaseException as error:
@@ -194,13 +194,15 @@ class _Attempt:
         stopped = int(state.step)
         finished = stopped >= setting.length
         if finished:
-            verify_the_last(self.checkpointer, stopped, events, self.watchdog, self.clock)
+            with self.stopping.during("no step is left; ending once the last checkpoint is verified"):
+                verify_the_last(self.checkpointer, stopped, events, self.watchdog, self.clock)
         self.end(step=stopped, reason="finished" if finished else reason)
         if not finished:
             kept = ", saved" if stopped > start else ""
             self._say(f"stopped at step {stopped} of {setting.length} ({reason}){kept}; run the same command to go on")
             return RESUMABLE
-        self._conclude(state.params)
+        with self.stopping.during("the run is finished and saved; ending after the sample"):
+            self._conclude(state.params)
         return FINISHED
 
     def end(self, **facts: Any) -> None:
@@ -320,6 +322,7 @@ class _Attempt:
             setting.directory,
             self.watchdog,
             self.clock,
+            self.stopping,
             setting.first,
             lambda: first_state(setting, None)[0],
         )
@@ -350,16 +353,21 @@ class _Attempt:
                     raise corrupted
         except BaseException:
             # Whatever ended the loop, a save under way is worth finishing.
-            with self.watchdog.patience("finishing the save"), self.clock.on("save"):
+            with self._finishing("the loop has ended by an error; ending once the save under way is written"):
                 save.part()
             raise
-        with self.watchdog.patience("finishing the save"), self.clock.on("save"):
+        with self._finishing("the loop is over; ending once the last save is written"):
             save.finish()
             self.checkpointer.close()
         return state, stop.reason
 
     def _watched(self, account: str, hook: Any) -> Watched:
-        return Watched(hook, account, self.watchdog, self.clock)
+        return Watched(hook, account, self.watchdog, self.clock, self.stopping)
+
+    @contextmanager
+    def _finishing(self, outlook: str) -> Iterator[None]:
+        with self.watchdog.patience("finishing the save"), self.clock.on("save"), self.stopping.during(outlook):
+            yield
 
     def _checked(self, step: int) -> None:
         """A step was found good by the check for silent corruption."""

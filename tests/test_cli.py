@@ -203,3 +203,12 @@ def test_shell_completion_is_offered():
     done = blobjax("--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
     assert done.returncode == 0, done.stderr
     assert "COMP_WORDS" in done.stdout
+
+
+def test_the_help_of_study_shows_the_options_of_the_command_that_has_no_name():
+    done = blobjax("study", "--help")
+    assert done.returncode == 0, done.stderr
+    assert " study [OPTIONS] {name}" in done.stdout.splitlines()[0]
+    for each in ("--on", "--jobs", "--dir", "--confirm", "--slurm", "study status NAME"):
+        assert each in done.stdout
+    assert "study run" not in done.stdout

@@ -106,6 +106,10 @@ class Checkpointer:
         """Steps with a committed checkpoint, ascending; any other numbered folder is none."""
         return files.committed(self._directory)
 
+    def newest_finite(self) -> int | None:
+        """The newest step that a run can go on from, as far as its record says."""
+        return files.newest_finite(self._directory)
+
     def save(
         self,
         state: TrainState,

@@ -31,4 +31,4 @@ class Commands(typer.Typer):
 
     def command(self, name: str | None = None, **given: Any) -> Callable[[Any], Any]:
         """As Typer's."""
-        return super().command(name, **{"cls": Once, **given})
+        return super().command(name, **{"cls": Once} | given)

@@ -6,7 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 from blobjax.cli.arguments import ConfigName, Overrides, Size, no_url
-from blobjax.cli.once import Commands
+from blobjax.cli.once import Commands, Once
 from blobjax.config.errors import BadInputError
 
 
@@ -17,12 +17,23 @@ def _complete_study(incomplete: str) -> list[str]:
 
 
 class _RunByDefault(TyperGroup):
-    """`blobjax study NAME` is `blobjax study run NAME`."""
+    """`blobjax study NAME` is `blobjax study run NAME`, and its help is the group's."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] != "--help" and args[0] not in self.commands:
             args = ["run", *args]
         return super().parse_args(ctx, args)
+
+    def get_help(self, ctx: Any) -> str:
+        run = self.commands["run"]
+        return run.get_help(run.make_context("run", [], parent=ctx, resilient_parsing=True))
+
+
+class _Run(Once):
+    """The command whose name may be left out, and is in its help."""
+
+    def format_usage(self, ctx: Any, formatter: Any) -> None:
+        formatter.write_usage(ctx.parent.command_path, " ".join(self.collect_usage_pieces(ctx)))
 
 
 study = Commands(
@@ -44,7 +55,7 @@ StudyOverrides = Annotated[
 StudyDirectory = Annotated[str, typer.Option("--dir", help="Where; studies/NAME by default.", callback=no_url)]
 
 
-@study.command("run")
+@study.command("run", cls=_Run)
 def study_run(
     name: StudyName,
     overrides: StudyOverrides = None,
@@ -61,7 +72,10 @@ def study_run(
         bool, typer.Option("--confirm", help="Also make the run that tests what the study predicts.")
     ] = False,
 ) -> None:
-    """Run a grid of ordinary runs as one question, or what is left of it; the answer is a page. May be left out."""
+    """Run a grid of ordinary runs as one question, or what is left of it; the answer is a page.
+
+    `blobjax study status NAME` says how its cells stand, without running any.
+    """
     from blobjax.studies import study_command
 
     if slurm and on != "slurm":

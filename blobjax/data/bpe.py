@@ -26,13 +26,14 @@ def train_bpe(config: Config, vocab_size: int, path: str | Path) -> int:
     Args:
       config: `data` says which text; `data.tokenizer` is not read.
       vocab_size: ids wanted, the separator included.
-      path: the file to write, replaced if it is there.
+      path: the file to write; one that is there already stays, if it holds the same.
 
     Returns:
       Ids in the vocabulary: vocab_size, or fewer where the text has no more pairs to merge.
 
     Raises:
-      BadInputError: the vocabulary is too small, a source cannot be read, or the file cannot be written.
+      BadInputError: the vocabulary is too small, a source cannot be read, or the file holds another tokenizer or cannot
+        be written.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -48,14 +49,18 @@ def train_bpe(config: Config, vocab_size: int, path: str | Path) -> int:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_training_texts(config), trainer)
+    path, content = Path(path), tokenizer.to_str(pretty=True)
     try:
-        _replace(Path(path), tokenizer.to_str(pretty=True))
+        if not path.exists():
+            _write(path, content)
+        elif path.read_bytes() != content.encode():
+            raise BadInputError(f"{path}: is there, and is another tokenizer; give another name, or move it away")
     except OSError as error:
         raise BadInputError(f"{path}: cannot be written: {error.strerror or error}") from None
     return tokenizer.get_vocab_size()
 
 
-def _replace(path: Path, content: str) -> None:
+def _write(path: Path, content: str) -> None:
     """Writes a file that is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = scratch_path(path)

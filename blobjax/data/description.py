@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
@@ -12,6 +13,7 @@ from blobjax.data.mixture import Mixture
 from blobjax.data.overlap import NEAR, SHINGLE_WORDS, Overlap, overlaps
 from blobjax.data.preparation import SPLITS, Prepared
 from blobjax.data.stream import used
+from blobjax.data.tokenizer import Tokenizer
 
 _DEFINITION = (
     f"A shingle is {SHINGLE_WORDS} words in a row. A near-duplicate has at least {NEAR:.0%} of its shingles in the "
@@ -30,7 +32,7 @@ class Description:
       held_out: share of the bytes that is held out.
       weight: share of the training sequences.
       epochs: passes over the training split in the run; None where its length is not known, and for examples.
-      sample: how the first held-out document begins.
+      sample: how the held-out text begins; between two documents stands ` | `.
       notes: what was skipped when it was prepared.
       overlap: how much of its held-out text stands in the training text too.
     """
@@ -80,7 +82,7 @@ def describe(config: Config, prepared: Prepared, sequences: int | None = None) -
                 held_out=manifest["bytes"]["held_out"] / size,
                 weight=weights.get(name, 0) / sum(weights.values()),
                 epochs=None if unknown else counts.get(name, 0) / windows,
-                sample=prepared.tokenizer.decode(domain.tokens("held_out")[:200])[:160],
+                sample=_sample(prepared.tokenizer, domain.tokens("held_out")[:200]),
                 notes=domain.notes,
                 overlap=shared[name],
             )
@@ -88,12 +90,18 @@ def describe(config: Config, prepared: Prepared, sequences: int | None = None) -
     return described
 
 
+def _sample(tokenizer: Tokenizer, tokens: np.ndarray) -> str:
+    documents = np.split(tokens, np.flatnonzero(tokens == tokenizer.separator))
+    texts = (tokenizer.decode(document) for document in documents)
+    return " | ".join(text for text in texts if text)[:160]
+
+
 def render(descriptions: list[Description]) -> Group:
     """The descriptions for a rich console: a table of numbers 80 columns wide, then where each domain comes from."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     counted = any(d.epochs is not None for d in descriptions)
     numbers = ("documents", "MB", "tokens", "B/token", "held out", "weight", *(["epochs"] if counted else []))
-    table.add_column("domain")
+    table.add_column("domain", overflow="fold")
     for heading in numbers:
         table.add_column(heading, justify="right", no_wrap=True)
     lines = []

@@ -10,13 +10,14 @@ It costs 10 µs and no communication until somebody is told to stop. It is set o
 jax.distributed.initialize installs, and that would swallow the signal. So ours stands in front and calls jax's.
 """
 
+import contextlib
 import ctypes
 import os
 import select
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from blobjax.processes.leaving import leave, say, within
 
@@ -36,15 +37,17 @@ class Stopping:
 
     Attributes:
       reason: why this process was told to: SIGINT, SIGTERM, SIGHUP, or the wall-clock limit; empty when it was not.
-      resumable: whether a run that ended now would lose no more than what came after its newest checkpoint.
-      farewell: is told why this process ends at once, where it does not come to its own end; it may write it down.
+      resumable: says whether a run that ended now would lose no more than what came after its newest checkpoint; asked
+        when this process ends at once. It must answer within a second or so.
+      farewell: gets why this process ends at once, and whether the run is resumable; it may write both down.
     """
 
     def __init__(self, grace_seconds: float):
         self.reason = ""
-        self.resumable = True
-        self.farewell: Callable[[str], None] | None = None
+        self.resumable: Callable[[], bool] = lambda: True
+        self.farewell: Callable[[str, bool], None] | None = None
         self._grace = grace_seconds
+        self._outlook = "stopping before the first step"
         self._deadline: float | None = None
         self._bounded_by = ""
         self._seen: set[signal.Signals] = set()
@@ -87,7 +90,8 @@ class Stopping:
 
     def agreed(self) -> bool:
         """Whether to stop here; asked by every process at the same points of the run, from before the first step on."""
-        self._begun = True
+        if not self._begun:
+            self._begun, self._outlook = True, "stopping after this step, saving"
         if self._tell_jax is None:
             return bool(self.reason)
         from jax.experimental import multihost_utils
@@ -96,6 +100,15 @@ class Stopping:
         # resumes begins at any step, and a rollback takes steps back.
         self._asked += 1
         return multihost_utils.reached_preemption_sync_point(self._asked)
+
+    @contextlib.contextmanager
+    def during(self, outlook: str) -> Iterator[None]:
+        """Within, a signal's line says that this is what will happen."""
+        before, self._outlook = self._outlook, outlook
+        try:
+            yield
+        finally:
+            self._outlook = before
 
     def request(self, reason: str) -> None:
         """Stops this process, and so all of them, at the next point where all can."""
@@ -132,13 +145,14 @@ class Stopping:
             if self._deadline is None:  # a second one prolongs nothing: the grace period goes on from the first
                 self._deadline, self._bounded_by = time.monotonic() + self._grace, number.name
             hint = f"gone within {self._grace:g} s"
-        say(f"blobjax: {number.name}: stopping after this step, saving; {hint}")
+        say(f"blobjax: {number.name}: {self._outlook}; {hint}")
         self.request(number.name)
 
     def _leave(self, why: str) -> None:
+        resumable = self.resumable()
         if self.farewell is not None:
-            within(FAREWELL_SECONDS, self.farewell, why)
-        if self.resumable:
+            within(FAREWELL_SECONDS, self.farewell, why, resumable)
+        if resumable:
             leave(RESUMABLE, f"blobjax: {why}; run the same command to go on")
         leave(1, f"blobjax: {why}; no checkpoint was saved yet, so its steps are lost")
 

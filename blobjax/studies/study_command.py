@@ -64,14 +64,14 @@ def study(
     Raises:
       BadInputError: anything about the study that cannot work, before anything runs.
     """
-    if find_spec("matplotlib") is None:
-        raise BadInputError("a study draws plots, and matplotlib is not installed; pip install 'blobjax[plot]'")
     plan = load_study(name, overrides, Path(directory) if directory else None)
     if problems := lacking(plan.study.analysis, {name: axis.values for name, axis in plan.study.grid.items()}):
         raise BadInputError(*(f"{plan.name}: {line}" for line in problems))
     if confirm and not ANALYSES[plan.study.analysis].predicts:
         known = ", ".join(name for name, analysis in ANALYSES.items() if analysis.predicts)
         raise BadInputError(f"--confirm: {plan.name} predicts nothing that a run could test; those that do: {known}")
+    if find_spec("matplotlib") is None:
+        raise BadInputError("a study draws plots, and matplotlib is not installed; pip install 'blobjax[plot]'")
     console = PatientConsole()
     runner.check(plan)
     runner.check_grid(plan)

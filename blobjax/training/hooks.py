@@ -35,6 +35,10 @@ class RunHook(Hook, Protocol):
     patient: bool
 
 
+# What the line after a signal says while a hook works, by account; in any other account, the step is finished first.
+_OUTLOOKS = {"evaluate": "stopping after this evaluation, saving", "save": "stopping once this save is written"}
+
+
 class Accounted:
     """A hook of a run, whose time goes to the account that it declares, with the patience that it declares."""
 
@@ -46,7 +50,8 @@ class Accounted:
     def run(self, step: int, state: TrainState) -> bool:
         """Does what the hook does."""
         hook, doing = self._hook, f"{type(self._hook).__name__} after step {step}"
-        with self._run.pause(doing, hook.account) if hook.patient else self._run.clock.on(hook.account):
+        pause = self._run.pause(doing, hook.account, _OUTLOOKS.get(hook.account, ""))
+        with pause if hook.patient else self._run.clock.on(hook.account):
             return hook.run(step, state)
 
 
@@ -155,7 +160,7 @@ class StopHook:
 
     def due(self, step: int) -> bool:
         """Whether to stop after this step."""
-        self._stopping.resumable = self._saver.standing
+        self._stopping.resumable = self._saver.resumable
         if self._deadline is not None and time.monotonic() >= self._deadline:
             self._stopping.request(LIMIT)
         return self._stopping.agreed()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import math
 import sys
 from collections.abc import Callable
@@ -129,6 +130,8 @@ class TensorBoardWriter:
         from tensorboardX.record_writer import register_writer_factory
 
         register_writer_factory(_EventFile.PREFIX, _EventFile)
+        # TensorBoard marks a NaN as one; tensorboardX would warn of each. What is wrong with a run, the run says.
+        logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
         self._writer = SummaryWriter(self._path, purge_step=step + 1)
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:

@@ -28,6 +28,9 @@ from blobjax.training.run import Run
 from blobjax.training.snapshots import SnapshotRing
 from blobjax.training.trouble import NotFinite, Trouble, remedy
 
+# What a signal's line says during the post-mortem, which stops at no step.
+_HALTING = "the run is halting; ending once the first bad numbers are found"
+
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
@@ -111,9 +114,11 @@ class Recovery:
         if len(self._run.passages) >= self._rollback.at_most:
             self._halt(trouble, good, step.give_up())
         step.give_up()
-        self._run.saver.finish()
-        state = self._state(good)
-        self._pass_over(trouble, good, int(state.step))
+        outlook = "going back to a good step, and stopping after the one that follows it, saving"
+        with self._run.stopping.during(outlook):
+            self._run.saver.finish()
+            state = self._state(good)
+            self._pass_over(trouble, good, int(state.step))
         return state
 
     def _state(self, step: int) -> TrainState:
@@ -156,13 +161,11 @@ class Recovery:
     def _diverge(self, trouble: NotFinite, step: _KeepsNewest) -> NoReturn:
         step.give_up()
         try:
-            self._run.saver.finish()
-            found = Examiner(self._run.program, self._sources).search(
-                self._state(max(trouble.first - 2, self._run.past.first)),
-                trouble.first,
-                step,
-                self._run.watchdog.patience,
-            )
+            with self._run.stopping.during(_HALTING):
+                self._run.saver.finish()
+                good = self._state(max(trouble.first - 2, self._run.past.first))
+                examiner = Examiner(self._run.program, self._sources)
+                found = examiner.search(good, trouble.first, step, self._run.watchdog.patience)
             place = f"{found.place} at step {found.step}"
             if jax.process_index() == 0:
                 facts = {"step": trouble.step, "reason": trouble.reason, "first_bad": found.place}
@@ -182,7 +185,8 @@ class Recovery:
         rollbacks = f"{count} rollback{'s' if count > 1 else ''}"
         used = f", after {rollbacks} (conditioning.guard.rollback.at_most)" if self._rollback else ""
         try:
-            found = self._examine(trouble, good, newest)
+            with self._run.stopping.during(_HALTING):
+                found = self._examine(trouble, good, newest)
         except Exception as error:  # whatever goes wrong here must not hide why the run halts
             found = _unfound(error)
         raise HaltedError(

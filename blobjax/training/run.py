@@ -4,7 +4,7 @@ What more than one of them works with (the recorder, the saver, the train steps,
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from rich.console import Console
@@ -115,9 +115,14 @@ class Run:
         return trunk.restore(self.program.state, data) if trunk else (self.program.init(), 0)
 
     @contextmanager
-    def pause(self, doing: str, account: str) -> Iterator[None]:
-        """What is done within may take longer than a step, and its time goes to an account of the clock."""
-        with self.watchdog.patience(doing), self.clock.on(account):
+    def pause(self, doing: str, account: str, outlook: str = "") -> Iterator[None]:
+        """What is done within may take longer than a step, and its time goes to an account of the clock.
+
+        Args:
+          outlook: what the line after a signal says will happen; empty: what it said before.
+        """
+        during = self.stopping.during(outlook) if outlook else nullcontext()
+        with self.watchdog.patience(doing), self.clock.on(account), during:
             yield
 
     def say(self, line: str) -> None:

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from blobjax.checkpointing.checkpointer import Checkpointer
 from blobjax.checkpointing.files import first_line
 from blobjax.config import HaltedError
 from blobjax.config.schema import Checkpoint
+from blobjax.processes.leaving import within as at_most
 from blobjax.processes.timers import everyone
 from blobjax.program.state import TrainState
 from blobjax.runs.directory import EventLog
@@ -21,6 +23,8 @@ from blobjax.training.inputs import Inputs
 _FAILURES_IN_A_ROW = 3
 # How long a run that ends by an error waits for the save in flight; the error is what is waited for.
 _PARTING_SECONDS = 60.0
+# How long a process that ends at once waits for the storage to say which checkpoints there are.
+_LOOK_SECONDS = 1.0
 
 # What a process says when a save is due; the largest of all counts, so that all do the same.
 _READY, _CANNOT_WRITE, _WRITING, _OVERDUE = range(4)
@@ -125,6 +129,21 @@ class Saver:
                 "the storage, and run the same command to go on from the one before it"
             )
         self._events.write("verify", step=step, seconds=time.monotonic() - began)
+
+    def resumable(self) -> bool:
+        """Whether the storage holds a checkpoint to go on from at this moment; callable from any thread.
+
+        A save commits in the background, while the main thread may be busy for minutes. Where the storage does not
+        answer, the answer is what this process last knew.
+        """
+        known = [self.standing]
+
+        def look() -> None:
+            with suppress(OSError):
+                known.append(self._checkpointer.newest_finite() is not None)
+
+        at_most(_LOOK_SECONDS, look)
+        return known[-1]
 
     def undo(self, step: int) -> None:
         """Lets go of every checkpoint after a step, on all processes: the run goes another way from there."""

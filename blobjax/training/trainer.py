@@ -92,7 +92,7 @@ def train(
                 stack.enter_context(ready.directory.lock())
         run = Run(ready, console, watchdog, stopping, clock, stack)
         # If killed early, log a stop event; the step is unknown.
-        stopping.farewell = lambda why: run.events.write("stop", reason=why, resumable=stopping.resumable)
+        stopping.farewell = lambda why, resumable: run.events.write("stop", reason=why, resumable=resumable)
         try:
             return _attempt(run, unfinished, allow_config_change)
         except BaseException as error:
@@ -137,14 +137,17 @@ def _attempt(run: Run, unfinished: str, allow_config_change: bool) -> int:
     stopped = int(state.step)
     finished = stopped >= run.length
     if finished:
-        with run.pause("verifying the last checkpoint", "save"):
+        with run.pause(
+            "verifying the last checkpoint", "save", "no step is left; ending once the last checkpoint is verified"
+        ):
             run.saver.verify(stopped)
     run.end(step=stopped, reason="finished" if finished else reason)
     if not finished:
         kept = ", saved" if stopped > run.position.start else ""
         run.say(f"stopped at step {stopped} of {run.length} ({reason}){kept}; run the same command to go on")
         return RESUMABLE
-    conclude(run, state.params)
+    with run.stopping.during("the run is finished and saved; ending after the sample"):
+        conclude(run, state.params)
     return FINISHED
 
 
@@ -237,13 +240,14 @@ def _report(run: Run, stragglers: StragglersHook | None, done: StepReport) -> No
 @contextmanager
 def _saves_finished(run: Run) -> Iterator[None]:
     """Finishes the save under way, whatever ends what is done within."""
+    doing = "finishing the save", "save"
     try:
         yield
     except BaseException:
-        with run.pause("finishing the save", "save"):
+        with run.pause(*doing, "the loop has ended by an error; ending once the save under way is written"):
             run.saver.part()
         raise
-    with run.pause("finishing the save", "save"):
+    with run.pause(*doing, "the loop is over; ending once the last save is written"):
         run.saver.finish()
         run.checkpointer.close()
 

@@ -3,6 +3,7 @@ import sys
 
 import pytest
 
+from blobjax.cli.data import data_prepare
 from blobjax.config import BadInputError
 from blobjax.data import prepare
 from blobjax.data.bpe import train_bpe
@@ -62,3 +63,26 @@ def test_too_small_and_unwritable(make_config, tmp_path):
     with pytest.raises(BadInputError, match=r"t\.json: cannot be written"):
         train_bpe(config, 300, tmp_path / "file" / "t.json")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_another_tokenizer_is_not_replaced(make_config, tmp_path):
+    config, path = make_config(mixture={"bible": 1.0}), tmp_path / "t.json"
+    train_bpe(config, 300, path)
+    assert train_bpe(config, 300, path) == 300
+    before = path.read_bytes()
+    with pytest.raises(BadInputError, match=r"t\.json: is there, and is another tokenizer; give another name"):
+        train_bpe(config, 301, path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("setting", "refused"),
+    [("model.d_model=0", "model.d_model"), ("data.held_out_fraction=1e-9", "held_out")],
+    ids=["before it is trained", "after it"],
+)
+def test_a_preparation_that_is_refused_leaves_no_new_tokenizer(tmp_path, setting, refused):
+    path = tmp_path / "t.json"
+    options = {"train_bpe": 300, "tokenizer_out": str(path)}
+    with pytest.raises(BadInputError, match=refused):
+        data_prepare("laptop", ["data.mixture={bible: 1}", f"data.prepared_dir={tmp_path}", setting], **options)
+    assert not path.exists()

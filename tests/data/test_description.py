@@ -1,11 +1,12 @@
 import io
+import re
 import subprocess
 import sys
 
 import pytest
 from rich.console import Console
 
-from blobjax.data import describe, render
+from blobjax.data import describe, prepare, render
 
 
 def test_describes_what_is_there(corpus):
@@ -43,6 +44,22 @@ def test_renders_a_line_a_domain(corpus):
     ):
         assert expected in text
     assert "…" not in text
+
+
+def test_a_long_name_is_whole_and_a_sample_shows_where_a_document_ends(make_config, write_jsonl):
+    name = "a-domain-whose-name-is-longer-than-what-is-left-of-eighty-columns"
+    path = write_jsonl("text.jsonl", [f"document {i}" for i in range(40)])
+    config = make_config(
+        mixture={name: 1}, sources={name: {"kind": "jsonl", "path": str(path)}}, held_out_fraction=0.5, seq_len=8
+    )
+    described = describe(config, prepare(config), sequences=10)
+    first, second, *_ = described[0].sample.split(" | ")
+    assert re.fullmatch(r"document \d+", first)
+    assert re.fullmatch(r"document \d+", second)
+    console = Console(file=io.StringIO(), width=80)
+    console.print(render(described))
+    table, _, _ = console.file.getvalue().partition(f"({described[0].kind} ")
+    assert name in "".join(line.split(" ")[0] for line in table.splitlines() if line[:1].strip())
 
 
 def test_preparing_tells_of_itself_where_there_is_no_terminal(tmp_path):

@@ -71,7 +71,7 @@ def test_a_second_sigterm_does_not_prolong_the_grace_period():
 
 
 def test_without_a_checkpoint_its_steps_are_lost_and_it_does_not_claim_to_be_resumable():
-    process = child(grace=0.5, after=BEGUN + "; stopping.resumable = False")
+    process = child(grace=0.5, after=BEGUN + "; stopping.resumable = lambda: False")
     process.send_signal(signal.SIGTERM)
     code, lines = end(process)
     assert code == 1
@@ -114,15 +114,18 @@ def test_closed_it_leaves_the_signals_as_they_were():
 )
 def test_who_is_cut_off_is_told_why_and_may_write_it_down(tmp_path, after, sent, why):
     path = tmp_path / "why"
-    process = child(before=f"stopping.farewell = lambda why: open({str(path)!r}, 'w').write(why)", after=after)
+    process = child(
+        before=f"stopping.farewell = lambda why, resumable: open({str(path)!r}, 'w').write(f'{{why}} {{resumable}}')",
+        after=after,
+    )
     for number in sent:
         process.send_signal(getattr(signal, number))
         time.sleep(0.3)
     assert end(process)[0] == 75
-    assert path.read_text() == why
+    assert path.read_text() == f"{why} True"
 
 
 def test_a_farewell_that_hangs_keeps_nobody():
-    process = child(before="stopping.farewell = lambda why: __import__('time').sleep(3600)", after="")
+    process = child(before="stopping.farewell = lambda *_: __import__('time').sleep(3600)", after="")
     process.send_signal(signal.SIGTERM)
     assert end(process)[0] == 75

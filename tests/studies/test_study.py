@@ -4,7 +4,7 @@ import pytest
 
 from blobjax.config import BadInputError
 from blobjax.config.load import find, shipped, shipped_studies
-from blobjax.studies import runner
+from blobjax.studies import runner, study_command
 from blobjax.studies.analyses import ANALYSES
 from blobjax.studies.axis import Axis, label
 from blobjax.studies.finding import verdict
@@ -226,3 +226,11 @@ def test_other_threads_are_another_study(tmp_path):
     (tmp_path / "study" / "study.yaml").touch()
     with pytest.raises(BadInputError, match=r"compute\.cpu_threads: 1 -> 2"):
         runner.check(load_study(write(tmp_path), ["compute.cpu_threads=2"], tmp_path / "study"))
+
+
+def test_a_wrong_name_is_found_before_a_missing_extra(monkeypatch):
+    monkeypatch.setattr(study_command, "find_spec", lambda name: None)
+    with pytest.raises(BadInputError, match="nosuch"):
+        study_command.study("nosuch")
+    with pytest.raises(BadInputError, match=r"pip install 'blobjax\[plot\]'"):
+        study_command.study("lr-sensitivity")

@@ -53,6 +53,11 @@ class Storage:
     def steps(self):
         return self.committed
 
+    def newest_finite(self):
+        if self.error is not None:
+            raise self.error
+        return self.committed[-1] if self.committed else None
+
     in_a_run = True
 
 
@@ -215,3 +220,19 @@ def test_a_probe_says_why_nothing_can_be_written(tmp_path):
     # As a save does that was being written meanwhile.
     checkpoints.mkdir(parents=True)
     assert probe(checkpoints) == f"{checkpoints} is gone"
+
+
+def test_a_save_that_committed_in_the_background_can_be_gone_on_from_although_nobody_looked(run):
+    run.step(4)
+    assert not run.saver.resumable()
+    run.storage.wait()
+    assert run.saver.resumable()
+    run.storage.committed.clear()
+    assert not run.saver.resumable()
+
+
+def test_whether_it_can_be_gone_on_from_is_what_was_known_where_the_storage_fails(run):
+    run.step(4)
+    run.step(5)
+    run.storage.error = OSError("gone")
+    assert run.saver.resumable()

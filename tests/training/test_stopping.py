@@ -16,8 +16,11 @@ from typing import Any
 
 import pytest
 
+from blobjax.config import DivergedError
+from blobjax.processes.stopping import Stopping
 from blobjax.runs.directory import read_jsonl
-from tests.tiny import TINY
+from blobjax.training import announcements, hooks, recorder, recovery, saving, trainer
+from tests.tiny import TINY, tiny
 
 # What goes wrong is put in from outside, before the command line runs as ever.
 CHILD = """
@@ -254,3 +257,59 @@ def test_the_time_limit_stops_all_at_one_step_and_stragglers_are_reported(tmp_pa
     assert report["slowest"] == 1
     assert report["host_seconds"][1] > report["host_seconds"][0]
     assert "process 1 (" in outputs[0]
+
+
+def said_in(place: str, of: object, stopping: Stopping, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on a Ctrl-C arrives whenever this place is reached."""
+    function = getattr(of, place)
+
+    def interrupted(*arguments, **named):
+        stopping._seen.clear()
+        stopping._take(signal.SIGINT)
+        return function(*arguments, **named)
+
+    monkeypatch.setattr(of, place, interrupted)
+
+
+@pytest.fixture
+def deaf(monkeypatch):
+    """A Stopping that says what a signal leads to, and lets the run go on."""
+    stopping = Stopping(25)
+    monkeypatch.setattr(stopping, "request", lambda reason: None)
+    return stopping
+
+
+def lines(capfd) -> list[str]:
+    start, end = "blobjax: SIGINT: ", "; Ctrl-C again stops now"
+    found = [line for line in capfd.readouterr().err.splitlines() if line.startswith(start)]
+    return [line.removeprefix(start).removesuffix(end) for line in found]
+
+
+def test_the_line_says_what_a_signal_leads_to_in_this_phase(deaf, monkeypatch, tmp_path, capfd):
+    said_in("report", recorder.Recorder, deaf, monkeypatch)
+    said_in("run", hooks.EvaluateHook, deaf, monkeypatch)
+    said_in("run", hooks.SaveHook, deaf, monkeypatch)
+    said_in("finish", saving.Saver, deaf, monkeypatch)
+    said_in("verify", saving.Saver, deaf, monkeypatch)
+    said_in("sample", announcements, deaf, monkeypatch)
+    sampling = ("evaluation.sample_prompt=a", "evaluation.sample_tokens=2")
+    trainer.train(
+        tiny(f"logging.run_dir={tmp_path / 'run'}", "duration.length=1 step", "duration.warmup=0 steps", *sampling),
+        stopping=deaf,
+    )
+    assert lines(capfd) == [
+        "stopping after this step, saving",
+        "stopping after this evaluation, saving",
+        "stopping once this save is written",
+        "the loop is over; ending once the last save is written",
+        "no step is left; ending once the last checkpoint is verified",
+        "the run is finished and saved; ending after the sample",
+    ]
+
+
+def test_during_the_search_for_the_first_nan_the_line_promises_no_save(deaf, monkeypatch, tmp_path, capfd):
+    said_in("search", recovery.Examiner, deaf, monkeypatch)
+    nan = ("duration.length=2 steps", "faults.nan=[0, 1]", "reliability.nonfinite_limit=1", "checkpoint.every=9 steps")
+    with pytest.raises(DivergedError):
+        trainer.train(tiny(f"logging.run_dir={tmp_path / 'run'}", *nan), stopping=deaf)
+    assert lines(capfd) == ["the run is halting; ending once the first bad numbers are found"]

@@ -33,3 +33,12 @@ def test_points_are_kept(tmp_path):
     (file,) = (tmp_path / "new").glob("events.*")
     assert b"loss" in file.read_bytes()
     assert b"note" not in file.read_bytes()
+
+
+def test_a_nan_is_kept_without_a_word_of_the_library(tmp_path, caplog):
+    writer = TensorBoardWriter(SimpleNamespace(tensorboard=tmp_path), 0)
+    writer.write(1, {"loss": float("nan")})
+    writer.close()
+    assert not caplog.records
+    (file,) = tmp_path.glob("events.*")
+    assert b"loss" in file.read_bytes()

@@ -47,7 +47,7 @@ def expanded(path: str | Path, what: str) -> Path:
 
 
 def check_readable(folder: Path) -> None:
-    """Finds a directory that may not be entered: what is in it looks as if it were not there.
+    """Finds a directory that may not be listed, or not be entered: what is in it looks as if it were not there.
 
     Raises:
       BadInputError: this is one.
@@ -55,8 +55,10 @@ def check_readable(folder: Path) -> None:
     try:
         with suppress(FileNotFoundError, NotADirectoryError):
             os.stat(f"{folder}/.")
+            os.scandir(folder).close()
     except OSError as error:
-        raise BadInputError(f"{folder}: cannot be read: {error.strerror or error}") from None
+        why = error.strerror or error
+        raise BadInputError(f"{folder} cannot be read at the moment ({why}); make it readable and try again") from None
 
 
 def home(instead: str) -> Path:

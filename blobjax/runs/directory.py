@@ -21,7 +21,7 @@ from blobjax.config import BadInputError, Config, dump, load
 from blobjax.config.before import as_it_began, as_recorded
 from blobjax.config.diff import changed_maths
 from blobjax.config.document import read_yaml
-from blobjax.config.paths import expanded
+from blobjax.config.paths import check_readable, expanded
 
 # Names of files that a crash may leave behind and that mean nothing.
 _OURS = ".blobjax-"
@@ -245,10 +245,8 @@ def refuse_links(folder: Path, names: Iterable[str], who: str) -> None:
 
 def _entries(folder: Path, names: Iterable[str]) -> list[Path]:
     names = tuple(names)
-    try:
-        there = list(folder.iterdir()) if folder.is_dir() else []
-    except OSError as error:
-        raise BadInputError(f"{folder}: cannot be read: {error.strerror or error}") from None
+    check_readable(folder)
+    there = list(folder.iterdir()) if folder.is_dir() else []
     return [path for path in there if any(fnmatchcase(path.name, name) for name in names)]
 
 

@@ -39,7 +39,8 @@ SINGLE = {
     "compute.xla_flags=7": "override: compute.xla_flags: expected 'auto' or a list, not 7",
     "compute.sharding_rules=[[embed]]": "override: compute.sharding_rules.0: needs 2 or more items, not 1",
     "logging.profile_steps=[1, 2, 3]": "override: logging.profile_steps: expected at most 2 items, not a list",
-    "data.mixture={null: 2}": "override: data.mixture: expected text, not nothing (null)",
+    "data.mixture={null: 2}": "override data.mixture:1: not valid YAML: a key is nothing (null or ~); write its name, "
+    "or quote the word: 'null'",
     "logging.wandb={}": "override: logging.wandb.project: required, and not given",
     # values out of range
     "model.d_model=0": "override: model.d_model: expected at least 1, not 0",

@@ -15,8 +15,8 @@ from blobjax.laws.points import Row, Table, choose
 from blobjax.report import plots, report_command
 from blobjax.report.prices import Prices
 from blobjax.runs.directory import read_jsonl
-from blobjax.studies import command as studies
 from blobjax.studies import confirmation, runner, study_report
+from blobjax.studies import study_command as studies
 from blobjax.studies.finding import Finding, Picture, Prediction
 from blobjax.studies.page import page
 from blobjax.studies.study import load_study

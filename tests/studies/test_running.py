@@ -23,7 +23,8 @@ from tests.studies.small import BASE, write
 
 
 def command(path: str, directory: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "blobjax.cli", "study", path, "--dir", str(directory), "--jobs", "1", *more]
+    jobs = () if "--jobs" in more else ("--jobs", "1")
+    return [sys.executable, "-m", "blobjax.cli", "study", path, "--dir", str(directory), *jobs, *more]
 
 
 def run(path: str, directory: Path, *more: str) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 
 import jax
 
-from blobjax.checkpointing.files import newest_finite
 from blobjax.config import DivergedError, HaltedError
 from blobjax.objectives import Batch, BatchSource
 from blobjax.processes.agreement import check_agreement
@@ -173,7 +172,7 @@ class Recovery:
                 write_atomically(self._run.directory.halt, as_json(found.bad, found.good, **facts))
         except Exception as error:
             place = _unfound(error)
-        finite = newest_finite(self._run.directory.checkpoints)
+        finite = self._run.checkpointer.newest_finite()
         left = "no checkpoint is finite" if finite is None else f"the newest finite checkpoint is that of step {finite}"
         raise DivergedError(
             f"halted at step {trouble.step}: {trouble.reason}; first bad numbers: {place}; "
